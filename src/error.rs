@@ -1,0 +1,98 @@
+//! The library's error: every variant names the file, field or tensor that it is about and what would be right.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong between a path on the command line and generated text. One line each.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory could not be read.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+
+    /// A file is missing from a checkpoint.
+    #[error("{path}: not found; {expected}", path = path.display())]
+    Missing { path: PathBuf, expected: String },
+
+    /// A file's content is not of its format.
+    #[error("{path}: {problem}", path = path.display())]
+    Malformed { path: PathBuf, problem: String },
+
+    /// A field of a configuration file has a value that cannot be used.
+    #[error("{path}: `{field}` is {found}, expected {expected}", path = path.display())]
+    Field {
+        path: PathBuf,
+        field: String,
+        found: String,
+        expected: String,
+    },
+
+    /// A well-formed checkpoint asks for something this library does not implement.
+    #[error("{path}: {what} is not supported; {supported}", path = path.display())]
+    Unsupported {
+        path: PathBuf,
+        what: String,
+        supported: String,
+    },
+
+    /// A tensor is missing, misshapen, of the wrong type, present twice or unused.
+    #[error("{path}: tensor `{tensor}` {problem}", path = path.display())]
+    Tensor {
+        path: PathBuf,
+        tensor: String,
+        problem: String,
+    },
+
+    /// A chat template did not compile, or refused the conversation.
+    #[error("chat template: {0}")]
+    Template(String),
+
+    /// The input cannot be generated from: no tokens, too many, or an id outside the vocabulary.
+    #[error("{0}")]
+    Input(String),
+
+    /// MLX refused an operation.
+    #[error("MLX: {0}")]
+    Mlx(#[from] mlx_rs::error::Exception),
+}
+
+/// A result of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn malformed(path: &Path, problem: impl ToString) -> Self {
+        Error::Malformed {
+            path: path.to_owned(),
+            problem: problem.to_string(),
+        }
+    }
+
+    pub(crate) fn field(
+        path: &Path,
+        field: impl Into<String>,
+        found: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Error::Field {
+            path: path.to_owned(),
+            field: field.into(),
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    pub(crate) fn unsupported(
+        path: &Path,
+        what: impl Into<String>,
+        supported: impl Into<String>,
+    ) -> Self {
+        Error::Unsupported {
+            path: path.to_owned(),
+            what: what.into(),
+            supported: supported.into(),
+        }
+    }
+}

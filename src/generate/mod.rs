@@ -1,0 +1,230 @@
+//! Generation: prompt ids in, text out piece by piece, with the reason it ended and what it took.
+
+pub mod generator;
+pub mod kv_cache;
+pub mod sampler;
+
+mod stop;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::tokenizer::{Detokenizer, Tokenizer};
+use generator::{Generator, Token};
+use sampler::{Sampler, SamplerOptions};
+use stop::StopStrings;
+
+/// How to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// The most tokens to generate.
+    pub max_tokens: usize,
+    /// The most tokens of prompt and output together; `None` is the model's `max_position_embeddings`.
+    pub context_size: Option<i32>,
+    /// End before the first of these strings; none of it is part of the text.
+    pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// `Some(n)` also gives the log-probabilities of each token and of the n most likely ones.
+    pub logprobs: Option<usize>,
+    /// Prompt tokens per forward pass.
+    pub prefill_step: usize,
+    pub sampler: SamplerOptions,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            max_tokens: 500,
+            context_size: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            prefill_step: 2048,
+            sampler: SamplerOptions::default(),
+        }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// An end-of-sequence token, or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// A token and the text that became certain with it. Text may come later than the token that began it, since a
+/// character can span tokens and a stop string must not show; all pieces together are the whole text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    pub token: Token,
+    pub text: String,
+}
+
+/// What a generation took.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    pub prompt_tokens: usize,
+    /// Including an end-of-sequence token.
+    pub generated_tokens: usize,
+    /// From the start to the first token.
+    pub prompt_time: Duration,
+    /// From the first token to the last.
+    pub generation_time: Duration,
+}
+
+impl Stats {
+    /// Prompt tokens per second.
+    pub fn prompt_tps(&self) -> f64 {
+        rate(self.prompt_tokens, self.prompt_time)
+    }
+
+    /// Generated tokens per second, not counting the first, which came with the prompt.
+    pub fn generation_tps(&self) -> f64 {
+        rate(self.generated_tokens.saturating_sub(1), self.generation_time)
+    }
+}
+
+fn rate(n: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() }
+}
+
+/// A running generation: iterate for its pieces.
+pub struct Generation<'a> {
+    tokens: Option<Generator<'a>>,
+    tokenizer: &'a Tokenizer,
+    detokenizer: Detokenizer<'a>,
+    stop: StopStrings,
+    ignore_eos: bool,
+    max_tokens: usize,
+    finish_reason: Option<FinishReason>,
+    stats: Stats,
+    started: Instant,
+}
+
+/// Prefill `prompt` and begin to generate.
+///
+/// `on_prefill` is told the prompt tokens done and in all, before each chunk, and may break off; the generation then
+/// has no pieces and no [`Generation::finish_reason`].
+///
+/// # Errors
+/// When the prompt is empty, holds an id beyond the model's vocabulary, or is longer than the context.
+pub fn generate<'a>(
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Generation<'a>> {
+    let started = Instant::now();
+    let vocab_size = model.config().vocab_size;
+    let context_size = options.context_size.unwrap_or(model.config().max_position_embeddings);
+    if prompt.is_empty() {
+        return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
+    }
+    if let Some(id) = prompt.iter().find(|&&id| i64::from(id) >= i64::from(vocab_size)) {
+        return Err(Error::Input(format!(
+            "the tokenizer made token {id}, but the model's vocabulary ends at {}; do tokenizer.json and config.json belong together?",
+            vocab_size - 1
+        )));
+    }
+    if prompt.len() > context_size as usize {
+        return Err(Error::Input(format!(
+            "the prompt has {} tokens, but the context holds {context_size}; shorten it or raise the context size",
+            prompt.len()
+        )));
+    }
+    // The last token is generated without being fed back, so it needs no room.
+    let room = context_size as usize - prompt.len() + 1;
+    let max_tokens = options.max_tokens.min(room);
+    let tokens = Generator::prefill(
+        model,
+        model.new_cache(context_size),
+        Sampler::new(options.sampler.clone(), vocab_size)?,
+        prompt,
+        max_tokens,
+        options.logprobs,
+        options.prefill_step.max(1),
+        on_prefill,
+    )?;
+    Ok(Generation {
+        finish_reason: (tokens.is_some() && max_tokens == 0).then_some(FinishReason::Length),
+        tokens,
+        tokenizer,
+        detokenizer: tokenizer.detokenizer(),
+        stop: StopStrings::new(&options.stop),
+        ignore_eos: options.ignore_eos,
+        max_tokens,
+        stats: Stats { prompt_tokens: prompt.len(), ..Stats::default() },
+        started,
+    })
+}
+
+impl Generation<'_> {
+    /// Why it ended; `None` while it runs, or when it was broken off.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish_reason
+    }
+
+    /// What it took so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Break off: the text that was held back, which no piece will bring any more.
+    pub fn interrupt(mut self) -> Result<String> {
+        let rest = self.detokenizer.finish()?;
+        let mut text = self.stop.push(&rest).0;
+        text.push_str(&self.stop.finish());
+        Ok(text)
+    }
+
+    fn advance(&mut self) -> Result<Option<Piece>> {
+        if self.finish_reason.is_some() {
+            return Ok(None);
+        }
+        let Some(token) = self.tokens.as_mut().and_then(Iterator::next).transpose()? else {
+            return Ok(None);
+        };
+        self.count_token();
+        let is_eos = !self.ignore_eos && self.tokenizer.eos_token_ids().contains(&token.id);
+        let is_last = is_eos || self.stats.generated_tokens == self.max_tokens;
+
+        let mut certain = if is_eos { String::new() } else { self.detokenizer.push(token.id)? };
+        if is_last {
+            certain.push_str(&self.detokenizer.finish()?);
+        }
+        let (mut text, stopped) = self.stop.push(&certain);
+        if is_last && !stopped {
+            text.push_str(&self.stop.finish());
+        }
+        if stopped || is_eos {
+            self.finish_reason = Some(FinishReason::Stop);
+        } else if is_last {
+            self.finish_reason = Some(FinishReason::Length);
+        }
+        Ok(Some(Piece { token, text }))
+    }
+
+    fn count_token(&mut self) {
+        let elapsed = self.started.elapsed();
+        if self.stats.generated_tokens == 0 {
+            self.stats.prompt_time = elapsed;
+        }
+        self.stats.generation_time = elapsed - self.stats.prompt_time;
+        self.stats.generated_tokens += 1;
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().transpose()
+    }
+}

@@ -1,0 +1,172 @@
+//! From logits to the next token. Arrays in, arrays out, so that the next forward pass can be submitted before this
+//! token is read.
+//!
+//! The order is that of `mlx_lm.sample_utils`: logit bias and penalties act on the logits; top-p, min-p and top-k on
+//! the untempered log-probabilities; temperature comes last. All arithmetic after the logits is in f32.
+
+use mlx_rs::Array;
+use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, put_along_axis, scatter_add_single, take_along_axis};
+use mlx_rs::ops::{self, argpartition_axis, concatenate, sort_axis};
+use mlx_rs::random::{RandomState, categorical};
+
+use crate::error::{Error, Result};
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplerOptions {
+    /// 0 takes the most likely token; above, logits are divided by it.
+    pub temp: f32,
+    /// Keep the smallest set of most likely tokens whose probabilities reach this sum; 1 keeps all.
+    pub top_p: f32,
+    /// Keep this many most likely tokens; 0 keeps all.
+    pub top_k: i32,
+    /// Keep tokens with at least this share of the most likely token's probability; 0 keeps all.
+    pub min_p: f32,
+    /// Divide the positive, multiply the negative logits of recent tokens by this (arXiv 1909.05858).
+    pub repetition_penalty: Option<f32>,
+    /// How many recent tokens, of prompt and output, the three penalties look at.
+    pub repetition_context: usize,
+    /// Subtract this from the logits of recent tokens.
+    pub presence_penalty: f32,
+    /// Subtract this from the logits of recent tokens for each time they occur.
+    pub frequency_penalty: f32,
+    /// Add to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Same seed, same tokens, on the same device.
+    pub seed: u64,
+}
+
+impl Default for SamplerOptions {
+    fn default() -> Self {
+        SamplerOptions {
+            temp: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: None,
+            repetition_context: 20,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// A sampler with its random state and the recent tokens.
+#[derive(Debug)]
+pub struct Sampler {
+    options: SamplerOptions,
+    random: RandomState,
+    /// The last `repetition_context` tokens `[1, n]` (u32), when a penalty needs them.
+    recent: Option<Array>,
+}
+
+impl Sampler {
+    /// # Errors
+    /// When `logit_bias` names a token that is not below `vocab_size`.
+    pub fn new(options: SamplerOptions, vocab_size: i32) -> Result<Self> {
+        if let Some((id, _)) = options.logit_bias.iter().find(|(id, _)| i64::from(*id) >= i64::from(vocab_size)) {
+            return Err(Error::Input(format!("logit bias for token {id}, but the vocabulary ends at {}", vocab_size - 1)));
+        }
+        let random = RandomState::with_seed(options.seed)?;
+        Ok(Sampler { options, random, recent: None })
+    }
+
+    /// Take `tokens` `[1, n]` (u32) into account as the most recent ones.
+    pub fn observe(&mut self, tokens: &Array) -> Result<()> {
+        let SamplerOptions { repetition_penalty, presence_penalty, frequency_penalty, repetition_context, .. } =
+            self.options;
+        let penalizes = repetition_penalty.is_some() || presence_penalty != 0.0 || frequency_penalty != 0.0;
+        if !penalizes || repetition_context == 0 {
+            return Ok(());
+        }
+        let all = match &self.recent {
+            Some(recent) => concatenate(&[recent, tokens], 1)?,
+            None => tokens.clone(),
+        };
+        let keep = i32::try_from(repetition_context).unwrap_or(i32::MAX).min(all.dim(1));
+        self.recent = Some(all.try_index((.., all.dim(1) - keep..))?);
+        Ok(())
+    }
+
+    /// Apply bias and penalties to logits `[1, V]`; the result is f32 whenever there are any.
+    pub fn process(&self, logits: Array) -> Result<Array> {
+        let o = &self.options;
+        let mut logits = logits;
+        if !o.logit_bias.is_empty() {
+            let (ids, values): (Vec<u32>, Vec<f32>) = o.logit_bias.iter().copied().unzip();
+            logits = add_at(&logits, &Array::from_slice(&ids, &[ids.len() as i32]), &values)?;
+        }
+        let Some(recent) = &self.recent else {
+            return Ok(logits);
+        };
+        logits = logits.as_type::<f32>()?;
+        if let Some(penalty) = o.repetition_penalty {
+            let penalty = Array::from_f32(penalty);
+            let seen = take_along_axis(&logits, recent, 1)?;
+            let weaker = ops::select(seen.lt(Array::from_f32(0.0))?, seen.multiply(&penalty)?, seen.divide(&penalty)?)?;
+            logits = put_along_axis(&logits, recent, &weaker, 1)?;
+        }
+        if o.presence_penalty != 0.0 {
+            let seen = take_along_axis(&logits, recent, 1)?.subtract(Array::from_f32(o.presence_penalty))?;
+            logits = put_along_axis(&logits, recent, &seen, 1)?;
+        }
+        if o.frequency_penalty != 0.0 {
+            let n = recent.dim(1);
+            logits = add_at(&logits, &recent.reshape(&[n])?, &vec![-o.frequency_penalty; n as usize])?;
+        }
+        Ok(logits)
+    }
+
+    /// Choose a token `[1]` (u32) by processed logits `[1, V]`.
+    pub fn sample(&mut self, logits: &Array) -> Result<Array> {
+        if self.options.temp == 0.0 {
+            return Ok(argmax_axis(logits, -1, false)?);
+        }
+        let logprobs = self.filter(logprobs(logits)?)?;
+        let key = self.random.next_key()?;
+        Ok(categorical(logprobs.multiply(Array::from_f32(1.0 / self.options.temp))?, None, None, &key)?)
+    }
+
+    /// Give tokens outside top-p, min-p and top-k the log-probability -∞; the rest stay as they are.
+    fn filter(&self, mut logprobs: Array) -> Result<Array> {
+        let o = &self.options;
+        let never = Array::from_f32(f32::NEG_INFINITY);
+        let vocab_size = logprobs.dim(-1);
+        if o.top_p < 1.0 {
+            // In ascending order, a token is dropped when those after it already hold top_p of the mass; the last
+            // one always stays.
+            let sorted = sort_axis(&logprobs, -1)?;
+            let probs = sorted.exp()?;
+            let above = probs.cumsum(-1, true, false)?;
+            let mass = probs.sum_axis(-1, true)?;
+            let dropped = above.ge(mass.multiply(Array::from_f32(o.top_p))?)?.as_type::<i32>()?.sum_axis(-1, true)?;
+            let dropped = ops::minimum(dropped, Array::from_int(vocab_size - 1))?;
+            let threshold = take_along_axis(&sorted, &dropped, -1)?;
+            logprobs = ops::select(logprobs.lt(&threshold)?, &never, &logprobs)?;
+        }
+        if o.min_p > 0.0 {
+            let threshold = logprobs.max_axis(-1, true)?.add(Array::from_f32(o.min_p.ln()))?;
+            logprobs = ops::select(logprobs.lt(&threshold)?, &never, &logprobs)?;
+        }
+        if o.top_k > 0 && o.top_k < vocab_size {
+            let order = argpartition_axis(logprobs.negative()?, o.top_k - 1, -1)?;
+            logprobs = put_along_axis(&logprobs, order.try_index((.., o.top_k..))?, &never, -1)?;
+        }
+        Ok(logprobs)
+    }
+}
+
+/// Logits `[1, V]` of any type to log-probabilities `[1, V]` in f32.
+pub fn logprobs(logits: &Array) -> Result<Array> {
+    let logits = logits.as_type::<f32>()?;
+    Ok(logits.subtract(logits.logsumexp_axis(-1, true)?)?)
+}
+
+/// `logits` `[1, V]` in f32 with `values` added at `ids` `[n]`; ids may repeat.
+fn add_at(logits: &Array, ids: &Array, values: &[f32]) -> Result<Array> {
+    let logits = logits.as_type::<f32>()?;
+    let updates = Array::from_slice(values, &[values.len() as i32, 1, 1]);
+    Ok(scatter_add_single(&logits, ids, &updates, 1)?)
+}

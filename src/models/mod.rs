@@ -1,0 +1,92 @@
+//! From a checkpoint to a model: which family it is, its configuration, its tensors.
+
+pub mod config;
+pub mod decoder;
+pub mod rope;
+
+mod llama;
+mod mistral;
+mod qwen3;
+
+use mlx_rs::Array;
+use serde_json::{Map, Value};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::generate::kv_cache::KvCache;
+use crate::weights::Weights;
+use config::{DecoderConfig, Fields};
+use decoder::Decoder;
+
+type ReadConfig = fn(&Fields) -> Result<DecoderConfig>;
+
+/// `model_type` of config.json, and how that family's configuration is read.
+const FAMILIES: [(&str, ReadConfig); 3] =
+    [("llama", llama::config), ("mistral", mistral::config), ("qwen3", qwen3::config)];
+
+/// A model that generates: forward passes and nothing of text.
+#[derive(Debug)]
+pub struct Model {
+    config: DecoderConfig,
+    decoder: Decoder,
+}
+
+impl Model {
+    /// Load configuration and weights. `on_progress` is told the bytes read so far and in all.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed, the family or a setting is not supported, or a tensor does not fit the
+    /// configuration.
+    pub fn load(checkpoint: &Checkpoint, on_progress: impl Fn(usize, usize)) -> Result<Self> {
+        let config = read_config(checkpoint)?;
+        let files = checkpoint.weight_files()?;
+        let weights = Weights::new(&files, on_progress)?;
+        let decoder = Decoder::load(&weights.scope(""), &config)?;
+        let tied = config.tie_word_embeddings == Some(true);
+        weights.ignore(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head.")));
+        weights.finish()?;
+        Ok(Model { config, decoder })
+    }
+
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// An empty cache of this model's shape for at most `context_size` tokens.
+    pub fn new_cache(&self, context_size: i32) -> KvCache {
+        KvCache::new(self.config.num_hidden_layers as usize, context_size, self.config.sliding_window)
+    }
+
+    /// Token ids `[B, L]` (u32, below `vocab_size`) that follow what `cache` holds, to hidden states `[B, L, D]`.
+    ///
+    /// # Panics
+    /// When the cache has no room for L more tokens.
+    pub fn forward(&self, tokens: &Array, cache: &mut KvCache) -> Result<Array> {
+        self.decoder.forward(tokens, cache)
+    }
+
+    /// Hidden states `[…, D]` to logits `[…, V]`.
+    pub fn logits(&self, hidden_states: &Array) -> Result<Array> {
+        self.decoder.logits(hidden_states)
+    }
+}
+
+/// config.json of the checkpoint, checked.
+///
+/// # Errors
+/// As [`Model::load`], for what concerns config.json.
+pub fn read_config(checkpoint: &Checkpoint) -> Result<DecoderConfig> {
+    const CONFIG: &str = "config.json";
+    let map: Map<String, Value> =
+        checkpoint.required_json(CONFIG, "a model directory holds a config.json, as Hugging Face writes it")?;
+    let path = checkpoint.path(CONFIG);
+    let fields = Fields::new(&path, &map);
+    let supported = FAMILIES.map(|(name, _)| name).join(", ");
+    let Some(model_type) = fields.optional_str("model_type")? else {
+        return Err(fields.error("model_type", "missing", format!("one of {supported}")));
+    };
+    match FAMILIES.iter().find(|(name, _)| *name == model_type) {
+        Some((_, read)) => read(&fields),
+        None => Err(Error::unsupported(&path, format!("model_type {model_type:?}"), format!("supported: {supported}"))),
+    }
+}
