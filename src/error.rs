@@ -54,6 +54,10 @@ pub enum Error {
     #[error("{0}")]
     Input(String),
 
+    /// An option of a generation is out of its range.
+    #[error("{setting} is {found}, expected {expected}")]
+    Setting { setting: &'static str, found: String, expected: &'static str },
+
     /// MLX refused an operation.
     #[error("MLX: {0}")]
     Mlx(#[from] mlx_rs::error::Exception),

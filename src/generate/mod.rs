@@ -22,7 +22,11 @@ pub struct GenerateOptions {
     /// The most tokens to generate.
     pub max_tokens: usize,
     /// The most tokens of prompt and output together; `None` is the model's `max_position_embeddings`.
-    pub context_size: Option<i32>,
+    pub context_size: Option<i64>,
+    /// StreamingLLM's attention sinks: first tokens that stay in the cache for ever.
+    pub num_sink_tokens: i64,
+    /// How much of the cache StreamingLLM evicts at once, in percent.
+    pub eviction_batch_percent: i64,
     /// End before the first of these strings; none of it is part of the text.
     pub stop: Vec<String>,
     /// Go on after an end-of-sequence token.
@@ -39,12 +43,30 @@ impl Default for GenerateOptions {
         GenerateOptions {
             max_tokens: 500,
             context_size: None,
+            num_sink_tokens: 4,
+            eviction_batch_percent: 10,
             stop: Vec::new(),
             ignore_eos: false,
             logprobs: None,
             prefill_step: 2048,
             sampler: SamplerOptions::default(),
         }
+    }
+}
+
+impl GenerateOptions {
+    /// # Errors
+    /// When a value is out of its range; the message states the range.
+    pub fn validate(&self) -> Result<()> {
+        let check = |setting, value: i64, range: std::ops::RangeInclusive<i64>, expected| {
+            if range.contains(&value) { Ok(()) } else { Err(Error::Setting { setting, found: value.to_string(), expected }) }
+        };
+        const MAX: i64 = i32::MAX as i64;
+        check("context_size", self.context_size.unwrap_or(1), 1..=MAX, "a whole number from 1 to 2147483647")?;
+        check("num_sink_tokens", self.num_sink_tokens, 0..=MAX, "a whole number from 0 to 2147483647")?;
+        check("eviction_batch_percent", self.eviction_batch_percent, 1..=50, "a whole number from 1 to 50")?;
+        check("prefill_step", self.prefill_step.try_into().unwrap_or(i64::MAX), 1..=MAX, "a whole number from 1 to 2147483647")?;
+        self.sampler.validate()
     }
 }
 
@@ -113,7 +135,7 @@ pub struct Generation<'a> {
 /// has no pieces and no [`Generation::finish_reason`].
 ///
 /// # Errors
-/// When the prompt is empty, holds an id beyond the model's vocabulary, or is longer than the context.
+/// When an option is out of range, or the prompt is empty, holds an id beyond the model's vocabulary, or is longer than the context.
 pub fn generate<'a>(
     model: &'a Model,
     tokenizer: &'a Tokenizer,
@@ -122,8 +144,9 @@ pub fn generate<'a>(
     on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Generation<'a>> {
     let started = Instant::now();
+    options.validate()?;
     let vocab_size = model.config().vocab_size;
-    let context_size = options.context_size.unwrap_or(model.config().max_position_embeddings);
+    let context_size = options.context_size.map_or(model.config().max_position_embeddings, |size| size as i32);
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
     }
@@ -149,7 +172,7 @@ pub fn generate<'a>(
         prompt,
         max_tokens,
         options.logprobs,
-        options.prefill_step.max(1),
+        options.prefill_step,
         on_prefill,
     )?;
     Ok(Generation {
@@ -177,11 +200,12 @@ impl Generation<'_> {
     }
 
     /// Break off: the text that was held back, which no piece will bring any more.
-    pub fn interrupt(mut self) -> Result<String> {
-        let rest = self.detokenizer.finish()?;
-        let mut text = self.stop.push(&rest).0;
-        text.push_str(&self.stop.finish());
-        Ok(text)
+    pub fn interrupt(mut self) -> String {
+        let (mut text, stopped) = self.stop.push(&self.detokenizer.finish());
+        if !stopped {
+            text.push_str(&self.stop.finish());
+        }
+        text
     }
 
     fn advance(&mut self) -> Result<Option<Piece>> {
@@ -197,7 +221,7 @@ impl Generation<'_> {
 
         let mut certain = if is_eos { String::new() } else { self.detokenizer.push(token.id)? };
         if is_last {
-            certain.push_str(&self.detokenizer.finish()?);
+            certain.push_str(&self.detokenizer.finish());
         }
         let (mut text, stopped) = self.stop.push(&certain);
         if is_last && !stopped {

@@ -19,7 +19,7 @@ pub struct SamplerOptions {
     /// Keep the smallest set of most likely tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f32,
     /// Keep this many most likely tokens; 0 keeps all.
-    pub top_k: i32,
+    pub top_k: usize,
     /// Keep tokens with at least this share of the most likely token's probability; 0 keeps all.
     pub min_p: f32,
     /// Divide the positive, multiply the negative logits of recent tokens by this (arXiv 1909.05858).
@@ -50,6 +50,25 @@ impl Default for SamplerOptions {
             logit_bias: Vec::new(),
             seed: 0,
         }
+    }
+}
+
+impl SamplerOptions {
+    /// # Errors
+    /// When a value is out of its range; the message states the range.
+    pub fn validate(&self) -> Result<()> {
+        let check = |setting, value: f32, in_range: bool, expected| {
+            if in_range { Ok(()) } else { Err(Error::Setting { setting, found: value.to_string(), expected }) }
+        };
+        let share = |setting, value: f32| check(setting, value, (0.0..=1.0).contains(&value), "a number from 0 to 1");
+        let finite = |setting, value: f32| check(setting, value, value.is_finite(), "a finite number");
+        check("temp", self.temp, self.temp.is_finite() && self.temp >= 0.0, "a number from 0 up")?;
+        share("top_p", self.top_p)?;
+        share("min_p", self.min_p)?;
+        let penalty = self.repetition_penalty.unwrap_or(1.0);
+        check("repetition_penalty", penalty, penalty.is_finite() && penalty > 0.0, "a number above 0")?;
+        finite("presence_penalty", self.presence_penalty)?;
+        finite("frequency_penalty", self.frequency_penalty)
     }
 }
 
@@ -150,9 +169,10 @@ impl Sampler {
             let threshold = logprobs.max_axis(-1, true)?.add(Array::from_f32(o.min_p.ln()))?;
             logprobs = ops::select(logprobs.lt(&threshold)?, &never, &logprobs)?;
         }
-        if o.top_k > 0 && o.top_k < vocab_size {
-            let order = argpartition_axis(logprobs.negative()?, o.top_k - 1, -1)?;
-            logprobs = put_along_axis(&logprobs, order.try_index((.., o.top_k..))?, &never, -1)?;
+        if o.top_k > 0 && o.top_k < vocab_size as usize {
+            let k = o.top_k as i32;
+            let order = argpartition_axis(logprobs.negative()?, k - 1, -1)?;
+            logprobs = put_along_axis(&logprobs, order.try_index((.., k..))?, &never, -1)?;
         }
         Ok(logprobs)
     }

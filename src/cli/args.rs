@@ -1,0 +1,232 @@
+//! The flags, as clap reads them. Defaults and ranges are the library's.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mlx_lm::generate::sampler::SamplerOptions;
+use mlx_lm::generate::GenerateOptions;
+use serde_json::Value;
+
+const DEFAULT_PROMPT: &str = "In the beginning the Universe was created.";
+
+/// Generate text from a Mistral, Llama or Qwen3 checkpoint.
+///
+/// Without --model-root, a tiny demo model inside this program answers.
+///
+/// Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(name = "mlx_lm", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show how a prompt becomes tokens: rendered text, ids and pieces. Needs the tokenizer's files only.
+    Tokenize(TokenizeArgs),
+    /// Print a completion script for a shell.
+    Completions { shell: clap_complete::Shell },
+    /// Write the man pages into a directory.
+    #[command(hide = true)]
+    Man { output: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Model directory, as Hugging Face and mlx_lm.convert write it [default: the demo model]
+    #[arg(long, value_name = "PATH")]
+    pub model_root: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct PromptArgs {
+    /// The prompt; `-` reads it from standard input
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_PROMPT, allow_hyphen_values = true)]
+    pub prompt: String,
+    /// Read the prompt from a file, byte for byte
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_file: Option<PathBuf>,
+    /// Read a whole conversation, a JSON list of {"role": …, "content": …}, from a file or `-`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "system", "raw"])]
+    pub messages: Option<PathBuf>,
+    /// Hand the chat template the tools in this JSON file
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    pub tools: Option<PathBuf>,
+    /// A system message before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Take the prompt as it is, without the model's chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Set a variable of the chat template, such as enable_thinking=false (repeatable)
+    #[arg(long, value_name = "KEY=JSON", value_parser = template_arg, conflicts_with = "raw")]
+    pub template_arg: Vec<(String, Value)>,
+    /// The date that the chat template prints, instead of today's
+    #[arg(long, value_name = "YYYY-MM-DD", conflicts_with = "raw")]
+    pub date: Option<jiff::civil::Date>,
+}
+
+#[derive(Debug, Args)]
+pub struct TokenizeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// How to show the tokens
+    #[arg(long, value_enum, default_value_t = TokenFormat::Text)]
+    pub format: TokenFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TokenFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Generate for each line {"prompt": …, "id": …, options …} of a file or `-`; one JSON line per result
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "format"], help_heading = "Output")]
+    pub batch: Option<PathBuf>,
+    /// What to print: the text, one JSON object, or a JSON object per event
+    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Output")]
+    pub format: Format,
+    /// Give the log-probabilities of the N most likely tokens at each step (with --format json or jsonl)
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    pub logprobs: Option<usize>,
+    /// Show timings and memory on stderr
+    #[arg(long, help_heading = "Output")]
+    pub verbose: bool,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+    Jsonl,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DeviceArg {
+    Cpu,
+    Gpu,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// The most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens)]
+    pub max_tokens: usize,
+    /// The most tokens of prompt and output together [default: the model's max_position_embeddings]
+    #[arg(long, value_name = "N")]
+    pub context_size: Option<i64>,
+    /// Attention sinks: first tokens that streaming keeps for ever
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens)]
+    pub num_sink_tokens: i64,
+    /// Share of the cache that streaming evicts at once, in percent (1-50)
+    #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent)]
+    pub eviction_batch_percent: i64,
+    /// End before this text (repeatable)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Prompt tokens per forward pass
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().prefill_step)]
+    pub prefill_step: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Temperature: 0 takes the most likely token, higher is more random
+    #[arg(long, value_name = "T", default_value_t = SamplerOptions::default().temp, allow_negative_numbers = true)]
+    pub temp: f32,
+    /// Keep the most likely tokens that together have this probability (0-1)
+    #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().top_p, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Keep this many most likely tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = SamplerOptions::default().top_k)]
+    pub top_k: usize,
+    /// Keep tokens with at least this share of the most likely one's probability (0-1)
+    #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().min_p, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Weaken the logits of recent tokens by this factor
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// How many recent tokens the penalties look at
+    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().repetition_context)]
+    pub repetition_context: usize,
+    /// Subtract this from the logits of recent tokens
+    #[arg(long, value_name = "X", default_value_t = SamplerOptions::default().presence_penalty, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Subtract this from the logits of recent tokens for each time they occur
+    #[arg(long, value_name = "X", default_value_t = SamplerOptions::default().frequency_penalty, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Add a value to a token's logit (repeatable)
+    #[arg(long, value_name = "ID=VALUE", value_parser = logit_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Random seed: same seed, same text
+    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().seed)]
+    pub seed: u64,
+}
+
+impl GenerateArgs {
+    /// The library's options, their ranges checked.
+    pub fn options(&self) -> mlx_lm::Result<GenerateOptions> {
+        let (limits, sampling) = (&self.limits, &self.sampling);
+        let options = GenerateOptions {
+            max_tokens: limits.max_tokens,
+            context_size: limits.context_size,
+            num_sink_tokens: limits.num_sink_tokens,
+            eviction_batch_percent: limits.eviction_batch_percent,
+            stop: limits.stop.clone(),
+            ignore_eos: limits.ignore_eos,
+            // An event per token tells its log-probability; text alone does not need it.
+            logprobs: self.logprobs.or((self.format == Format::Jsonl).then_some(0)),
+            prefill_step: limits.prefill_step,
+            sampler: SamplerOptions {
+                temp: sampling.temp,
+                top_p: sampling.top_p,
+                top_k: sampling.top_k,
+                min_p: sampling.min_p,
+                repetition_penalty: sampling.repetition_penalty,
+                repetition_context: sampling.repetition_context,
+                presence_penalty: sampling.presence_penalty,
+                frequency_penalty: sampling.frequency_penalty,
+                logit_bias: sampling.logit_bias.clone(),
+                seed: sampling.seed,
+            },
+        };
+        options.validate()?;
+        Ok(options)
+    }
+}
+
+fn template_arg(text: &str) -> Result<(String, Value), String> {
+    let (key, json) = text.split_once('=').ok_or("expected KEY=JSON, such as enable_thinking=false")?;
+    let value = serde_json::from_str(json).map_err(|e| format!("{json:?} is not JSON ({e}); strings need quotes: {key}='\"text\"'"))?;
+    Ok((key.to_owned(), value))
+}
+
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text.split_once('=').and_then(|(id, value)| Some((id.parse().ok()?, value.parse().ok()?)));
+    parsed.filter(|(_, value): &(u32, f32)| value.is_finite()).ok_or_else(|| "expected ID=VALUE, such as 42=-5.5".to_owned())
+}

@@ -1,0 +1,146 @@
+//! What is written to stdout, and the JSON forms of results.
+
+use std::io::{self, IsTerminal, Write};
+
+use mlx_lm::generate::generator::Token;
+use mlx_lm::generate::{FinishReason, Piece, Stats};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::args::Format;
+
+/// A finished or interrupted generation.
+pub struct Outcome {
+    pub text: String,
+    /// `None` when interrupted.
+    pub finish_reason: Option<FinishReason>,
+    pub stats: Stats,
+    /// The tokens, when their log-probabilities were asked for.
+    pub tokens: Vec<Value>,
+}
+
+impl Outcome {
+    /// The fields that every JSON form of a result has.
+    pub fn json(&self) -> Value {
+        let finish_reason = match self.finish_reason {
+            Some(reason) => serde_json::to_value(reason).expect("a reason is a string"),
+            None => json!("interrupted"),
+        };
+        json!({
+            "finish_reason": finish_reason,
+            "text": self.text,
+            "prompt_tokens": self.stats.prompt_tokens,
+            "generated_tokens": self.stats.generated_tokens,
+            "prompt_tps": self.stats.prompt_tps(),
+            "generation_tps": self.stats.generation_tps(),
+            "peak_memory_bytes": peak_memory_bytes(),
+        })
+    }
+}
+
+/// Writes one generation to stdout in the chosen format, flushed piece by piece.
+pub struct Printer {
+    format: Format,
+    out: io::StdoutLock<'static>,
+}
+
+impl Printer {
+    pub fn new(format: Format) -> Self {
+        Printer { format, out: io::stdout().lock() }
+    }
+
+    pub fn prefill(&mut self, prompt_tokens: usize) -> io::Result<()> {
+        match self.format {
+            Format::Jsonl => write_line(&mut self.out, &json!({"event": "prefill", "prompt_tokens": prompt_tokens})),
+            Format::Text | Format::Json => Ok(()),
+        }
+    }
+
+    pub fn piece(&mut self, piece: &Piece) -> io::Result<()> {
+        match self.format {
+            Format::Jsonl => write_line(&mut self.out, &with_event("token", token_json(piece))),
+            Format::Text => self.text(&piece.text),
+            Format::Json => Ok(()),
+        }
+    }
+
+    /// Text that no piece brought, after an interruption.
+    pub fn text(&mut self, text: &str) -> io::Result<()> {
+        if self.format == Format::Text {
+            self.out.write_all(text.as_bytes())?;
+            self.out.flush()?;
+        }
+        Ok(())
+    }
+
+    pub fn done(&mut self, outcome: &Outcome) -> io::Result<()> {
+        match self.format {
+            Format::Jsonl => write_line(&mut self.out, &with_event("done", outcome.json())),
+            Format::Json => {
+                let mut json = outcome.json();
+                if !outcome.tokens.is_empty() {
+                    json["tokens"] = outcome.tokens.clone().into();
+                }
+                write_line(&mut self.out, &json)
+            }
+            // A shell prompt should not stick to the text; a file or pipe gets the text alone.
+            Format::Text if self.out.is_terminal() => writeln!(self.out),
+            Format::Text => Ok(()),
+        }
+    }
+}
+
+/// `{"id", "text", "logprob", "top_logprobs"}`, the last two when they were asked for.
+pub fn token_json(piece: &Piece) -> Value {
+    let Token { id, logprob, top_logprobs } = &piece.token;
+    let mut json = json!({"id": id, "text": piece.text});
+    if let Some(logprob) = logprob {
+        json["logprob"] = json!(logprob);
+    }
+    if !top_logprobs.is_empty() {
+        json["top_logprobs"] = top_logprobs.iter().map(|(id, logprob)| json!({"id": id, "logprob": logprob})).collect();
+    }
+    json
+}
+
+fn with_event(event: &str, fields: Value) -> Value {
+    let mut json = json!({"event": event});
+    if let (Value::Object(json), Value::Object(fields)) = (&mut json, fields) {
+        json.extend(fields);
+    }
+    json
+}
+
+/// One JSON value on one line, flushed.
+pub fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    out.write_all(&line)?;
+    out.flush()
+}
+
+/// `--verbose`'s summary, on stderr.
+pub fn print_stats(stats: &Stats) {
+    let Stats { prompt_tokens, generated_tokens, .. } = stats;
+    eprintln!("prompt: {prompt_tokens} tokens, {:.1} tokens/s", stats.prompt_tps());
+    eprintln!("generation: {generated_tokens} tokens, {:.1} tokens/s", stats.generation_tps());
+    eprintln!("peak memory: {:.3} GB", peak_memory_bytes() as f64 / 1e9);
+}
+
+/// The larger of the process' peak resident memory and the most that MLX had allocated (which may be on a GPU).
+fn peak_memory_bytes() -> u64 {
+    let mlx = mlx_rs::memory::peak_memory().unwrap_or(0) as u64;
+    mlx.max(peak_resident_bytes())
+}
+
+#[cfg(unix)]
+fn peak_resident_bytes() -> u64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as u64 * unit)
+}
+
+#[cfg(not(unix))]
+fn peak_resident_bytes() -> u64 {
+    0
+}

@@ -1,0 +1,113 @@
+//! One generation, from flags to text.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use mlx_lm::generate::Piece;
+use mlx_lm::{GenerateOptions, Model, Tokenizer, generate as start};
+use mlx_rs::{Device, DeviceType};
+
+use super::args::{DeviceArg, Format, GenerateArgs};
+use super::output::{Outcome, Printer, print_stats, token_json};
+use super::prompt::Prompt;
+use super::terminal::{self, Progress};
+use super::{INTERRUPTED, batch};
+
+/// A loaded model.
+pub struct Session {
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+}
+
+impl Session {
+    fn load(args: &GenerateArgs) -> Result<Self> {
+        let started = Instant::now();
+        let checkpoint = super::open(&args.model)?;
+        let tokenizer = Tokenizer::load(&checkpoint)?;
+        let progress = std::cell::RefCell::new(Progress::bytes("loading"));
+        let model = Model::load(&checkpoint, |done, total| progress.borrow_mut().update(done, total))?;
+        drop(progress);
+        if args.verbose {
+            eprintln!("load: {:.2} s", started.elapsed().as_secs_f64());
+        }
+        Ok(Session { model, tokenizer })
+    }
+
+    /// Generate from `ids`, telling `on_piece` each piece, until it ends or Ctrl-C stops it.
+    pub fn run(
+        &self,
+        ids: &[u32],
+        options: &GenerateOptions,
+        mut on_piece: impl FnMut(&Piece) -> io::Result<()>,
+    ) -> Result<Outcome> {
+        terminal::begin_generation();
+        let mut progress = Progress::tokens("reading the prompt");
+        let mut generation = start(&self.model, &self.tokenizer, ids, options, &mut |done, total| {
+            progress.update(done, total);
+            if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        drop(progress);
+        let (mut text, mut tokens) = (String::new(), Vec::new());
+        while !terminal::interrupted()
+            && let Some(piece) = generation.next().transpose()?
+        {
+            on_piece(&piece)?;
+            text.push_str(&piece.text);
+            if piece.token.logprob.is_some() {
+                tokens.push(token_json(&piece));
+            }
+        }
+        let (finish_reason, stats) = (generation.finish_reason(), generation.stats());
+        if finish_reason.is_none() {
+            text.push_str(&generation.interrupt());
+        }
+        Ok(Outcome { text, finish_reason, stats, tokens })
+    }
+}
+
+pub fn generate(args: GenerateArgs) -> Result<ExitCode> {
+    let options = args.options()?;
+    if args.logprobs.is_some() && args.format == Format::Text && args.batch.is_none() {
+        bail!("--logprobs needs --format json or jsonl");
+    }
+    set_device(args.device)?;
+    terminal::catch_interrupt();
+    if let Some(path) = &args.batch {
+        return batch::run(path, &args, &options, || Session::load(&args));
+    }
+    let prompt = Prompt::read(&args.prompt)?;
+    let session = Session::load(&args)?;
+    let (_, ids) = prompt.encode(&session.tokenizer)?;
+
+    let mut printer = Printer::new(args.format);
+    printer.prefill(ids.len())?;
+    let mut printed = 0;
+    let outcome = session.run(&ids, &options, |piece| {
+        printed += piece.text.len();
+        printer.piece(piece)
+    })?;
+    printer.text(&outcome.text[printed..])?;
+    printer.done(&outcome)?;
+    let interrupted = outcome.finish_reason.is_none();
+    if args.verbose || interrupted {
+        print_stats(&outcome.stats);
+    }
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// MLX's own default is the GPU when it has one.
+fn set_device(device: Option<DeviceArg>) -> Result<()> {
+    match device {
+        None => {}
+        Some(DeviceArg::Cpu) => Device::set_default(&Device::cpu()),
+        Some(DeviceArg::Gpu) => {
+            if !matches!(Device::try_default()?.get_type()?, DeviceType::Gpu) {
+                bail!("--device gpu: MLX sees no GPU here; --device cpu works, and on Linux `make setup MLX=cuda13` builds for NVIDIA GPUs");
+            }
+        }
+    }
+    Ok(())
+}

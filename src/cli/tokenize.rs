@@ -1,0 +1,30 @@
+//! `mlx_lm tokenize`: how a prompt becomes tokens.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use mlx_lm::Tokenizer;
+use serde_json::json;
+
+use super::args::{TokenFormat, TokenizeArgs};
+use super::prompt::Prompt;
+
+pub fn tokenize(args: TokenizeArgs) -> Result<ExitCode> {
+    let tokenizer = Tokenizer::load(&super::open(&args.model)?)?;
+    let (text, ids) = Prompt::read(&args.prompt)?.encode(&tokenizer)?;
+    let pieces: Vec<String> = ids.iter().map(|&id| tokenizer.piece(id).unwrap_or_default()).collect();
+    let mut out = Vec::new();
+    match args.format {
+        TokenFormat::Json => writeln!(out, "{}", json!({"text": text, "ids": ids, "pieces": pieces}))?,
+        TokenFormat::Text => {
+            writeln!(out, "{text}\n")?;
+            for (id, piece) in ids.iter().zip(&pieces) {
+                writeln!(out, "{id:>8}  {piece:?}")?;
+            }
+            writeln!(out, "\n{} tokens", ids.len())?;
+        }
+    }
+    io::stdout().write_all(&out)?;
+    Ok(ExitCode::SUCCESS)
+}

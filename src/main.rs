@@ -1,0 +1,7 @@
+//! `mlx_lm`: generate text from a checkpoint. Arguments become options, options a stream of text on stdout.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,379 @@
+//! The tokenizer: text to ids, ids to text (all at once or as they are generated), and which ids end a generation.
+//!
+//! The references are `tokenizer.json` as the `tokenizers` crate reads it, and the special tokens and chat templates
+//! that transformers' `AutoTokenizer` takes from the files next to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+use tokenizers::{AddedToken, Decoder as _, DecoderWrapper};
+
+use crate::chat_template::{ChatTemplate, Conversation};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+
+/// A checkpoint's tokenizer, with its special tokens and chat templates.
+#[derive(Debug)]
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    decoding: Decoding,
+    bos_token: Option<String>,
+    eos_token_ids: BTreeSet<u32>,
+    templates: BTreeMap<String, ChatTemplate>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `chat_template.jinja`, `config.json` and `generation_config.json`.
+    ///
+    /// # Errors
+    /// When there is no `tokenizer.json`, when one of the files is malformed, or when ids become text in a way that
+    /// [`Detokenizer`] does not know.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
+        let path = checkpoint.path(TOKENIZER);
+        let Some(text) = checkpoint.text(TOKENIZER)? else {
+            let expected = "a checkpoint needs a fast tokenizer; transformers' `save_pretrained` writes one".into();
+            return Err(Error::Missing { path, expected });
+        };
+        // Some readers inside `tokenizers` panic on JSON that ends early, so it is checked before.
+        serde_json::from_str::<IgnoredAny>(&text).map_err(|e| Error::malformed(&path, e))?;
+        let mut inner: tokenizers::Tokenizer = guard(&path, || text.parse())?;
+        // What the training run last truncated and padded to; transformers turns both off as well.
+        inner.with_padding(None).with_truncation(None).map_err(|e| Error::malformed(&path, e))?;
+        let decoding = Decoding::new(&path, inner.get_decoder())?;
+
+        let mut config: Map<String, Value> = checkpoint.json(CONFIG)?.unwrap_or_default();
+        let templates = match checkpoint.text("chat_template.jinja")? {
+            Some(template) => BTreeMap::from([(DEFAULT.into(), template.into())]),
+            None => templates(&checkpoint.path(CONFIG), config.remove("chat_template").unwrap_or_default())?,
+        };
+        let special_tokens = special_tokens([checkpoint.json("special_tokens_map.json")?.unwrap_or_default(), config]);
+        mark_special(&mut inner, special_tokens.values()).map_err(|e| Error::malformed(&path, e))?;
+
+        let mut eos_token_ids = BTreeSet::new();
+        for name in ["config.json", "generation_config.json"] {
+            eos_token_ids.extend(eos_ids(checkpoint, name)?);
+        }
+        if let Some(eos) = special_tokens.get("eos_token") {
+            match inner.token_to_id(eos) {
+                Some(id) => drop(eos_token_ids.insert(id)),
+                None => log::warn!("{}: the end-of-text token {eos:?} is not in the vocabulary", path.display()),
+            }
+        }
+        let bos_token = special_tokens.get("bos_token").cloned();
+        let variables: Map<_, _> = special_tokens.into_iter().map(|(name, text)| (name, text.into())).collect();
+        let compile = |(name, source): (_, String)| (name, ChatTemplate::new(&source, variables.clone()));
+        let templates = templates.into_iter().map(compile).collect();
+        Ok(Tokenizer { path, inner, decoding, bos_token, eos_token_ids, templates })
+    }
+
+    /// The ids of `text`. `add_special_tokens` is for raw text: it adds what the tokenizer puts around a text, but
+    /// never a second BOS. Text from [`Tokenizer::render`] has its special tokens already.
+    ///
+    /// # Errors
+    /// When the tokenizer has no token for a part of the text, not even an unknown one.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = guard(&self.path, || self.inner.encode_fast(text, add_special_tokens))?;
+        let mut ids = encoding.get_ids().to_vec();
+        if let Some(bos) = self.bos_token_id()
+            && add_special_tokens
+            && ids.starts_with(&[bos, bos])
+        {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// The text of `ids`. Special tokens and ids that are not in the vocabulary are nothing, spaces stay as they are,
+    /// and bytes that are not UTF-8 are U+FFFD. It is what a [`Detokenizer`] makes of the ids one by one.
+    ///
+    /// # Errors
+    /// When a pattern in the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let mut detokenizer = self.detokenizer();
+        let mut text = String::new();
+        for &id in ids {
+            text += &detokenizer.push(id)?;
+        }
+        Ok(text + &detokenizer.finish())
+    }
+
+    /// The decoder of one generation's ids, as they come.
+    pub fn detokenizer(&self) -> Detokenizer<'_> {
+        Detokenizer { tokenizer: self, first: true, strip: self.decoding.strip.1, pending: Vec::new() }
+    }
+
+    /// How the vocabulary spells `id` (`Ġthe`, `▁the`, `<0x0A>`, `<|im_end|>`).
+    pub fn piece(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The highest id; a model must have an embedding for it.
+    pub fn max_id(&self) -> Option<u32> {
+        self.inner.get_vocab(true).into_values().max()
+    }
+
+    /// The ids that end a generation: all that `config.json`, `generation_config.json` and the tokenizer's own files
+    /// name, because checkpoints of chat models often list the end of a turn in only one of them.
+    pub fn eos_token_ids(&self) -> &BTreeSet<u32> {
+        &self.eos_token_ids
+    }
+
+    /// The token that texts begin with, if the model has one.
+    pub fn bos_token(&self) -> Option<&str> {
+        self.bos_token.as_deref()
+    }
+
+    /// The id of [`Tokenizer::bos_token`].
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.inner.token_to_id(self.bos_token()?)
+    }
+
+    /// Whether the checkpoint says how to write a conversation.
+    pub fn has_chat_template(&self) -> bool {
+        !self.templates.is_empty()
+    }
+
+    /// The conversation as text for the model, to be encoded without adding special tokens. A checkpoint with several
+    /// templates is asked for `tool_use` when there are tools, and for `default`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is no such template; otherwise as [`ChatTemplate::render`].
+    pub fn render(&self, conversation: &Conversation) -> Result<String> {
+        let for_tools = conversation.tools.as_ref().and_then(|_| self.templates.get("tool_use"));
+        let Some(template) = for_tools.or_else(|| self.templates.get(DEFAULT)) else {
+            let there = match Vec::from_iter(self.templates.keys()).as_slice() {
+                [] => "no chat template; give a raw prompt instead of a conversation".into(),
+                names => format!("no chat template named `default`, only {names:?}"),
+            };
+            return Err(Error::Input(format!("{} has {there}", self.path.with_file_name(CONFIG).display())));
+        };
+        template.render(conversation)
+    }
+}
+
+/// The name of the template that is used when no other is asked for.
+const DEFAULT: &str = "default";
+
+/// The templates of `tokenizer_config.json` by name: one text, or a list of `{"name", "template"}`.
+fn templates(path: &Path, found: Value) -> Result<BTreeMap<String, String>> {
+    let named = |entry: &Value| {
+        let text = |key| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+        Some((text("name")?, text("template")?))
+    };
+    let templates = match &found {
+        Value::Null => Some(BTreeMap::new()),
+        Value::String(template) => Some([(DEFAULT.to_owned(), template.clone())].into()),
+        Value::Array(entries) => entries.iter().map(named).collect(),
+        _ => None,
+    };
+    let expected = "a template or a list of {\"name\": …, \"template\": …}";
+    templates.ok_or_else(|| Error::field(path, "chat_template", found, expected))
+}
+
+/// `bos_token`, `eos_token`, … of several files; what a later one says counts.
+fn special_tokens<const N: usize>(files: [Map<String, Value>; N]) -> BTreeMap<String, String> {
+    let text = |token: &Value| token.get("content").unwrap_or(token).as_str().map(str::to_owned);
+    let entries = files.into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    entries.filter_map(|(name, token)| Some((name, text(&token)?))).collect()
+}
+
+/// A token that a configuration calls special is one, even where `tokenizer.json` does not say so.
+fn mark_special<'a>(
+    inner: &mut tokenizers::Tokenizer,
+    tokens: impl Iterator<Item = &'a String>,
+) -> tokenizers::Result<usize> {
+    let unmarked = |token: &&String| {
+        inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token)
+    };
+    let unmarked: Vec<_> = tokens.filter(unmarked).map(|token| AddedToken::from(token, true)).collect();
+    inner.add_special_tokens(unmarked)
+}
+
+/// `eos_token_id` of a configuration: an id, a list of ids or nothing.
+fn eos_ids(checkpoint: &Checkpoint, name: &str) -> Result<Vec<u32>> {
+    let config: Map<String, Value> = checkpoint.json(name)?.unwrap_or_default();
+    let ids = match config.get("eos_token_id") {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(id) => std::slice::from_ref(id),
+    };
+    let id = |found: &Value| {
+        let id = found.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| Error::field(&checkpoint.path(name), "eos_token_id", found, "an id or a list of ids"))
+    };
+    ids.iter().map(id).collect()
+}
+
+/// Runs code of `tokenizers`, which panics on some contents of `tokenizer.json`.
+fn guard<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|e| Error::malformed(path, e)),
+        Err(_) => Err(Error::malformed(path, "not a tokenizer that the `tokenizers` library can use")),
+    }
+}
+
+/// How pieces become text: each piece on its own, then bytes joined into characters, then the start of the text.
+///
+/// Every step needs a bounded part of the stream, which is what makes decoding in a stream exact. A decoder with a
+/// step that needs more (CTC, for instance) is refused rather than approximated.
+#[derive(Debug, Default)]
+struct Decoding {
+    /// Steps that map each piece, knowing only whether it is the first.
+    pieces: Vec<DecoderWrapper>,
+    /// Without any decoder, pieces are words.
+    spaced: bool,
+    bytes: Bytes,
+    /// A character, and how many of it the text loses at its start.
+    strip: (char, usize),
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum Bytes {
+    /// Pieces are text.
+    #[default]
+    None,
+    /// Each character of a piece is a byte, in GPT-2's alphabet.
+    Level,
+    /// A piece `<0xE2>` is a byte, others are text.
+    Fallback,
+}
+
+impl Decoding {
+    fn new(path: &Path, decoder: Option<&DecoderWrapper>) -> Result<Self> {
+        use DecoderWrapper::*;
+        let steps = match decoder {
+            None => return Ok(Decoding { spaced: true, ..Decoding::default() }),
+            Some(Sequence(steps)) => steps.get_decoders(),
+            Some(step) => std::slice::from_ref(step),
+        };
+        let mut decoding = Decoding::default();
+        let mut fused = false;
+        for step in steps {
+            let separate = !fused && decoding.bytes == Bytes::None;
+            match step {
+                Replace(_) | Metaspace(_) | WordPiece(_) if separate => decoding.pieces.push(step.clone()),
+                Strip(strip) if separate && strip.stop == 0 => decoding.pieces.push(step.clone()),
+                ByteFallback(_) if separate => decoding.bytes = Bytes::Fallback,
+                ByteLevel(_) if separate => (decoding.bytes, fused) = (Bytes::Level, true),
+                Fuse(_) => fused = true,
+                Strip(strip) if fused && strip.stop == 0 && decoding.strip.1 == 0 => {
+                    decoding.strip = (strip.content, strip.start);
+                }
+                _ => {
+                    let step = serde_json::to_value(step).unwrap_or_default();
+                    let supported = "those of byte-level, SentencePiece and WordPiece tokenizers are";
+                    return Err(Error::unsupported(path, format!("a decoder with {step} in this place"), supported));
+                }
+            }
+        }
+        Ok(decoding)
+    }
+
+    /// The bytes that `piece` adds to the text.
+    fn bytes(&self, piece: String, first: bool) -> tokenizers::Result<Vec<u8>> {
+        // The steps tell the first piece by its place in the list.
+        let mut pieces = if first { vec![piece] } else { vec![String::new(), piece] };
+        for step in &self.pieces {
+            pieces = step.decode_chain(pieces)?;
+        }
+        let piece = pieces.pop().unwrap_or_default();
+        Ok(match self.bytes {
+            Bytes::None if self.spaced && !first => format!(" {piece}").into(),
+            Bytes::None => piece.into(),
+            Bytes::Level => piece.chars().map(gpt2_byte).collect::<Option<_>>().unwrap_or_else(|| piece.into()),
+            Bytes::Fallback => {
+                let hex = piece.strip_prefix("<0x").and_then(|p| p.strip_suffix('>')).filter(|hex| hex.len() == 2);
+                match hex.map(|hex| u8::from_str_radix(hex, 16)) {
+                    Some(Ok(byte)) => vec![byte],
+                    _ => piece.into(),
+                }
+            }
+        })
+    }
+}
+
+/// The byte of a character in GPT-2's alphabet: printable Latin-1 is itself, and the 68 other bytes are numbered from
+/// U+0100 on.
+fn gpt2_byte(c: char) -> Option<u8> {
+    let byte = match c {
+        '!'..='~' | '¡'..='¬' | '®'..='ÿ' => c as u32,
+        '\u{100}'..='\u{120}' => c as u32 - 0x100,
+        '\u{121}'..='\u{142}' => c as u32 - 0x121 + 127,
+        '\u{143}' => 0xAD,
+        _ => return None,
+    };
+    u8::try_from(byte).ok()
+}
+
+/// Decodes ids as they come. The pieces of text, joined, are exactly [`Tokenizer::decode`] of all ids.
+///
+/// Text is handed out as soon as it is certain: at most the three bytes of an unfinished character are held back, so
+/// the cost of a token does not depend on how many came before.
+///
+/// For byte-level tokenizers, bytes that are no UTF-8 become what `String::from_utf8_lossy` makes of the whole. For
+/// byte fallback each such byte is one U+FFFD, as in SentencePiece. (`tokenizers` also replaces the valid characters
+/// of the byte tokens around it, which cannot be known before the last of them; its `DecodeStream` is not exact.)
+#[derive(Debug)]
+pub struct Detokenizer<'a> {
+    tokenizer: &'a Tokenizer,
+    first: bool,
+    /// How many characters may still be lost at the start of the text.
+    strip: usize,
+    /// The unfinished character.
+    pending: Vec<u8>,
+}
+
+impl Detokenizer<'_> {
+    /// The text that `id` completes, often empty.
+    ///
+    /// # Errors
+    /// When a pattern in the tokenizer's decoder fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        let Tokenizer { path, inner, decoding, .. } = self.tokenizer;
+        let Some(piece) = inner.id_to_token(id) else { return Ok(String::new()) };
+        if inner.get_added_vocabulary().is_special_token(&piece) {
+            return Ok(String::new());
+        }
+        let first = std::mem::replace(&mut self.first, false);
+        self.pending.extend(decoding.bytes(piece, first).map_err(|e| Error::malformed(path, e))?);
+        Ok(self.text(false))
+    }
+
+    /// What was held back: U+FFFD for a character that never got its last byte.
+    pub fn finish(&mut self) -> String {
+        self.text(true)
+    }
+
+    /// Moves what is certain of the pending bytes into text; all of it at the end.
+    fn text(&mut self, end: bool) -> String {
+        let bytes = std::mem::take(&mut self.pending);
+        let mut text = String::new();
+        let mut chunks = bytes.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            text += chunk.valid();
+            let invalid = chunk.invalid();
+            let unfinished = chunks.peek().is_none() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            if unfinished && !end {
+                self.pending = invalid.to_vec();
+            } else if self.tokenizer.decoding.bytes == Bytes::Fallback {
+                text.extend(invalid.iter().map(|_| char::REPLACEMENT_CHARACTER));
+            } else if !invalid.is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        let (unwanted, _) = self.tokenizer.decoding.strip;
+        let lost = text.chars().take(self.strip).take_while(|&c| c == unwanted).count();
+        text.drain(..lost * unwanted.len_utf8());
+        // Once anything else has come, the start of the text is over.
+        self.strip = if text.is_empty() { self.strip - lost } else { 0 };
+        text
+    }
+}
