@@ -112,7 +112,8 @@ fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
         Err(minijinja::Error::from(ErrorKind::InvalidOperation).with_source(Raised(message)))
     });
     env.add_function("strftime_now", move |format: &str| {
-        let now = date.map_or_else(|| jiff::Zoned::now().datetime(), |date| DateTime::from_parts(date, Default::default()));
+        let now =
+            date.map_or_else(|| jiff::Zoned::now().datetime(), |date| DateTime::from_parts(date, Default::default()));
         jiff::fmt::strtime::format(format, now)
             .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}")))
     });

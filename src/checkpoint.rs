@@ -25,10 +25,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Source {
     Directory,
-    Embedded {
-        weights: &'static [u8],
-        texts: HashMap<String, String>,
-    },
+    Embedded { weights: &'static [u8], texts: HashMap<String, String> },
 }
 
 /// The bytes of one safetensors file.
@@ -61,10 +58,7 @@ impl Checkpoint {
     /// When `root` is not a directory that holds a `config.json`.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        let metadata = fs::metadata(&root).map_err(|source| Error::Io {
-            path: root.clone(),
-            source,
-        })?;
+        let metadata = fs::metadata(&root).map_err(|source| Error::Io { path: root.clone(), source })?;
         if !metadata.is_dir() {
             return Err(Error::unsupported(
                 &root,
@@ -72,10 +66,7 @@ impl Checkpoint {
                 "give the directory that holds config.json",
             ));
         }
-        let checkpoint = Checkpoint {
-            root,
-            source: Source::Directory,
-        };
+        let checkpoint = Checkpoint { root, source: Source::Directory };
         Ok(checkpoint)
     }
 
@@ -83,13 +74,9 @@ impl Checkpoint {
     pub fn demo() -> Result<Self> {
         let root = PathBuf::from("<demo model>");
         let weights = &DEMO.0;
-        let (_, header) =
-            SafeTensors::read_metadata(weights).map_err(|e| Error::malformed(&root, e))?;
+        let (_, header) = SafeTensors::read_metadata(weights).map_err(|e| Error::malformed(&root, e))?;
         let texts = header.metadata().clone().unwrap_or_default();
-        Ok(Checkpoint {
-            root,
-            source: Source::Embedded { weights, texts },
-        })
+        Ok(Checkpoint { root, source: Source::Embedded { weights, texts } })
     }
 
     /// What messages call the file `name`.
@@ -117,10 +104,7 @@ impl Checkpoint {
                         format!("{size} bytes long, expected at most {MAX_JSON_BYTES}"),
                     ));
                 }
-                let bytes = fs::read(&path).map_err(|source| Error::Io {
-                    path: path.clone(),
-                    source,
-                })?;
+                let bytes = fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
                 match String::from_utf8(bytes) {
                     Ok(text) => Ok(Some(text.into())),
                     Err(e) => Err(Error::malformed(&path, format!("not UTF-8 text: {}", e.utf8_error()))),
@@ -145,10 +129,7 @@ impl Checkpoint {
 
     /// Like [`Checkpoint::json`], but the file must exist; `expected` says what it is for.
     pub fn required_json<T: DeserializeOwned>(&self, name: &str, expected: &str) -> Result<T> {
-        self.json(name)?.ok_or_else(|| Error::Missing {
-            path: self.path(name),
-            expected: expected.into(),
-        })
+        self.json(name)?.ok_or_else(|| Error::Missing { path: self.path(name), expected: expected.into() })
     }
 
     /// The safetensors files of the model: `model.safetensors`, or the shards that
@@ -157,15 +138,10 @@ impl Checkpoint {
     /// (Mistral's repositories also hold `consolidated.safetensors`).
     pub fn weight_files(&self) -> Result<Vec<WeightFile>> {
         match self.source {
-            Source::Embedded { weights, .. } => Ok(vec![WeightFile {
-                path: self.root.clone(),
-                bytes: Bytes::Static(weights),
-            }]),
-            Source::Directory => self
-                .weight_names()?
-                .iter()
-                .map(|name| WeightFile::map(self.path(name)))
-                .collect(),
+            Source::Embedded { weights, .. } => {
+                Ok(vec![WeightFile { path: self.root.clone(), bytes: Bytes::Static(weights) }])
+            }
+            Source::Directory => self.weight_names()?.iter().map(|name| WeightFile::map(self.path(name))).collect(),
         }
     }
 
@@ -191,17 +167,11 @@ impl Checkpoint {
         if self.path(SINGLE).is_file() {
             return Ok([SINGLE.to_owned()].into());
         }
-        let io = |source| Error::Io {
-            path: self.root.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: self.root.clone(), source };
         let mut shards = BTreeSet::new();
         for entry in fs::read_dir(&self.root).map_err(io)? {
-            if let Ok(name) = entry.map_err(io)?.file_name().into_string() {
-                if is_shard(&name) {
-                    shards.insert(name);
-                }
-            }
+            let name = entry.map_err(io)?.file_name();
+            shards.extend(name.into_string().ok().filter(|name| is_shard(name)));
         }
         if shards.is_empty() {
             return Err(Error::Missing {
@@ -232,10 +202,7 @@ fn is_shard(name: &str) -> bool {
 
 impl WeightFile {
     fn map(path: PathBuf) -> Result<Self> {
-        let io = |source| Error::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
         if !file.metadata().map_err(io)?.is_file() {
             return Err(Error::malformed(&path, "not a regular file"));
@@ -247,10 +214,7 @@ impl WeightFile {
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         #[cfg(unix)]
         let _ = map.advise(Advice::Sequential); // a hint; failure costs only speed
-        Ok(WeightFile {
-            path,
-            bytes: Bytes::Mapped(map),
-        })
+        Ok(WeightFile { path, bytes: Bytes::Mapped(map) })
     }
 
     /// The whole file.

@@ -8,10 +8,7 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     /// A file or directory could not be read.
     #[error("{path}: {source}", path = path.display())]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
 
     /// A file is missing from a checkpoint.
     #[error("{path}: not found; {expected}", path = path.display())]
@@ -23,28 +20,15 @@ pub enum Error {
 
     /// A field of a configuration file has a value that cannot be used.
     #[error("{path}: `{field}` is {found}, expected {expected}", path = path.display())]
-    Field {
-        path: PathBuf,
-        field: String,
-        found: String,
-        expected: String,
-    },
+    Field { path: PathBuf, field: String, found: String, expected: String },
 
     /// A well-formed checkpoint asks for something this library does not implement.
     #[error("{path}: {what} is not supported; {supported}", path = path.display())]
-    Unsupported {
-        path: PathBuf,
-        what: String,
-        supported: String,
-    },
+    Unsupported { path: PathBuf, what: String, supported: String },
 
     /// A tensor is missing, misshapen, of the wrong type, present twice or unused.
     #[error("{path}: tensor `{tensor}` {problem}", path = path.display())]
-    Tensor {
-        path: PathBuf,
-        tensor: String,
-        problem: String,
-    },
+    Tensor { path: PathBuf, tensor: String, problem: String },
 
     /// A chat template did not compile, or refused the conversation.
     #[error("chat template: {0}")]
@@ -68,10 +52,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn malformed(path: &Path, problem: impl ToString) -> Self {
-        Error::Malformed {
-            path: path.to_owned(),
-            problem: problem.to_string(),
-        }
+        Error::Malformed { path: path.to_owned(), problem: problem.to_string() }
     }
 
     pub(crate) fn field(
@@ -80,23 +61,10 @@ impl Error {
         found: impl ToString,
         expected: impl Into<String>,
     ) -> Self {
-        Error::Field {
-            path: path.to_owned(),
-            field: field.into(),
-            found: found.to_string(),
-            expected: expected.into(),
-        }
+        Error::Field { path: path.to_owned(), field: field.into(), found: found.to_string(), expected: expected.into() }
     }
 
-    pub(crate) fn unsupported(
-        path: &Path,
-        what: impl Into<String>,
-        supported: impl Into<String>,
-    ) -> Self {
-        Error::Unsupported {
-            path: path.to_owned(),
-            what: what.into(),
-            supported: supported.into(),
-        }
+    pub(crate) fn unsupported(path: &Path, what: impl Into<String>, supported: impl Into<String>) -> Self {
+        Error::Unsupported { path: path.to_owned(), what: what.into(), supported: supported.into() }
     }
 }

@@ -60,7 +60,9 @@ impl Weight {
         };
         let Packing { group_size, bits } = packing;
         if input % group_size != 0 {
-            return Err(w.error("weight", format!("has rows of {input} values, which groups of {group_size} do not divide")));
+            return Err(
+                w.error("weight", format!("has rows of {input} values, which groups of {group_size} do not divide"))
+            );
         }
         // `input` is a multiple of 32, so every width fills whole words; the product stays below 2^31 in i64.
         let words = (i64::from(input) * i64::from(bits) / 32) as i32;

@@ -190,9 +190,8 @@ fn mark_special<'a>(
     inner: &mut tokenizers::Tokenizer,
     tokens: impl Iterator<Item = &'a String>,
 ) -> tokenizers::Result<usize> {
-    let unmarked = |token: &&String| {
-        inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token)
-    };
+    let unmarked =
+        |token: &&String| inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token);
     let unmarked: Vec<_> = tokens.filter(unmarked).map(|token| AddedToken::from(token, true)).collect();
     inner.add_special_tokens(unmarked)
 }
@@ -360,7 +359,8 @@ impl Detokenizer<'_> {
         while let Some(chunk) = chunks.next() {
             text += chunk.valid();
             let invalid = chunk.invalid();
-            let unfinished = chunks.peek().is_none() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            let unfinished =
+                chunks.peek().is_none() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
             if unfinished && !end {
                 self.pending = invalid.to_vec();
             } else if self.tokenizer.decoding.bytes == Bytes::Fallback {

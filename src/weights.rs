@@ -107,7 +107,9 @@ impl<'f> Weights<'f> {
             (Kind::Float, FileDtype::F16) => Dtype::Float16,
             (Kind::Float, FileDtype::BF16) => Dtype::Bfloat16,
             (Kind::Packed, FileDtype::U32) => Dtype::Uint32,
-            (_, found) => return Err(tensor_error(&file.path, name, format!("is of type {found:?}, expected {expected}"))),
+            (_, found) => {
+                return Err(tensor_error(&file.path, name, format!("is of type {found:?}, expected {expected}")));
+            }
         };
         if !view.shape().iter().copied().eq(shape.iter().map(|&d| d as usize)) {
             return Err(tensor_error(

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::GenerateOptions;
+use mlx_lm::generate::sampler::SamplerOptions;
 use serde_json::Value;
 
 const DEFAULT_PROMPT: &str = "In the beginning the Universe was created.";
@@ -222,11 +222,14 @@ impl GenerateArgs {
 
 fn template_arg(text: &str) -> Result<(String, Value), String> {
     let (key, json) = text.split_once('=').ok_or("expected KEY=JSON, such as enable_thinking=false")?;
-    let value = serde_json::from_str(json).map_err(|e| format!("{json:?} is not JSON ({e}); strings need quotes: {key}='\"text\"'"))?;
+    let value = serde_json::from_str(json)
+        .map_err(|e| format!("{json:?} is not JSON ({e}); strings need quotes: {key}='\"text\"'"))?;
     Ok((key.to_owned(), value))
 }
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let parsed = text.split_once('=').and_then(|(id, value)| Some((id.parse().ok()?, value.parse().ok()?)));
-    parsed.filter(|(_, value): &(u32, f32)| value.is_finite()).ok_or_else(|| "expected ID=VALUE, such as 42=-5.5".to_owned())
+    parsed
+        .filter(|(_, value): &(u32, f32)| value.is_finite())
+        .ok_or_else(|| "expected ID=VALUE, such as 42=-5.5".to_owned())
 }

@@ -47,7 +47,9 @@ impl Line {
     fn split(self, args: &GenerateArgs, base: &GenerateOptions) -> Result<(Prompt, GenerateOptions)> {
         let input = match (self.prompt, self.messages) {
             (Some(text), None) => Input::Text { text, system: self.system.or_else(|| args.prompt.system.clone()) },
-            (None, Some(_)) if self.system.is_some() => bail!("\"system\" goes with \"prompt\"; put it into \"messages\""),
+            (None, Some(_)) if self.system.is_some() => {
+                bail!("\"system\" goes with \"prompt\"; put it into \"messages\"")
+            }
             (None, Some(messages)) => Input::Messages(check_messages(messages)?),
             _ => bail!("expected either \"prompt\" or \"messages\""),
         };

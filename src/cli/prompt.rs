@@ -112,7 +112,10 @@ pub fn check_messages(messages: Vec<Value>) -> Result<Vec<Value>> {
     }
     for (i, message) in messages.iter().enumerate() {
         if !message.get("role").is_some_and(Value::is_string) {
-            bail!("message {} has no \"role\"; expected an object such as {{\"role\": \"user\", \"content\": …}}", i + 1);
+            bail!(
+                "message {} has no \"role\"; expected an object such as {{\"role\": \"user\", \"content\": …}}",
+                i + 1
+            );
         }
     }
     Ok(messages)

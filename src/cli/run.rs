@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use mlx_lm::generate::Piece;
-use mlx_lm::{GenerateOptions, Model, Tokenizer, generate as start};
+use mlx_lm::generate::{Piece, generate_with_progress};
+use mlx_lm::{GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 
 use super::args::{DeviceArg, Format, GenerateArgs};
@@ -45,7 +45,7 @@ impl Session {
     ) -> Result<Outcome> {
         terminal::begin_generation();
         let mut progress = Progress::tokens("reading the prompt");
-        let mut generation = start(&self.model, &self.tokenizer, ids, options, &mut |done, total| {
+        let mut generation = generate_with_progress(&self.model, &self.tokenizer, ids, options, &mut |done, total| {
             progress.update(done, total);
             if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -103,11 +103,12 @@ fn set_device(device: Option<DeviceArg>) -> Result<()> {
     match device {
         None => {}
         Some(DeviceArg::Cpu) => Device::set_default(&Device::cpu()),
-        Some(DeviceArg::Gpu) => {
-            if !matches!(Device::try_default()?.get_type()?, DeviceType::Gpu) {
-                bail!("--device gpu: MLX sees no GPU here; --device cpu works, and on Linux `make setup MLX=cuda13` builds for NVIDIA GPUs");
-            }
-        }
+        Some(DeviceArg::Gpu) => match Device::try_default()?.get_type()? {
+            DeviceType::Gpu => {}
+            DeviceType::Cpu => bail!(
+                "--device gpu: MLX sees no GPU here; --device cpu works, and on Linux `make setup MLX=cuda13` builds for NVIDIA GPUs"
+            ),
+        },
     }
     Ok(())
 }

@@ -85,7 +85,13 @@ impl KvCache {
 
     /// Store a layer's new `keys` and `values` `[B, n_kv_heads, L, head_dim]` for `step`; returns all that the step's
     /// tokens may see, of length `end - start`.
-    pub fn update(&mut self, layer: usize, step: &Step, keys: Array, values: Array) -> Result<(Array, Array), Exception> {
+    pub fn update(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        keys: Array,
+        values: Array,
+    ) -> Result<(Array, Array), Exception> {
         let range = (step.offset, step.end);
         let (mut all_keys, mut all_values) = match self.layers[layer].take() {
             Some(buffers) => buffers,

@@ -59,13 +59,22 @@ impl GenerateOptions {
     /// When a value is out of its range; the message states the range.
     pub fn validate(&self) -> Result<()> {
         let check = |setting, value: i64, range: std::ops::RangeInclusive<i64>, expected| {
-            if range.contains(&value) { Ok(()) } else { Err(Error::Setting { setting, found: value.to_string(), expected }) }
+            if range.contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::Setting { setting, found: value.to_string(), expected })
+            }
         };
         const MAX: i64 = i32::MAX as i64;
         check("context_size", self.context_size.unwrap_or(1), 1..=MAX, "a whole number from 1 to 2147483647")?;
         check("num_sink_tokens", self.num_sink_tokens, 0..=MAX, "a whole number from 0 to 2147483647")?;
         check("eviction_batch_percent", self.eviction_batch_percent, 1..=50, "a whole number from 1 to 50")?;
-        check("prefill_step", self.prefill_step.try_into().unwrap_or(i64::MAX), 1..=MAX, "a whole number from 1 to 2147483647")?;
+        check(
+            "prefill_step",
+            self.prefill_step.try_into().unwrap_or(i64::MAX),
+            1..=MAX,
+            "a whole number from 1 to 2147483647",
+        )?;
         self.sampler.validate()
     }
 }
@@ -131,12 +140,26 @@ pub struct Generation<'a> {
 
 /// Prefill `prompt` and begin to generate.
 ///
+/// # Errors
+/// When an option is out of range, or the prompt is empty, holds an id beyond the model's vocabulary, or is longer
+/// than the context.
+pub fn generate<'a>(
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<Generation<'a>> {
+    generate_with_progress(model, tokenizer, prompt, options, &mut |_, _| ControlFlow::Continue(()))
+}
+
+/// [`generate()`] with a view of the prefill.
+///
 /// `on_prefill` is told the prompt tokens done and in all, before each chunk, and may break off; the generation then
 /// has no pieces and no [`Generation::finish_reason`].
 ///
 /// # Errors
-/// When an option is out of range, or the prompt is empty, holds an id beyond the model's vocabulary, or is longer than the context.
-pub fn generate<'a>(
+/// As [`generate()`].
+pub fn generate_with_progress<'a>(
     model: &'a Model,
     tokenizer: &'a Tokenizer,
     prompt: &[u32],

@@ -86,7 +86,10 @@ impl Sampler {
     /// When `logit_bias` names a token that is not below `vocab_size`.
     pub fn new(options: SamplerOptions, vocab_size: i32) -> Result<Self> {
         if let Some((id, _)) = options.logit_bias.iter().find(|(id, _)| i64::from(*id) >= i64::from(vocab_size)) {
-            return Err(Error::Input(format!("logit bias for token {id}, but the vocabulary ends at {}", vocab_size - 1)));
+            return Err(Error::Input(format!(
+                "logit bias for token {id}, but the vocabulary ends at {}",
+                vocab_size - 1
+            )));
         }
         let random = RandomState::with_seed(options.seed)?;
         Ok(Sampler { options, random, recent: None })

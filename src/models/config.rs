@@ -81,7 +81,11 @@ impl DecoderConfig {
             }
         };
         if head_dim % 2 != 0 || i64::from(head_dim) * i64::from(num_attention_heads) > MAX_SIZE {
-            return Err(fields.error("head_dim", head_dim, format!("an even number, at most {MAX_SIZE} for all heads together")));
+            return Err(fields.error(
+                "head_dim",
+                head_dim,
+                format!("an even number, at most {MAX_SIZE} for all heads together"),
+            ));
         }
         let max_position_embeddings = match fields.optional_int("max_position_embeddings", 1..=MAX_POSITIONS)? {
             Some(positions) => positions as i32,
@@ -129,13 +133,11 @@ fn read_quantization(fields: &Fields) -> Result<Option<Quantization>> {
     let Some(block) = fields.optional_object(key)? else {
         return Ok(None);
     };
-    if !block.has("bits") || !block.has("group_size") || key == "quantization_config" {
-        if let Some(method) = block.optional_str("quant_method")? {
-            return Err(block.unsupported(
-                format!("quantization method {method:?}"),
-                "supported: affine, as mlx_lm.convert writes it; convert the original model with it",
-            ));
-        }
+    if let Some(method) = block.optional_str("quant_method")? {
+        return Err(block.unsupported(
+            format!("quantization method {method:?}"),
+            "supported: affine, as mlx_lm.convert writes it; convert the original model with it",
+        ));
     }
     let default = read_packing(&block)?;
     let mut overrides = HashMap::new();
@@ -221,7 +223,8 @@ impl<'a> Fields<'a> {
     }
 
     pub fn size(&self, key: &str) -> Result<i32> {
-        self.optional_size(key)?.ok_or_else(|| self.error(key, "missing", format!("a whole number from 1 to {MAX_SIZE}")))
+        self.optional_size(key)?
+            .ok_or_else(|| self.error(key, "missing", format!("a whole number from 1 to {MAX_SIZE}")))
     }
 
     /// A finite number above zero.

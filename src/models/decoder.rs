@@ -111,8 +111,9 @@ struct Attention {
 
 impl Attention {
     fn load(w: &Scope, config: &DecoderConfig) -> Result<Self> {
-        let &DecoderConfig { num_attention_heads: n_heads, num_key_value_heads: n_kv_heads, head_dim, hidden_size, .. } =
-            config;
+        let &DecoderConfig {
+            num_attention_heads: n_heads, num_key_value_heads: n_kv_heads, head_dim, hidden_size, ..
+        } = config;
         let linear = |name, output, input| {
             Linear::load(&w.scope(name), output, input, config.attention_bias, config.quantization.as_ref())
         };

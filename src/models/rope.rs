@@ -65,22 +65,25 @@ impl RopeConfig {
         match self.scaling {
             RopeScaling::Default => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|f| f * factor).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => plain
-                .map(|f| {
-                    let rotations = original_max_position_embeddings / (2.0 * PI * f);
-                    let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    if rotations > high_freq_factor {
-                        f
-                    } else if rotations < low_freq_factor {
-                        f * factor
-                    } else {
-                        f / ((1.0 - keep) / factor + keep)
-                    }
-                })
-                .collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                plain
+                    .map(|f| {
+                        let rotations = original_max_position_embeddings / (2.0 * PI * f);
+                        let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        if rotations > high_freq_factor {
+                            f
+                        } else if rotations < low_freq_factor {
+                            f * factor
+                        } else {
+                            f / ((1.0 - keep) / factor + keep)
+                        }
+                    })
+                    .collect()
+            }
             RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } => {
                 let dimension_of = |rotations: f64| {
-                    dims * (original_max_position_embeddings / (rotations * 2.0 * PI)).ln() / (2.0 * self.rope_theta.ln())
+                    dims * (original_max_position_embeddings / (rotations * 2.0 * PI)).ln()
+                        / (2.0 * self.rope_theta.ln())
                 };
                 let (mut low, mut high) = (dimension_of(beta_fast), dimension_of(beta_slow));
                 if truncate {
@@ -145,7 +148,9 @@ impl RopeScaling {
                 }
             }
             other => {
-                return Err(block.unsupported(format!("RoPE type {other:?}"), "supported: default, linear, llama3, yarn"));
+                return Err(
+                    block.unsupported(format!("RoPE type {other:?}"), "supported: default, linear, llama3, yarn")
+                );
             }
         })
     }
@@ -184,7 +189,8 @@ impl Rope {
 
     /// Rotate `x` `[B, heads, L, head_dim]`, whose first row is at position `offset`.
     pub fn apply(&self, x: &Array, offset: i32) -> Result<Array> {
-        let rotate = |x: &Array| fast::rope(x, self.head_dim, false, self.base, self.scale, offset, self.freqs.as_ref());
+        let rotate =
+            |x: &Array| fast::rope(x, self.head_dim, false, self.base, self.scale, offset, self.freqs.as_ref());
         Ok(if self.attention_factor == 1.0 {
             rotate(x)?
         } else {

@@ -9,7 +9,6 @@ use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
 use mlx_lm::{Checkpoint, Model};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
-use safetensors::SafeTensors;
 use serde::Deserialize;
 
 use crate::fixture;
@@ -44,13 +43,9 @@ impl Case {
     fn load(name: String) -> Case {
         let root = fixture("checkpoints").join(&name);
         let reference = serde_json::from_slice(&fs::read(root.join("reference.json")).unwrap()).unwrap();
-        let bytes = fs::read(root.join("reference.safetensors")).unwrap();
-        let stored = SafeTensors::deserialize(&bytes).unwrap();
+        let stored = Array::load_safetensors(root.join("reference.safetensors")).unwrap();
         // For 16-bit checkpoints the reference's own 16-bit arithmetic is stored too, as `native_…`.
-        let tensor = |name: &str| {
-            let view = stored.tensor(&format!("native_{name}")).or_else(|_| stored.tensor(name)).unwrap();
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-        };
+        let tensor = |name: &str| floats(stored.get(&format!("native_{name}")).unwrap_or_else(|| &stored[name]));
         Case {
             model: load(&root),
             reference,

@@ -1,0 +1,49 @@
+# `make demo` and `make test` do everything from a fresh clone; `make help` lists the rest.
+
+PROMPT ?= In the beginning the Universe was created.
+DIST   := mlx_lm-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
+
+.PHONY: help setup demo test lint dist man clean
+
+help:
+	@echo "make demo    set up, build, and let the demo model answer PROMPT=\"...\""
+	@echo "make test    set up and run the test suite"
+	@echo "make setup   fetch MLX and build its C API under .mlx/ [MLX=cpu|cuda12|cuda13]"
+	@echo "make lint    formatting, clippy and documentation, warnings as errors"
+	@echo "make dist    a tarball that runs without a toolchain, under dist/"
+	@echo "make man     man pages, under dist/man/"
+	@echo "make clean   remove target/, dist/ and .mlx/"
+
+setup: need-python3 need-cargo
+	@python3 setup/setup.py $(MLX)
+
+demo: setup
+	cargo build --release --locked
+	target/release/mlx_lm --prompt "$(PROMPT)" --verbose
+
+test: setup
+	cargo test --locked
+
+lint: setup
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+dist: setup
+	cargo build --release --locked
+	setup/dist.sh dist/$(DIST)
+
+man: setup
+	cargo build --release --locked
+	mkdir -p dist/man
+	target/release/mlx_lm man dist/man
+	@ls dist/man
+
+clean:
+	rm -rf target dist .mlx
+
+need-python3:
+	@command -v python3 >/dev/null || { echo "error: python3 was not found; install Python 3.9 or later with pip (Debian and Ubuntu: apt-get install python3-pip)" >&2; exit 1; }
+
+need-cargo:
+	@command -v cargo >/dev/null || { echo "error: cargo was not found; install Rust from https://rustup.rs" >&2; exit 1; }

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Pack the release binaries with the libraries they load: dist.sh FOLDER makes FOLDER and FOLDER.tar.gz.
+#
+# The binaries look for libraries in $ORIGIN/../lib first (build.rs), and that path also serves what libmlx.so
+# itself loads, so lib/ is flat. The C++ runtime goes along, for systems that are older or lack it; glibc cannot.
+set -eu
+folder=$1
+libraries=$(ldd target/release/mlx_lm | awk '/=> \// { print $3 }' | grep -vE '/(ld-linux.*|libc|libm|libdl|librt|libpthread)\.so|/libcuda\.so')
+rm -rf "$folder" "$folder.tar.gz"
+mkdir -p "$folder/bin" "$folder/lib"
+cp target/release/mlx_lm "$folder/bin/"
+for library in $libraries; do
+    cp -L "$library" "$folder/lib/"
+done
+cp README.md CHANGELOG.md "$folder/"
+tar -C "$(dirname "$folder")" -czf "$folder.tar.gz" "$(basename "$folder")"
+ls -l "$folder.tar.gz"
