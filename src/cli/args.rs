@@ -134,13 +134,13 @@ pub struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens)]
     pub max_tokens: usize,
     /// The most tokens of prompt and output together [default: the model's max_position_embeddings]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub context_size: Option<i64>,
     /// Attention sinks: first tokens that streaming keeps for ever
-    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens)]
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens, allow_negative_numbers = true)]
     pub num_sink_tokens: i64,
     /// Share of the cache that streaming evicts at once, in percent (1-50)
-    #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent)]
+    #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent, allow_negative_numbers = true)]
     pub eviction_batch_percent: i64,
     /// End before this text (repeatable)
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]

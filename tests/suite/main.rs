@@ -1,7 +1,10 @@
 //! The integration tests, as one binary: MLX starts once, and every module shares the helpers here.
 
+mod cli;
 mod errors;
 mod fidelity;
+mod loading;
+mod sampling;
 
 use std::fs;
 use std::path::{Path, PathBuf};

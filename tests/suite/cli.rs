@@ -1,0 +1,249 @@
+//! The `mlx_lm` command as shells and people use it, on the demo model.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const NOTICE: &str = "using the demo model inside this program; --model-root PATH runs another\n";
+
+fn mlx_lm(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlx_lm"));
+    command.args(args);
+    command
+}
+
+/// Run to the end with `input` on stdin.
+fn run_with(args: &[&str], input: &str) -> Output {
+    let mut child =
+        mlx_lm(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// stdout of a run that succeeds.
+fn stdout(args: &[&str]) -> String {
+    let output = run_with(args, "");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn stdout_is_the_text_and_nothing_else() {
+    let output = run_with(&["--max-tokens", "12"], "");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), NOTICE);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!text.is_empty() && !text.ends_with('\n') && !text.contains("<|"), "{text:?}");
+    assert_eq!(text, stdout(&["--max-tokens", "12", "--prompt", "In the beginning the Universe was created."]));
+}
+
+#[test]
+fn formats_agree() {
+    let args = ["--max-tokens", "16", "--prompt", "Tell me a story", "--format"];
+    let with = |format| stdout(&[&args[..], &[format]].concat());
+    let text = with("text");
+    let json = &lines(&with("json"))[0];
+    assert_eq!(json["text"], text);
+    assert_eq!((&json["finish_reason"], &json["generated_tokens"]), (&"length".into(), &16.into()));
+
+    let events = lines(&with("jsonl"));
+    let (prefill, done) = (events.first().unwrap(), events.last().unwrap());
+    assert_eq!(prefill["event"], "prefill");
+    assert_eq!(prefill["prompt_tokens"], done["prompt_tokens"]);
+    assert_eq!(done["event"], "done");
+    assert_eq!(done["text"], text);
+    for rate in ["prompt_tps", "generation_tps", "peak_memory_bytes"] {
+        assert!(done[rate].as_f64().unwrap() > 0.0, "{rate}");
+    }
+    let tokens = &events[1..events.len() - 1];
+    assert_eq!(tokens.len(), 16);
+    assert_eq!(tokens.iter().map(|t| t["text"].as_str().unwrap()).collect::<String>(), text);
+    assert!(tokens.iter().all(|t| t["event"] == "token" && t["id"].is_u64() && t["logprob"].as_f64().unwrap() <= 0.0));
+}
+
+#[test]
+fn top_logprobs_are_ranked_and_hold_the_greedy_token() {
+    let events = lines(&stdout(&["--max-tokens", "8", "--format", "jsonl", "--logprobs", "3"]));
+    for token in &events[1..events.len() - 1] {
+        let top = token["top_logprobs"].as_array().unwrap();
+        let logprobs: Vec<f64> = top.iter().map(|t| t["logprob"].as_f64().unwrap()).collect();
+        assert_eq!((top.len(), &top[0]["id"], &top[0]["logprob"]), (3, &token["id"], &token["logprob"]));
+        assert!(logprobs.is_sorted_by(|a, b| a >= b) && logprobs.iter().map(|x| x.exp()).sum::<f64>() <= 1.0001);
+    }
+}
+
+#[test]
+fn stop_strings_cut_the_text_even_within_a_token() {
+    let whole = stdout(&["--max-tokens", "24"]);
+    for stop in [&whole[5..8], &whole[10..20], &whole[30..31]] {
+        let events = lines(&stdout(&["--max-tokens", "24", "--stop", "never", "--stop", stop, "--format", "jsonl"]));
+        let done = events.last().unwrap();
+        assert_eq!(done["text"], whole[..whole.find(stop).unwrap()], "stop {stop:?}");
+        assert_eq!(done["finish_reason"], "stop");
+    }
+}
+
+#[test]
+fn generation_ends_at_eos_unless_told_otherwise() {
+    let args = ["--prompt", "Hello", "--max-tokens", "80", "--format", "json"];
+    let ended = &lines(&stdout(&args))[0];
+    assert_eq!(ended["finish_reason"], "stop");
+    let on = &lines(&stdout(&[&args[..], &["--ignore-eos"]].concat()))[0];
+    assert_eq!((&on["finish_reason"], &on["generated_tokens"]), (&"length".into(), &80.into()));
+    assert!(on["text"].as_str().unwrap().starts_with(ended["text"].as_str().unwrap()));
+}
+
+#[test]
+fn a_full_context_ends_the_text() {
+    let done = &lines(&stdout(&["--prompt", "Tell me a story", "--raw", "--ignore-eos", "--context-size", "20", "--format", "json"]))[0];
+    // The last token is never fed back, so it may be one more than the context holds.
+    let total = done["prompt_tokens"].as_u64().unwrap() + done["generated_tokens"].as_u64().unwrap();
+    assert_eq!((&done["finish_reason"], total), (&"length".into(), 21));
+}
+
+#[test]
+fn a_seed_repeats_its_text() {
+    let with = |seed| stdout(&["--max-tokens", "24", "--temp", "1.0", "--top-p", "0.95", "--seed", seed]);
+    assert_eq!(with("1"), with("1"));
+    assert_ne!(with("1"), with("2"));
+}
+
+#[test]
+fn a_prompt_comes_from_stdin_or_a_file_byte_for_byte() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("prompt.txt");
+    let prompt = "  two spaces, a tab\t, é and a newline\n";
+    std::fs::write(&file, prompt).unwrap();
+    let file = file.to_str().unwrap();
+    let text = |output: Output| lines(&String::from_utf8(output.stdout).unwrap())[0]["text"].clone();
+    let tokenize = |args: &[&str]| run_with(&[&["tokenize", "--raw", "--format", "json"], args].concat(), prompt);
+    assert_eq!(text(tokenize(&["--prompt", "-"])), prompt);
+    assert_eq!(text(tokenize(&["--prompt-file", file])), prompt);
+    assert_eq!(text(tokenize(&["--prompt-file", "-"])), prompt);
+}
+
+#[test]
+fn tokenize_shows_the_rendered_prompt() {
+    let shown = &lines(&stdout(&["tokenize", "--format", "json", "--system", "Be brief.", "--prompt", "Hi"]))[0];
+    let text = shown["text"].as_str().unwrap();
+    assert!(text.contains("Be brief.") && text.contains("Hi"), "{text}");
+    let (ids, pieces) = (shown["ids"].as_array().unwrap(), shown["pieces"].as_array().unwrap());
+    assert_eq!(ids.len(), pieces.len());
+    assert_eq!(ids.iter().filter(|&id| *id == ids[0]).count(), 1, "one BOS: {ids:?}");
+    // Templated and raw are the same text by two ways.
+    let raw = &lines(&stdout(&["tokenize", "--format", "json", "--raw", "--prompt", text]))[0];
+    assert_eq!(raw["ids"], shown["ids"]);
+}
+
+#[test]
+fn messages_are_a_whole_conversation() {
+    let messages = r#"[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello."},{"role":"user","content":"Bye"}]"#;
+    let output = run_with(&["tokenize", "--format", "json", "--messages", "-"], messages);
+    let text = lines(&String::from_utf8(output.stdout).unwrap())[0]["text"].as_str().unwrap().to_owned();
+    let at = |s| text.find(s).unwrap_or_else(|| panic!("{s} in {text}"));
+    assert!(at("Hi") < at("Hello.") && at("Hello.") < at("Bye"));
+}
+
+#[test]
+fn a_batch_answers_every_line_in_order() {
+    let batch = r#"{"id": "a", "prompt": "Tell me a story", "max_tokens": 6}
+not json
+{"id": 3, "prompt": "Hello", "top_p": 7}
+
+{"id": 4, "prompt": "Hello", "tmep": 1}
+{"id": [5], "messages": [{"role": "user", "content": "Tell me a story"}], "max_tokens": 6}
+{"id": 6}
+"#;
+    let output = run_with(&["--batch", "-"], batch);
+    assert_eq!(output.status.code(), Some(1));
+    let results = lines(&String::from_utf8(output.stdout).unwrap());
+    let numbers: Vec<u64> = results.iter().map(|r| r["line"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 2, 3, 5, 6, 7]);
+    assert_eq!(results[0]["text"], stdout(&["--prompt", "Tell me a story", "--max-tokens", "6"]));
+    assert_eq!((&results[0]["id"], &results[4]["id"]), (&"a".into(), &serde_json::json!([5])));
+    assert_eq!(results[4]["text"], results[0]["text"]);
+    for (i, part) in [(1, "not valid JSON"), (2, "top_p is 7"), (3, "tmep"), (5, "prompt")] {
+        assert!(results[i]["error"].as_str().unwrap().contains(part), "{}", results[i]);
+    }
+
+    let good = run_with(&["--batch", "-", "--max-tokens", "1"], "{\"prompt\": \"Hello\"}\n");
+    assert_eq!(good.status.code(), Some(0));
+}
+
+#[test]
+fn out_of_range_values_are_usage_errors_that_state_the_range() {
+    let cases = [
+        (["--temp", "-1"], "from 0 up"),
+        (["--temp", "nan"], "from 0 up"),
+        (["--top-p", "1.5"], "from 0 to 1"),
+        (["--min-p", "-0.1"], "from 0 to 1"),
+        (["--eviction-batch-percent", "0"], "from 1 to 50"),
+        (["--eviction-batch-percent", "51"], "from 1 to 50"),
+        (["--context-size", "0"], "from 1"),
+        (["--num-sink-tokens", "-1"], "from 0"),
+        (["--prefill-step", "0"], "from 1"),
+        (["--repetition-penalty", "0"], "above 0"),
+        (["--presence-penalty", "inf"], "finite"),
+        (["--logit-bias", "5"], "ID=VALUE"),
+        (["--template-arg", "x=yes"], "JSON"),
+        (["--date", "2025-13-01"], "2025-13-01"),
+        (["--max-tokens", "many"], "many"),
+        (["--device", "tpu"], "cpu, gpu"),
+        (["--format", "xml"], "text, json, jsonl"),
+    ];
+    for (args, expected) in cases {
+        let output = run_with(&args, "");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(args[0]) && stderr.contains(expected), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let mut child = mlx_lm(&["--max-tokens", "400", "--ignore-eos"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap(); // and the pipe is closed here
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), NOTICE));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_a_generation_and_keeps_its_text() {
+    use nix::sys::signal::{Signal, kill};
+    let mut child = mlx_lm(&["--max-tokens", "100000", "--context-size", "200000", "--ignore-eos", "--format", "jsonl"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut events = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let begun: Vec<String> = events.by_ref().take(6).collect();
+    kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let all: Vec<String> = begun.into_iter().chain(events).collect();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let done: Value = serde_json::from_str(all.last().unwrap()).unwrap();
+    assert_eq!(done["finish_reason"], "interrupted");
+    assert!(done["text"].as_str().unwrap().len() > 5);
+    assert!(stderr.contains("generation:") && stderr.contains("tokens/s"), "{stderr}");
+}
+
+#[test]
+fn help_completions_and_man_pages_exist() {
+    for flag in ["--model-root", "--prompt", "--max-tokens", "--temp", "--top-p", "--context-size", "--num-sink-tokens",
+        "--eviction-batch-percent", "--seed", "--verbose"] {
+        assert!(stdout(&["--help"]).contains(flag), "{flag}");
+    }
+    assert!(stdout(&["completions", "bash"]).contains("--model-root"));
+    let scratch = tempfile::tempdir().unwrap();
+    stdout(&["man", scratch.path().to_str().unwrap()]);
+    assert!(std::fs::read_to_string(scratch.path().join("mlx_lm.1")).unwrap().contains("model\\-root"));
+}
