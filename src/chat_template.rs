@@ -8,17 +8,19 @@ use std::fmt::Write as _;
 
 use jiff::civil::{Date, DateTime};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde, ValueKind};
-use minijinja::{Environment, ErrorKind, Value, escape_formatter};
+use minijinja::value::{Kwargs, Rest, Serde, ValueKind, from_args};
+use minijinja::{Environment, ErrorKind, State, Value, escape_formatter};
+use minijinja_contrib::globals::{cycler, joiner};
 use serde_json::Map;
 
 use crate::error::{Error, Result};
 
 type Jinja<T> = std::result::Result<T, minijinja::Error>;
 
-/// What one rendering may cost, in MiniJinja's fuel: one per instruction and per 64 bytes produced. A conversation of
-/// a thousand messages costs about 1% of it; an endless template is stopped within seconds and below 1 GB.
-const FUEL: u64 = 10_000_000;
+/// What one rendering may cost, in MiniJinja's fuel: one per instruction and per 64 bytes produced. 2000 messages of
+/// 600 bytes cost less than a tenth of it; a loop without end is stopped after a second or so. It is no wall against a
+/// template written to do harm: values nested deeply enough overflow the stack when MiniJinja prints or drops them.
+const FUEL: u64 = 5_000_000;
 
 /// Python's default limit of recursion would let JSON nest deeper than a thread's stack holds.
 const MAX_JSON_DEPTH: usize = 128;
@@ -68,9 +70,6 @@ impl ChatTemplate {
 
     fn variables(&self, conversation: &Conversation) -> Result<Value> {
         let Conversation { messages, tools, args, add_generation_prompt, .. } = conversation;
-        if messages.is_empty() {
-            return Err(Error::Input("a conversation needs at least one message".into()));
-        }
         let mut plain = Vec::with_capacity(messages.len());
         for message in messages {
             let Some(message) = message.as_object() else {
@@ -100,14 +99,18 @@ fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_fuel(Some(FUEL));
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_debug(true); // errors know their column
+    env.set_unknown_method_callback(python_method);
     env.set_formatter(|out, state, value| match float(value) {
         Some(number) => Ok(out.write_str(&python_float(number))?),
         None => escape_formatter(out, state, value),
     });
+    env.add_test("iterable", is_iterable);
+    env.add_test("sequence", is_iterable);
+    env.add_filter("default", default);
     env.add_filter("tojson", tojson);
-    env.add_function("cycler", minijinja_contrib::globals::cycler);
-    env.add_function("joiner", minijinja_contrib::globals::joiner);
+    env.add_function("cycler", |items: Rest<Value>| cycler(items.to_vec()));
+    env.add_function("joiner", joiner);
     env.add_function("raise_exception", |message: String| -> Jinja<()> {
         Err(minijinja::Error::from(ErrorKind::InvalidOperation).with_source(Raised(message)))
     });
@@ -207,6 +210,41 @@ fn tag_length(source: &str) -> usize {
     source.len()
 }
 
+/// Python's methods of strings, lists and mappings.
+fn python_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Jinja<Value> {
+    match (value.as_str(), name) {
+        (Some(text), "removeprefix") => {
+            from_args(args).map(|(p,): (&str,)| text.strip_prefix(p).unwrap_or(text).into())
+        }
+        (Some(text), "removesuffix") => {
+            from_args(args).map(|(s,): (&str,)| text.strip_suffix(s).unwrap_or(text).into())
+        }
+        (Some(text), "rsplit") => {
+            let (separator, limit): (&str, Option<usize>) = from_args(args)?;
+            let parts = text.rsplitn(limit.map_or(usize::MAX, |n| n.saturating_add(1)), separator);
+            let mut parts: Vec<Value> = parts.map(Value::from).collect();
+            parts.reverse();
+            Ok(parts.into())
+        }
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+/// Whether Python iterates over the value; templates ask this of a message's `content`. Slices and concatenations are
+/// lazy here and lists in Python, so what Python cannot index (`keys()`) is not told from a sequence.
+fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Undefined | String | Seq | Map | Iterable)
+}
+
+/// Jinja2's `default`, whose second argument templates also give by name.
+fn default(value: Value, other: Option<Value>, positional: Option<bool>, named: Kwargs) -> Jinja<Value> {
+    let falsy_too = positional.or(named.get("boolean")?).unwrap_or(false);
+    named.assert_all_used()?;
+    let keep = !value.is_undefined() && (!falsy_too || value.is_true());
+    Ok(if keep { value } else { other.unwrap_or_else(|| "".into()) })
+}
+
 fn float(value: &Value) -> Option<f64> {
     (value.kind() == ValueKind::Number && !value.is_integer()).then(|| f64::try_from(value.clone()).ok())?
 }
@@ -225,7 +263,7 @@ fn python_float(number: f64) -> String {
 }
 
 /// Python's `json.dumps`, with transformers' defaults: no HTML escapes, other characters than ASCII as they are.
-fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Jinja<String> {
+fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Jinja<String> {
     let option = |i: usize, name| match positional.get(i) {
         Some(value) => Ok(value.clone()),
         None => named.get::<Option<Value>>(name).map(Option::unwrap_or_default),
@@ -245,7 +283,7 @@ fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Jinja<String
         (if indent.is_some() { "," } else { ", " }.into(), ": ".into())
     };
     let (ensure_ascii, sort_keys) = (ensure_ascii.is_true(), sort_keys.is_true());
-    let mut json = Json { out: String::new(), ensure_ascii, indent, item, key, sort_keys };
+    let mut json = Json { state, out: String::new(), ensure_ascii, indent, item, key, sort_keys };
     json.value(value, 0)?;
     Ok(json.out)
 }
@@ -254,7 +292,8 @@ fn not_json(problem: String) -> minijinja::Error {
     minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {problem}"))
 }
 
-struct Json {
+struct Json<'a> {
+    state: &'a State<'a, 'a>,
     out: String,
     ensure_ascii: bool,
     indent: Option<String>,
@@ -263,11 +302,13 @@ struct Json {
     sort_keys: bool,
 }
 
-impl Json {
+impl Json<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Jinja<()> {
         if depth > MAX_JSON_DEPTH {
             return Err(not_json(format!("nested deeper than {MAX_JSON_DEPTH}")));
         }
+        // A small value can be an exponentially large text, which the engine sees only when it is complete.
+        self.state.consume_fuel(4 + value.as_str().map_or(0, str::len) as u64 / 64)?;
         match value.kind() {
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Bool | ValueKind::None | ValueKind::Number => self.out.push_str(&scalar(value)),

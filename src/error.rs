@@ -44,11 +44,23 @@ pub enum Error {
 
     /// MLX refused an operation.
     #[error("MLX: {0}")]
-    Mlx(#[from] mlx_rs::error::Exception),
+    Mlx(String),
 }
 
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<mlx_rs::error::Exception> for Error {
+    fn from(exception: mlx_rs::error::Exception) -> Self {
+        Error::Mlx(first_line(exception.what()).to_owned())
+    }
+}
+
+/// MLX's message without the place in its C++ sources, and without a compiler's log.
+fn first_line(what: &str) -> &str {
+    let line = what.lines().next().unwrap_or_default();
+    line.rsplit_once(" at ").filter(|(_, place)| place.contains(".cpp:")).map_or(line, |(message, _)| message)
+}
 
 impl Error {
     pub(crate) fn malformed(path: &Path, problem: impl ToString) -> Self {

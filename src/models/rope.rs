@@ -130,10 +130,11 @@ impl RopeScaling {
             "yarn" => {
                 let factor = block.positive("factor")?;
                 let magnitude = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-                let all_dims = block.optional_positive("mscale_all_dim")?.map_or(1.0, magnitude);
-                let attention_factor = match block.optional_positive("attention_factor")? {
-                    Some(given) => given,
-                    None => magnitude(or("mscale", 1.0)?) / all_dims,
+                let mscales = (block.optional_positive("mscale")?, block.optional_positive("mscale_all_dim")?);
+                let attention_factor = match (block.optional_positive("attention_factor")?, mscales) {
+                    (Some(given), _) => given,
+                    (None, (Some(mscale), Some(all_dim))) => magnitude(mscale) / magnitude(all_dim),
+                    (None, _) => magnitude(1.0),
                 };
                 RopeScaling::Yarn {
                     factor,
@@ -197,5 +198,39 @@ impl Rope {
             let factor = Array::from_f32(self.attention_factor).as_dtype(x.dtype())?;
             rotate(&ops::multiply(x, factor)?)?
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Map, Value};
+    use std::path::Path;
+
+    /// Frequencies and magnitude as transformers computes them, for every kind of scaling.
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/rope.json");
+        let cases: Vec<Map<String, Value>> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert!(cases.len() >= 8);
+        for case in &cases {
+            let fields = Fields::new(Path::new("rope.json"), case);
+            let (head_dim, positions) =
+                (fields.size("head_dim").unwrap(), fields.size("max_position_embeddings").unwrap());
+            let config = RopeConfig::read(&fields, positions).unwrap();
+            let factor = match config.scaling {
+                RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+                _ => 1.0,
+            };
+            assert!((factor - case["factor"].as_f64().unwrap()).abs() < 1e-6, "{}: {factor}", case["name"]);
+            let expected = case["frequencies"].as_array().unwrap();
+            let found = config.inverse_frequencies(head_dim);
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(expected) {
+                // transformers computes in f32.
+                let ratio = 1.0 / found / expected.as_f64().unwrap();
+                assert!((ratio - 1.0).abs() < 2e-5, "{}: {} for {expected}", case["name"], 1.0 / found);
+            }
+        }
     }
 }

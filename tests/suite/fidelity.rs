@@ -4,11 +4,13 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use mlx_lm::chat_template::Conversation;
+use mlx_lm::generate::Piece;
 use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
-use mlx_lm::{Checkpoint, Model};
-use mlx_rs::Array;
+use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, generate};
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
+use mlx_rs::{Array, Device};
 use serde::Deserialize;
 
 use crate::fixture;
@@ -31,6 +33,7 @@ struct Case {
 
 impl Case {
     fn all() -> Vec<Case> {
+        compute_on_cpu();
         let mut names: Vec<String> = fs::read_dir(fixture("checkpoints"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -64,6 +67,11 @@ impl Case {
         let config = fs::read_to_string(fixture("checkpoints").join(&self.name).join("config.json")).unwrap();
         if config.contains("\"float32\"") { 1e-4 } else { 1.0 / 256.0 }
     }
+}
+
+/// The stored numbers come from MLX's CPU backend; a GPU rounds f32 products to fewer bits.
+fn compute_on_cpu() {
+    Device::set_default(&Device::cpu());
 }
 
 fn load(root: &Path) -> Model {
@@ -131,5 +139,49 @@ fn greedy_ids_are_those_of_the_reference_however_the_prompt_is_chunked() {
             let ids: Vec<u32> = tokens.unwrap().unwrap().map(|t| t.unwrap().id).collect();
             assert_eq!(ids, case.reference.greedy, "{} in chunks of {prefill_step}", case.name);
         }
+    }
+}
+
+#[derive(Deserialize)]
+struct TextCase {
+    prompt: Option<String>,
+    #[serde(default)]
+    messages: Vec<serde_json::Value>,
+    prompt_ids: Vec<u32>,
+    max_tokens: usize,
+    ids: Vec<u32>,
+    text: String,
+    finish_reason: String,
+}
+
+/// From prompt or conversation to text: the ids and the text that `mlx_lm.generate` gives.
+#[test]
+fn text_is_that_of_the_reference() {
+    compute_on_cpu();
+    let root = fixture("checkpoints/llama-chat");
+    let checkpoint = Checkpoint::open(&root).unwrap();
+    let (model, tokenizer) = (load(&root), Tokenizer::load(&checkpoint).unwrap());
+    let cases: Vec<TextCase> = serde_json::from_slice(&fs::read(root.join("text.json")).unwrap()).unwrap();
+    for case in cases {
+        let prompt = match case.prompt {
+            Some(prompt) => tokenizer.encode(&prompt, true).unwrap(),
+            None => {
+                let conversation =
+                    Conversation { messages: case.messages, add_generation_prompt: true, ..Default::default() };
+                tokenizer.encode(&tokenizer.render(&conversation).unwrap(), false).unwrap()
+            }
+        };
+        assert_eq!(prompt, case.prompt_ids);
+        let options = GenerateOptions { max_tokens: case.max_tokens, ..Default::default() };
+        let mut generation = generate(&model, &tokenizer, &prompt, &options).unwrap();
+        let pieces: Vec<Piece> = generation.by_ref().map(Result::unwrap).collect();
+        let mut ids: Vec<u32> = pieces.iter().map(|p| p.token.id).collect();
+        if case.finish_reason == "stop" && ids.len() == case.ids.len() + 1 {
+            ids.pop(); // the end-of-sequence token, which the reference does not list
+        }
+        assert_eq!(ids, case.ids);
+        assert_eq!(pieces.iter().map(|p| p.text.as_str()).collect::<String>(), case.text);
+        let reason = serde_json::to_value(generation.finish_reason()).unwrap();
+        assert_eq!(reason, case.finish_reason);
     }
 }

@@ -1,10 +1,12 @@
 //! The integration tests, as one binary: MLX starts once, and every module shares the helpers here.
 
+mod chat_template;
 mod cli;
 mod errors;
 mod fidelity;
 mod loading;
 mod sampling;
+mod tokenizer;
 
 use std::fs;
 use std::path::{Path, PathBuf};

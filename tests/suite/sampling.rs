@@ -43,9 +43,13 @@ fn expected(options: &SamplerOptions, logits: &[f32]) -> Vec<f64> {
         keep[token] = nucleus && likely && (options.top_k == 0 || rank < options.top_k);
         above += probs[token];
     }
-    softmax((0..probs.len()).map(|t| {
-        if keep[t] { f64::from(logits[t]) / f64::from(options.temp) } else { f64::NEG_INFINITY }
-    }))
+    softmax(
+        (0..probs.len()).map(
+            |t| {
+                if keep[t] { f64::from(logits[t]) / f64::from(options.temp) } else { f64::NEG_INFINITY }
+            },
+        ),
+    )
 }
 
 /// Pearson's statistic, over the tokens that can come; one that cannot come must not.

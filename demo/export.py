@@ -1,0 +1,87 @@
+"""The one-file form of the demo model: 4-bit MLX weights, with the texts of the other files in the header.
+
+    python export.py --work build                 # quantizes build/ with MLX and writes demo.safetensors
+    python export.py --unpack DIR                 # writes demo.safetensors out as a normal model folder
+
+The data of the file begins at a multiple of 64 bytes, and the tensors are sorted so that each one is aligned.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+TEXTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+DEMO = Path(__file__).parent / "demo.safetensors"
+SIZES = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2}
+
+
+def read(path):
+    """A safetensors file: its tensors as (dtype, shape, bytes), and its metadata."""
+    data = Path(path).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__", {})
+    tensors = {name: (t["dtype"], t["shape"], data[start + t["data_offsets"][0]:start + t["data_offsets"][1]])
+               for name, t in header.items()}
+    return tensors, metadata
+
+
+def write(path, tensors, metadata, align=64):
+    header, at, parts = {"__metadata__": metadata}, 0, []
+    for name, (dtype, shape, data) in sorted(tensors.items(), key=lambda item: (-SIZES[item[1][0]], item[0])):
+        header[name] = dict(dtype=dtype, shape=shape, data_offsets=[at, at + len(data)])
+        parts.append(data)
+        at += len(data)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % align)
+    Path(path).write_bytes(b"".join([len(text).to_bytes(8, "little"), text] + parts))
+
+
+def quantized(path, group, bits):
+    """The tensors of a full-precision file as MLX stores them: matrices packed, norms in bfloat16."""
+    import mlx.core as mx
+    out = {}
+    for name, weight in mx.load(str(path)).items():
+        weight = weight.astype(mx.bfloat16)
+        if weight.ndim == 2:
+            stem = name.removesuffix(".weight")
+            parts = mx.quantize(weight, group_size=group, bits=bits)
+            out.update({f"{stem}.weight": parts[0], f"{stem}.scales": parts[1], f"{stem}.biases": parts[2]})
+        else:
+            out[name] = weight
+    return {name: ("U32" if t.dtype == mx.uint32 else "BF16", list(t.shape), bytes(memoryview(t if t.dtype == mx.uint32 else t.view(mx.uint16))))
+            for name, t in out.items()}
+
+
+def export(work, path, group=64, bits=4):
+    texts = {name: (work / name).read_text(encoding="utf-8") for name in TEXTS}
+    config = json.loads(texts["config.json"])
+    config["quantization"] = dict(group_size=group, bits=bits, mode="affine")
+    config["quantization_config"] = config["quantization"]
+    texts["config.json"] = json.dumps(config, separators=(",", ":"))
+    write(path, quantized(work / "model.safetensors", group, bits), {"format": "mlx", **texts})
+    print(f"{path}: {path.stat().st_size} bytes")
+
+
+def unpack(path, folder):
+    tensors, metadata = read(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TEXTS:
+        (folder / name).write_text(metadata[name], encoding="utf-8")
+    write(folder / "model.safetensors", tensors, {"format": "mlx"})
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--work", type=Path, default=Path("build"))
+    args.add_argument("--file", type=Path, default=DEMO)
+    args.add_argument("--unpack", type=Path, metavar="DIR")
+    args = args.parse_args()
+    if args.unpack:
+        unpack(args.file, args.unpack)
+    else:
+        export(args.work, args.file)
+
+
+if __name__ == "__main__":
+    main()
