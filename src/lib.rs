@@ -40,3 +40,8 @@ pub use error::{Error, Result};
 pub use generate::{GenerateOptions, generate};
 pub use models::Model;
 pub use tokenizer::Tokenizer;
+
+/// The README's example, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
