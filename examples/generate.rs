@@ -7,7 +7,7 @@ use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, generate};
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let checkpoint = args.next().map_or_else(Checkpoint::demo, Checkpoint::open)?;
-    let model = Model::load(&checkpoint, |_, _| ())?;
+    let model = Model::load(&checkpoint, |_done, _total| ())?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let prompt = tokenizer.encode(&args.next().unwrap_or("Once upon a time".into()), true)?;
     for piece in generate(&model, &tokenizer, &prompt, &GenerateOptions::default())? {

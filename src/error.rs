@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 /// What can go wrong between a path on the command line and generated text. One line each.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs)] // the messages say what the fields are
 pub enum Error {
     /// A file or directory could not be read.
     #[error("{path}: {source}", path = path.display())]

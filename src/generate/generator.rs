@@ -21,6 +21,7 @@ const CLEAR_CACHE_EVERY: usize = 256;
 /// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
+    /// Its id in the vocabulary.
     pub id: u32,
     /// Natural log of its probability before temperature and filters, when asked for.
     pub logprob: Option<f32>,

@@ -53,6 +53,7 @@ impl KvCache {
         self.len
     }
 
+    /// Whether it holds no token.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -35,6 +35,7 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
     /// Prompt tokens per forward pass.
     pub prefill_step: usize,
+    /// How each token is chosen.
     pub sampler: SamplerOptions,
 }
 
@@ -93,13 +94,16 @@ pub enum FinishReason {
 /// character can span tokens and a stop string must not show; all pieces together are the whole text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
+    /// The token just generated.
     pub token: Token,
+    /// The text that it made certain; may be empty.
     pub text: String,
 }
 
 /// What a generation took.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stats {
+    /// Including special tokens.
     pub prompt_tokens: usize,
     /// Including an end-of-sequence token.
     pub generated_tokens: usize,

@@ -20,16 +20,25 @@ const MAX_POSITIONS: i64 = 1 << 30;
 /// What the decoder is built from: the union of the three families' settings, with every default filled in.
 #[derive(Debug, Clone)]
 pub struct DecoderConfig {
+    /// Number of token ids (V).
     pub vocab_size: i32,
+    /// Width of the hidden states (D).
     pub hidden_size: i32,
+    /// Width inside the MLP.
     pub intermediate_size: i32,
+    /// Number of decoder blocks.
     pub num_hidden_layers: i32,
+    /// Query heads.
     pub num_attention_heads: i32,
+    /// Key and value heads; each serves `num_attention_heads / num_key_value_heads` query heads.
     pub num_key_value_heads: i32,
+    /// Width of one head; not always `hidden_size / num_attention_heads`.
     pub head_dim: i32,
+    /// Added to the mean square before its root is taken.
     pub rms_norm_eps: f32,
     /// The longest sequence the model was made for, in tokens.
     pub max_position_embeddings: i32,
+    /// Rotary position embedding.
     pub rope: RopeConfig,
     /// How many positions a query sees, itself included; `None` for all.
     pub sliding_window: Option<i32>,
@@ -41,6 +50,7 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// Queries and keys are RMS-normalised per head before RoPE (`q_norm`, `k_norm`).
     pub qk_norm: bool,
+    /// How packed weights are packed; `None` for a model without any.
     pub quantization: Option<Quantization>,
 }
 
@@ -169,7 +179,7 @@ fn read_packing(block: &Fields) -> Result<Packing> {
 }
 
 /// A JSON object whose fields are read with their type and range checked; errors name file and field.
-pub struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a Path,
     prefix: String,
     map: &'a Map<String, Value>,
@@ -263,4 +273,10 @@ fn abbreviate(value: &Value) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
+}
+
+/// A family's configuration from JSON, for the families' tests.
+#[cfg(test)]
+pub(super) fn read_json(read: fn(&Fields) -> Result<DecoderConfig>, json: Value) -> DecoderConfig {
+    read(&Fields::new(Path::new("config.json"), json.as_object().unwrap())).unwrap()
 }

@@ -11,3 +11,30 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
     }
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::read_json;
+    use serde_json::{Value, json};
+
+    fn mistral_7b(sliding_window: Value, rope_theta: f64) -> Value {
+        json!({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "vocab_size": 32000,
+            "tie_word_embeddings": false, "rope_theta": rope_theta, "sliding_window": sliding_window})
+    }
+
+    #[test]
+    fn version_1_slides_its_window_and_version_3_does_not() {
+        let v1 = read_json(super::config, mistral_7b(json!(4096), 1e4));
+        assert_eq!((v1.head_dim, v1.sliding_window, v1.rope.rope_theta), (128, Some(4096), 1e4));
+        let v3 = read_json(super::config, mistral_7b(json!(null), 1e6));
+        assert_eq!((v3.head_dim, v3.sliding_window, v3.rope.rope_theta), (128, None, 1e6));
+    }
+
+    #[test]
+    fn layer_types_overrule_sliding_window() {
+        let mut full = mistral_7b(json!(4096), 1e4);
+        full["layer_types"] = json!(["full_attention", "full_attention"]);
+        assert_eq!(read_json(super::config, full).sliding_window, None);
+    }
+}

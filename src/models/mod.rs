@@ -48,6 +48,7 @@ impl Model {
         Ok(Model { config, decoder })
     }
 
+    /// What config.json says, with all defaults filled in.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }

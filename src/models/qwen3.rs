@@ -12,3 +12,25 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
         ..DecoderConfig::read(fields, Defaults { max_position_embeddings: 32_768, head_dim: Some(128) })?
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::read_json;
+    use serde_json::json;
+
+    #[test]
+    fn qwen3_4b_instruct_2507() {
+        let config = read_json(
+            super::config,
+            json!({"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5000000, "rope_scaling": null,
+                "sliding_window": null, "use_sliding_window": false, "max_window_layers": 36,
+                "max_position_embeddings": 262144, "rms_norm_eps": 1e-6, "vocab_size": 151936,
+                "tie_word_embeddings": true}),
+        );
+        // 32 heads of 128 are wider than the hidden states.
+        assert_eq!((config.head_dim, config.num_attention_heads * config.head_dim), (128, 4096));
+        assert_eq!((config.rms_norm_eps, config.rope.rope_theta), (1e-6, 5e6));
+        assert!(config.qk_norm && config.tie_word_embeddings == Some(true) && config.sliding_window.is_none());
+    }
+}

@@ -14,23 +14,23 @@ use crate::error::Result;
 /// `rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
+    /// Base of the geometric series of frequencies.
     pub rope_theta: f64,
+    /// What is done to the series.
     pub scaling: RopeScaling,
 }
 
 /// How the frequencies are changed to reach beyond the length of the original training.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // the fields are config.json's
 pub enum RopeScaling {
+    /// Nothing.
     Default,
-    Linear {
-        factor: f64,
-    },
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_position_embeddings: f64,
-    },
+    /// Every frequency divided by `factor`.
+    Linear { factor: f64 },
+    /// Low frequencies divided by `factor`, high ones kept, those between blended.
+    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position_embeddings: f64 },
+    /// The same idea with a ramp over dimensions, and longer vectors.
     Yarn {
         factor: f64,
         original_max_position_embeddings: f64,
@@ -169,6 +169,7 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// For heads of `head_dim` components.
     pub fn new(config: &RopeConfig, head_dim: i32) -> Self {
         let mut rope = Rope { head_dim, base: None, scale: 1.0, freqs: None, attention_factor: 1.0 };
         match config.scaling {
