@@ -11,9 +11,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::args::GenerateArgs;
+use super::generate::Session;
 use super::output::{print_stats, write_line};
 use super::prompt::{Input, Prompt, check_messages};
-use super::run::Session;
 use super::{FAILURE, INTERRUPTED};
 
 /// A line of the batch: a prompt or messages, an id to be repeated in the result, and options that differ from the

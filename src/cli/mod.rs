@@ -4,9 +4,9 @@
 
 mod args;
 mod batch;
+mod generate;
 mod output;
 mod prompt;
-mod run;
 mod terminal;
 mod tokenize;
 
@@ -24,6 +24,16 @@ const USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 pub fn main() -> ExitCode {
+    // A panic is a defect of ours; whoever meets one gets a line like for any other error.
+    std::panic::set_hook(Box::new(|panic| log::debug!("{panic}")));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        eprintln!("error: internal error: {}; please report it", message.unwrap_or("no message").replace('\n', " "));
+        ExitCode::from(FAILURE)
+    })
+}
+
+fn run() -> ExitCode {
     let cli = Cli::parse();
     let verbose = cli.command.is_none() && cli.generate.verbose;
     env_logger::Builder::new()
@@ -32,7 +42,7 @@ pub fn main() -> ExitCode {
         .format(|out, record| writeln!(out, "[{}] {}", record.level(), record.args()))
         .init();
     let done = match cli.command {
-        None => run::generate(cli.generate),
+        None => generate::generate(cli.generate),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::Completions { shell }) => completions(shell),
         Some(Command::Man { output }) => clap_mangen::generate_to(Cli::command(), &output)

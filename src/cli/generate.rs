@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use mlx_lm::generate::{Piece, generate_with_progress};
+use mlx_lm::generate::{FinishReason, Piece, generate_with_progress};
 use mlx_lm::{GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 
@@ -61,6 +61,9 @@ impl Session {
             }
         }
         let (finish_reason, stats) = (generation.finish_reason(), generation.stats());
+        if finish_reason == Some(FinishReason::Length) && stats.generated_tokens < options.max_tokens {
+            log::warn!("the text ends here because the context is full; --context-size sets its size");
+        }
         if finish_reason.is_none() {
             text.push_str(&generation.interrupt());
         }
