@@ -63,7 +63,9 @@ impl Tokenizer {
         }
         if let Some(eos) = special_tokens.get("eos_token") {
             match inner.token_to_id(eos) {
-                Some(id) => drop(eos_token_ids.insert(id)),
+                Some(id) => {
+                    eos_token_ids.insert(id);
+                }
                 None => log::warn!("{}: the end-of-text token {eos:?} is not in the vocabulary", path.display()),
             }
         }

@@ -228,11 +228,8 @@ impl Generation<'_> {
 
     /// Break off: the text that was held back, which no piece will bring any more.
     pub fn interrupt(mut self) -> String {
-        let (mut text, stopped) = self.stop.push(&self.detokenizer.finish());
-        if !stopped {
-            text.push_str(&self.stop.finish());
-        }
-        text
+        let (text, _) = self.stop.push(&self.detokenizer.finish());
+        text + &self.stop.finish()
     }
 
     fn advance(&mut self) -> Result<Option<Piece>> {
@@ -251,7 +248,7 @@ impl Generation<'_> {
             certain.push_str(&self.detokenizer.finish());
         }
         let (mut text, stopped) = self.stop.push(&certain);
-        if is_last && !stopped {
+        if is_last {
             text.push_str(&self.stop.finish());
         }
         if stopped || is_eos {

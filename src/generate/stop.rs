@@ -27,7 +27,7 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// The text has ended: what was held back is part of it.
+    /// The text has ended: what was held back is part of it. Nothing, once a stop string has come.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

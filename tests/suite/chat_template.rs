@@ -165,6 +165,8 @@ fn generation_tags_leave_the_text_alone_and_are_a_scope() {
         ("{% set x = 0 %}{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}{{ x }}", "10"),
         ("{{ '{% generation %}' }}{# {% endgeneration %} #}", "{% generation %}"),
         ("{% raw %}{% generation %}'{% endraw %}{% generation %}{{ '}}' }}{% endgeneration %}", "{% generation %}'}}"),
+        ("{# {{ ' #}{% generation %}a{% endgeneration %}", "a"),
+        ("{{ [{'a': {}}, '{% generation %}'][1] }}{% generation %}{% endgeneration %}", "{% generation %}"),
         (
             r#"{{ "\"{% endgeneration %}" }}{{ {'a': {}} }}{% generation %}{% endgeneration %}"#,
             "\"{% endgeneration %}{'a': {}}",
@@ -176,6 +178,11 @@ fn generation_tags_leave_the_text_alone_and_are_a_scope() {
     let with_tag = error("{% generation %}{% endgeneration %}{{ missing.x }}");
     let without = error("{#generation x#}{#  endgeneration #}{{ missing.x }}");
     assert_eq!(with_tag.replace("column 39", "column 40"), without);
+}
+
+#[test]
+fn line_ends_are_newlines() {
+    assert_eq!(render("a\r\n{% if true %}\r\nb\rc\r\n{% endif %}\r\n"), "a\nb\nc\n");
 }
 
 #[test]

@@ -33,7 +33,6 @@ struct Case {
 
 impl Case {
     fn all() -> Vec<Case> {
-        compute_on_cpu();
         let mut names: Vec<String> = fs::read_dir(fixture("checkpoints"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -44,6 +43,7 @@ impl Case {
     }
 
     fn load(name: String) -> Case {
+        compute_on_cpu();
         let root = fixture("checkpoints").join(&name);
         let reference = serde_json::from_slice(&fs::read(root.join("reference.json")).unwrap()).unwrap();
         let stored = Array::load_safetensors(root.join("reference.safetensors")).unwrap();
@@ -76,6 +76,15 @@ fn compute_on_cpu() {
 
 fn load(root: &Path) -> Model {
     Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap_or_else(|e| panic!("{}: {e}", root.display()))
+}
+
+/// `n` ids after the prompt.
+fn generated(model: &Model, options: SamplerOptions, prompt: &[u32], n: usize, prefill_step: usize) -> Vec<u32> {
+    let cache = model.new_cache((prompt.len() + n) as i32);
+    let sampler = Sampler::new(options, model.config().vocab_size).unwrap();
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let tokens = Generator::prefill(model, cache, sampler, prompt, n, None, prefill_step, go_on);
+    tokens.unwrap().unwrap().map(|t| t.unwrap().id).collect()
 }
 
 fn row(ids: &[u32]) -> Array {
@@ -124,21 +133,44 @@ fn logits_are_those_of_the_reference() {
 fn greedy_ids_are_those_of_the_reference_however_the_prompt_is_chunked() {
     for case in Case::all() {
         for prefill_step in [2048, 5, 1] {
-            let sampler = Sampler::new(SamplerOptions::default(), case.model.config().vocab_size).unwrap();
-            let context = (case.reference.prompt.len() + case.reference.greedy.len()) as i32;
-            let tokens = Generator::prefill(
-                &case.model,
-                case.model.new_cache(context),
-                sampler,
-                &case.reference.prompt,
-                case.reference.greedy.len(),
-                None,
-                prefill_step,
-                &mut |_, _| ControlFlow::Continue(()),
-            );
-            let ids: Vec<u32> = tokens.unwrap().unwrap().map(|t| t.unwrap().id).collect();
-            assert_eq!(ids, case.reference.greedy, "{} in chunks of {prefill_step}", case.name);
+            let Reference { prompt, greedy, .. } = &case.reference;
+            let ids = generated(&case.model, SamplerOptions::default(), prompt, greedy.len(), prefill_step);
+            assert_eq!(ids, *greedy, "{} in chunks of {prefill_step}", case.name);
         }
+    }
+}
+
+#[derive(Deserialize)]
+struct SampleCase {
+    checkpoint: String,
+    seed: u64,
+    settings: serde_json::Map<String, serde_json::Value>,
+    ids: Vec<u32>,
+}
+
+/// With the same seed, the same draws as mlx-lm, whatever filters and penalties act.
+#[test]
+fn sampled_ids_are_those_of_the_reference() {
+    let cases: Vec<SampleCase> = serde_json::from_slice(&fs::read(fixture("samples.json")).unwrap()).unwrap();
+    assert!(cases.len() >= 20);
+    for case in cases {
+        let Case { model, reference, .. } = Case::load(case.checkpoint.clone());
+        let number = |key| case.settings.get(key).and_then(serde_json::Value::as_f64).map(|x| x as f32);
+        let bias = case.settings.get("logit_bias").and_then(serde_json::Value::as_object).into_iter().flatten();
+        let options = SamplerOptions {
+            temp: number("temp").unwrap(),
+            top_p: number("top_p").unwrap_or(1.0),
+            top_k: number("top_k").unwrap_or(0.0) as usize,
+            min_p: number("min_p").unwrap_or(0.0),
+            repetition_penalty: number("repetition_penalty"),
+            repetition_context: number("repetition_context_size").unwrap_or(20.0) as usize,
+            presence_penalty: number("presence_penalty").unwrap_or(0.0),
+            frequency_penalty: number("frequency_penalty").unwrap_or(0.0),
+            logit_bias: bias.map(|(id, value)| (id.parse().unwrap(), value.as_f64().unwrap() as f32)).collect(),
+            seed: case.seed,
+        };
+        let ids = generated(&model, options.clone(), &reference.prompt, case.ids.len(), 2048);
+        assert_eq!(ids, case.ids, "{} with {options:?}", case.checkpoint);
     }
 }
 

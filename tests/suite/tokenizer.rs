@@ -271,6 +271,15 @@ fn a_token_that_a_configuration_calls_special_is_not_printed() {
 }
 
 #[test]
+fn lengths_that_the_tokenizer_was_trained_with_do_not_count() {
+    let mut json = words(&["a", "b", "c", "[PAD]"], Value::Null);
+    json["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = json!({"strategy": {"Fixed": 5}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 3,
+                             "pad_type_id": 0, "pad_token": "[PAD]"});
+    assert_eq!(tokenizer(&[("tokenizer.json", json)]).unwrap().encode("a b c", true).unwrap(), [0, 1, 2]);
+}
+
+#[test]
 fn chat_templates_are_found_wherever_transformers_keeps_them() {
     let vocabulary = ("tokenizer.json", words(&["a"], Value::Null));
     let load = |files: &[(&str, Value)]| {
@@ -322,11 +331,16 @@ fn a_tokenizer_that_cannot_be_used_is_an_error_that_names_the_file() {
     // A decoder nested this deep makes the `tokenizers` crate panic.
     let deep = format!(r#"{{"version": "1.0", "decoder": {}{}}}"#, "[".repeat(500), "]".repeat(500));
     let others = ["{}", "[]", "7", "null", "{\"version\": \"9\"}", "\u{0}", &deep].map(str::to_owned);
-    for text in cut.chain(others) {
-        match tokenizer(&[("tokenizer.json", text.clone().into())]) {
-            Err(Error::Malformed { path, .. }) => assert!(path.ends_with("tokenizer.json")),
-            other => panic!("{text}: {other:?}"),
-        }
+    let problem = |text: String| match tokenizer(&[("tokenizer.json", text.clone().into())]) {
+        Err(Error::Malformed { path, problem }) if path.ends_with("tokenizer.json") => problem,
+        other => panic!("{text}: {other:?}"),
+    };
+    for text in cut {
+        let problem = problem(text);
+        assert!(problem.contains("at line"), "{problem}");
+    }
+    for text in others {
+        assert!(!problem(text).is_empty());
     }
     assert!(matches!(tokenizer(&[]), Err(Error::Missing { path, .. }) if path.ends_with("tokenizer.json")));
     for decoder in [
