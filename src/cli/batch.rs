@@ -44,24 +44,24 @@ struct Line {
 }
 
 impl Line {
-    fn split(self, args: &GenerateArgs, base: &GenerateOptions) -> Result<(Prompt, GenerateOptions)> {
-        let input = match (self.prompt, self.messages) {
-            (Some(text), None) => Input::Text { text, system: self.system.or_else(|| args.prompt.system.clone()) },
-            (None, Some(_)) if self.system.is_some() => {
-                bail!("\"system\" goes with \"prompt\"; put it into \"messages\"")
-            }
-            (None, Some(messages)) => Input::Messages(check_messages(messages)?),
+    /// The prompt and options of this line; what it leaves out is the command line's.
+    fn split(self, flags: &Prompt, base: &GenerateOptions) -> Result<(Prompt, GenerateOptions)> {
+        let flag_system = match &flags.input {
+            Input::Text { system, .. } => system.clone(),
+            Input::Messages(_) => None,
+        };
+        let raw = self.raw.unwrap_or(flags.raw);
+        let input = match (self.prompt, self.messages, self.system.or(flag_system)) {
+            (Some(_), None, Some(_)) | (None, Some(_), _) if raw => bail!("\"raw\" goes with \"prompt\" alone"),
+            (Some(text), None, system) => Input::Text { text, system },
+            (None, Some(_), Some(_)) => bail!("\"system\" goes with \"prompt\"; put it into \"messages\""),
+            (None, Some(messages), None) => Input::Messages(check_messages(messages)?),
             _ => bail!("expected either \"prompt\" or \"messages\""),
         };
-        let mut template_args: Map<String, Value> = args.prompt.template_arg.iter().cloned().collect();
+        let mut template_args = flags.template_args.clone();
         template_args.extend(self.template_args.unwrap_or_default());
-        let prompt = Prompt {
-            input,
-            raw: self.raw.unwrap_or(args.prompt.raw),
-            tools: self.tools,
-            template_args,
-            date: args.prompt.date,
-        };
+        let tools = self.tools.or_else(|| flags.tools.clone());
+        let prompt = Prompt { input, raw, tools, template_args, date: flags.date };
         let mut options = base.clone();
         let set = &mut options;
         override_with(&mut set.max_tokens, self.max_tokens);
@@ -98,6 +98,7 @@ pub fn run(
     } else {
         Box::new(BufReader::new(File::open(path).with_context(|| path.display().to_string())?))
     };
+    let flags = Prompt::read(&args.prompt)?;
     let session = load()?;
     let mut out = io::stdout().lock();
     let mut failed = false;
@@ -113,7 +114,7 @@ pub fn run(
             .map_err(|e| anyhow!("not valid JSON: {e}"))
             .and_then(|v| serde_json::from_value::<Line>(v).context("not a line of a batch"))
             .and_then(|line| {
-                let (prompt, options) = line.split(args, options)?;
+                let (prompt, options) = line.split(&flags, options)?;
                 let (_, ids) = prompt.encode(&session.tokenizer)?;
                 session.run(&ids, &options, |_| Ok(()))
             });

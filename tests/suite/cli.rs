@@ -167,16 +167,17 @@ not json
 {"id": 4, "prompt": "Hello", "tmep": 1}
 {"id": [5], "messages": [{"role": "user", "content": "Tell me a story"}], "max_tokens": 6}
 {"id": 6}
+{"prompt": "x", "raw": true, "system": "y"}
 "#;
     let output = run_with(&["--batch", "-"], batch);
     assert_eq!(output.status.code(), Some(1));
     let results = lines(&String::from_utf8(output.stdout).unwrap());
     let numbers: Vec<u64> = results.iter().map(|r| r["line"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, [1, 2, 3, 5, 6, 7]);
+    assert_eq!(numbers, [1, 2, 3, 5, 6, 7, 8]);
     assert_eq!(results[0]["text"], stdout(&["--prompt", "Tell me a story", "--max-tokens", "6"]));
     assert_eq!((&results[0]["id"], &results[4]["id"]), (&"a".into(), &serde_json::json!([5])));
     assert_eq!(results[4]["text"], results[0]["text"]);
-    for (i, part) in [(1, "not valid JSON"), (2, "top_p is 7"), (3, "tmep"), (5, "prompt")] {
+    for (i, part) in [(1, "not valid JSON"), (2, "top_p is 7"), (3, "tmep"), (5, "prompt"), (6, "raw")] {
         assert!(results[i]["error"].as_str().unwrap().contains(part), "{}", results[i]);
     }
 
