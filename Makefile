@@ -31,7 +31,7 @@ lint: setup
 
 dist: setup
 	cargo build --release --locked
-	setup/dist.sh dist/$(DIST)
+	@setup/dist.sh dist/$(DIST)
 
 man: setup
 	cargo build --release --locked
