@@ -52,7 +52,9 @@ def check_tools(cxx):
     needed = {
         cxx: "a C++20 compiler (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++)",
         "ar": "ar, of GNU binutils (Debian and Ubuntu: apt-get install binutils)",
+        "cc": "a C compiler (Debian and Ubuntu: apt-get install gcc; Fedora: dnf install gcc)",
         "cargo": "Rust (https://rustup.rs)",
+        "rustc": "Rust (https://rustup.rs)",
     }
     for tool, what in needed.items():
         if not shutil.which(tool):

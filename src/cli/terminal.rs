@@ -1,40 +1,40 @@
 //! What a person at a terminal gets: Ctrl-C that stops a generation, and progress of what takes long.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
 
 use super::INTERRUPTED;
 
-const IDLE: u8 = 0;
-const GENERATING: u8 = 1;
-const STOPPING: u8 = 2;
+/// Ctrl-C ends the program at once: outside of a generation, and when asked twice.
+static AT_ONCE: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::new(true)));
+/// Ctrl-C has asked the generation to stop. It stays in force for the rest of a batch.
+static INTERRUPT: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-static STATE: AtomicU8 = AtomicU8::new(IDLE);
-
-/// From here on Ctrl-C asks the generation to stop; outside of one, and when asked twice, it ends the program.
+/// From here on Ctrl-C asks a running generation to stop, and otherwise ends the program.
 pub fn catch_interrupt() {
-    let handler = || {
-        if STATE.compare_exchange(GENERATING, STOPPING, Ordering::SeqCst, Ordering::SeqCst).is_err() {
-            std::process::exit(INTERRUPTED.into());
-        }
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
+    // In this order: the first Ctrl-C of a generation finds AT_ONCE false and leaves it true for the second.
+    let registered = flag::register_conditional_shutdown(SIGINT, INTERRUPTED.into(), AT_ONCE.clone())
+        .and_then(|_| flag::register(SIGINT, AT_ONCE.clone()))
+        .and_then(|_| flag::register(SIGINT, INTERRUPT.clone()));
+    if let Err(error) = registered {
         log::warn!("Ctrl-C will not stop cleanly: {error}");
     }
 }
 
 /// A generation begins.
 pub fn begin_generation() {
-    // Only from IDLE: a request to stop stays in force for the rest of a batch.
-    let _ = STATE.compare_exchange(IDLE, GENERATING, Ordering::SeqCst, Ordering::SeqCst);
+    AT_ONCE.store(false, Ordering::SeqCst);
 }
 
 /// Whether Ctrl-C asked the generation to stop.
 pub fn interrupted() -> bool {
-    STATE.load(Ordering::SeqCst) == STOPPING
+    INTERRUPT.load(Ordering::SeqCst)
 }
 
 /// A bar on stderr, when that is a terminal and the work is not done at once.

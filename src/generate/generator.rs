@@ -144,6 +144,16 @@ impl Iterator for Generator<'_> {
     }
 }
 
+impl Drop for Generator<'_> {
+    /// Wait for the step that was submitted ahead: a program that ends while MLX's thread still computes tears MLX's
+    /// own statics down under it.
+    fn drop(&mut self) {
+        if let State::Decoding(step) = &self.state {
+            let _ = step.token.eval(); // nobody reads this token, nor its error
+        }
+    }
+}
+
 /// Token ids as `[1, L]`.
 fn row(ids: &[u32]) -> Array {
     Array::from_slice(ids, &[1, ids.len() as i32])
