@@ -69,6 +69,14 @@ def check_tools(cxx):
         fail(f"MLX's wheels need glibc {GLIBC[0]}.{GLIBC[1]} or later (Debian 12, Ubuntu 22.04); this system has {name or 'another libc'} {version}")
 
 
+def check_rust():
+    needed = re.search(r'^rust-version = "([\d.]+)"', (ROOT / "Cargo.toml").read_text(), re.M).group(1)
+    # Outside the project: an older Cargo cannot read its configuration.
+    found = re.search(r"[\d.]+", run("cargo", "--version", cwd="/")).group()
+    if [int(n) for n in found.split(".")] < [int(n) for n in needed.split(".")]:
+        fail(f"Rust {needed} or later is needed, this is {found}; update it (`rustup update`, or https://rustup.rs)")
+
+
 def stamped(path, *inputs):
     """Whether `path` was made from `inputs` by this very program, and a function that records that it now is."""
     inputs = [Path(__file__).read_text(), *map(str, inputs)]
@@ -188,6 +196,7 @@ def main():
         fail(f"MLX has wheels for Linux on x86_64 and aarch64 only; this is {platform.system()} on {platform.machine()}")
     cxx = os.environ.get("CXX", "g++")
     check_tools(cxx)
+    check_rust()
     OUT.mkdir(exist_ok=True)
     before = re.search(r'^variant = "(\w+)"', (OUT / "cargo.toml").read_text(), re.M) if (OUT / "cargo.toml").exists() else None
     variant = wanted or (before.group(1) if before else "cpu")

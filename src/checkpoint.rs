@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
@@ -55,10 +55,10 @@ impl Checkpoint {
     /// A model directory as Hugging Face and `mlx_lm.convert` write it.
     ///
     /// # Errors
-    /// When `root` is not a directory that holds a `config.json`.
+    /// When `root` is not a directory that can be read.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        let metadata = fs::metadata(&root).map_err(|source| Error::Io { path: root.clone(), source })?;
+        let metadata = fs::metadata(&root).map_err(|error| Error::Io { path: root.clone(), error })?;
         if !metadata.is_dir() {
             return Err(Error::unsupported(
                 &root,
@@ -94,9 +94,10 @@ impl Checkpoint {
             Source::Embedded { texts, .. } => Ok(texts.get(name).map(|t| t.as_str().into())),
             Source::Directory => {
                 let size = match fs::metadata(&path) {
-                    Ok(metadata) => metadata.len(),
+                    Ok(metadata) if metadata.is_file() => metadata.len(),
+                    Ok(_) => return Err(Error::malformed(&path, "not a regular file")),
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                    Err(source) => return Err(Error::Io { path, source }),
+                    Err(error) => return Err(Error::Io { path, error }),
                 };
                 if size > MAX_JSON_BYTES {
                     return Err(Error::malformed(
@@ -104,7 +105,7 @@ impl Checkpoint {
                         format!("{size} bytes long, expected at most {MAX_JSON_BYTES}"),
                     ));
                 }
-                let bytes = fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+                let bytes = fs::read(&path).map_err(|error| Error::Io { path: path.clone(), error })?;
                 match String::from_utf8(bytes) {
                     Ok(text) => Ok(Some(text.into())),
                     Err(e) => Err(Error::malformed(&path, format!("not UTF-8 text: {}", e.utf8_error()))),
@@ -167,7 +168,7 @@ impl Checkpoint {
         if self.path(SINGLE).is_file() {
             return Ok([SINGLE.to_owned()].into());
         }
-        let io = |source| Error::Io { path: self.root.clone(), source };
+        let io = |error| Error::Io { path: self.root.clone(), error };
         let mut shards = BTreeSet::new();
         for entry in fs::read_dir(&self.root).map_err(io)? {
             let name = entry.map_err(io)?.file_name();
@@ -202,7 +203,7 @@ fn is_shard(name: &str) -> bool {
 
 impl WeightFile {
     fn map(path: PathBuf) -> Result<Self> {
-        let io = |source| Error::Io { path: path.clone(), source };
+        let io = |error| Error::Io { path: path.clone(), error };
         let file = File::open(&path).map_err(io)?;
         if !file.metadata().map_err(io)?.is_file() {
             return Err(Error::malformed(&path, "not a regular file"));
@@ -235,11 +236,5 @@ impl WeightFile {
             #[allow(unsafe_code)]
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len()) };
         }
-    }
-}
-
-impl AsRef<Path> for WeightFile {
-    fn as_ref(&self) -> &Path {
-        &self.path
     }
 }

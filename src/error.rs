@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 #[allow(missing_docs)] // the messages say what the fields are
 pub enum Error {
     /// A file or directory could not be read.
-    #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {error}", path = path.display())]
+    Io { path: PathBuf, error: std::io::Error },
 
     /// A file is missing from a checkpoint.
     #[error("{path}: not found; {expected}", path = path.display())]

@@ -86,9 +86,10 @@ impl Tokenizer {
         let mut ids = encoding.get_ids().to_vec();
         if let Some(bos) = self.bos_token_id()
             && add_special_tokens
-            && ids.starts_with(&[bos, bos])
         {
-            ids.remove(0);
+            while ids.starts_with(&[bos, bos]) {
+                ids.remove(0);
+            }
         }
         Ok(ids)
     }
@@ -344,7 +345,7 @@ impl Detokenizer<'_> {
             return Ok(String::new());
         }
         let first = std::mem::replace(&mut self.first, false);
-        self.pending.extend(decoding.bytes(piece, first).map_err(|e| Error::malformed(path, e))?);
+        self.pending.extend(guard(path, || decoding.bytes(piece, first))?);
         Ok(self.text(false))
     }
 

@@ -104,7 +104,7 @@ pub struct GenerateArgs {
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Output")]
     pub format: Format,
     /// Give the log-probabilities of the N most likely tokens at each step (with --format json or jsonl)
-    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[arg(long, value_name = "N", help_heading = "Output", allow_negative_numbers = true)]
     pub logprobs: Option<usize>,
     /// Show timings and memory on stderr
     #[arg(long, help_heading = "Output")]
@@ -131,7 +131,7 @@ pub enum DeviceArg {
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
     /// The most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens)]
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
     pub max_tokens: usize,
     /// The most tokens of prompt and output together [default: the model's max_position_embeddings]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -149,7 +149,7 @@ pub struct LimitArgs {
     #[arg(long)]
     pub ignore_eos: bool,
     /// Prompt tokens per forward pass
-    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().prefill_step)]
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().prefill_step, allow_negative_numbers = true)]
     pub prefill_step: usize,
 }
 
@@ -163,7 +163,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().top_p, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Keep this many most likely tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = SamplerOptions::default().top_k)]
+    #[arg(long, value_name = "K", default_value_t = SamplerOptions::default().top_k, allow_negative_numbers = true)]
     pub top_k: usize,
     /// Keep tokens with at least this share of the most likely one's probability (0-1)
     #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().min_p, allow_negative_numbers = true)]
@@ -172,7 +172,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
     /// How many recent tokens the penalties look at
-    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().repetition_context)]
+    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().repetition_context, allow_negative_numbers = true)]
     pub repetition_context: usize,
     /// Subtract this from the logits of recent tokens
     #[arg(long, value_name = "X", default_value_t = SamplerOptions::default().presence_penalty, allow_negative_numbers = true)]
@@ -184,7 +184,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "ID=VALUE", value_parser = logit_bias)]
     pub logit_bias: Vec<(u32, f32)>,
     /// Random seed: same seed, same text
-    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().seed)]
+    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().seed, allow_negative_numbers = true)]
     pub seed: u64,
 }
 

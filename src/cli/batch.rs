@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use mlx_lm::GenerateOptions;
@@ -14,7 +13,7 @@ use super::args::GenerateArgs;
 use super::generate::Session;
 use super::output::{print_stats, write_line};
 use super::prompt::{Input, Prompt, check_messages};
-use super::{FAILURE, INTERRUPTED};
+use super::{FAILURE, INTERRUPTED, SUCCESS};
 
 /// A line of the batch: a prompt or messages, an id to be repeated in the result, and options that differ from the
 /// command line's.
@@ -51,15 +50,19 @@ impl Line {
             Input::Messages(_) => None,
         };
         let raw = self.raw.unwrap_or(flags.raw);
-        let input = match (self.prompt, self.messages, self.system.or(flag_system)) {
-            (Some(_), None, Some(_)) | (None, Some(_), _) if raw => bail!("\"raw\" goes with \"prompt\" alone"),
-            (Some(text), None, system) => Input::Text { text, system },
+        let input = match (self.prompt, self.messages, self.system) {
+            (_, Some(_), _) | (_, _, Some(_)) if raw => bail!("\"raw\" goes with \"prompt\" alone"),
+            (Some(text), None, None) if raw => Input::Text { text, system: None },
+            (Some(text), None, system) => Input::Text { text, system: system.or(flag_system) },
             (None, Some(_), Some(_)) => bail!("\"system\" goes with \"prompt\"; put it into \"messages\""),
             (None, Some(messages), None) => Input::Messages(check_messages(messages)?),
             _ => bail!("expected either \"prompt\" or \"messages\""),
         };
         let mut template_args = flags.template_args.clone();
         template_args.extend(self.template_args.unwrap_or_default());
+        if raw && self.tools.is_some() {
+            bail!("\"raw\" goes with \"prompt\" alone");
+        }
         let tools = self.tools.or_else(|| flags.tools.clone());
         let prompt = Prompt { input, raw, tools, template_args, date: flags.date };
         let mut options = base.clone();
@@ -92,7 +95,7 @@ pub fn run(
     args: &GenerateArgs,
     options: &GenerateOptions,
     load: impl FnOnce() -> Result<Session>,
-) -> Result<ExitCode> {
+) -> Result<u8> {
     let input: Box<dyn BufRead> = if path == Path::new("-") {
         Box::new(io::stdin().lock())
     } else {
@@ -141,9 +144,9 @@ pub fn run(
                 print_stats(&outcome.stats);
             }
             if outcome.finish_reason.is_none() {
-                return Ok(ExitCode::from(INTERRUPTED));
+                return Ok(INTERRUPTED);
             }
         }
     }
-    Ok(if failed { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS })
+    Ok(if failed { FAILURE } else { SUCCESS })
 }

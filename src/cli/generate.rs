@@ -2,7 +2,6 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -14,7 +13,7 @@ use super::args::{DeviceArg, Format, GenerateArgs};
 use super::output::{Outcome, Printer, print_stats, token_json};
 use super::prompt::Prompt;
 use super::terminal::{self, Progress};
-use super::{INTERRUPTED, batch};
+use super::{INTERRUPTED, SUCCESS, batch};
 
 /// A loaded model.
 pub struct Session {
@@ -31,7 +30,7 @@ impl Session {
         let model = Model::load(&checkpoint, |done, total| progress.borrow_mut().update(done, total))?;
         drop(progress);
         if args.verbose {
-            eprintln!("load: {:.2} s", started.elapsed().as_secs_f64());
+            note!("load: {:.2} s", started.elapsed().as_secs_f64());
         }
         Ok(Session { model, tokenizer })
     }
@@ -67,11 +66,12 @@ impl Session {
         if finish_reason.is_none() {
             text.push_str(&generation.interrupt());
         }
+        terminal::end_generation();
         Ok(Outcome { text, finish_reason, stats, tokens })
     }
 }
 
-pub fn generate(args: GenerateArgs) -> Result<ExitCode> {
+pub fn generate(args: GenerateArgs) -> Result<u8> {
     let options = args.options()?;
     if args.logprobs.is_some() && args.format == Format::Text && args.batch.is_none() {
         bail!("--logprobs needs --format json or jsonl");
@@ -98,7 +98,7 @@ pub fn generate(args: GenerateArgs) -> Result<ExitCode> {
     if args.verbose || interrupted {
         print_stats(&outcome.stats);
     }
-    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(if interrupted { INTERRUPTED } else { SUCCESS })
 }
 
 /// MLX's own default is the GPU when it has one.

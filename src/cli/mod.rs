@@ -2,6 +2,14 @@
 //!
 //! Exit codes: 0 success, 1 failure, 2 usage, 130 interrupted.
 
+/// A line on stderr; when nobody can read it, nobody misses it.
+macro_rules! note {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod args;
 mod batch;
 mod generate;
@@ -11,7 +19,6 @@ mod terminal;
 mod tokenize;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
@@ -19,27 +26,37 @@ use mlx_lm::Checkpoint;
 
 use args::{Cli, Command};
 
+const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
-pub fn main() -> ExitCode {
+/// Run the command and end the process.
+pub fn main() -> ! {
+    let code = guarded();
+    let flushed = io::stdout().flush().or_else(|e| if is_closed_pipe(&e) { Ok(()) } else { Err(e) });
+    // Not `exit`, which would run the destructors of MLX's statics while its threads may still be at work.
+    signal_hook::low_level::exit(if flushed.is_ok() { code } else { code.max(FAILURE) }.into())
+}
+
+/// The command's exit code, whatever happens.
+fn guarded() -> u8 {
     // A panic is a defect of ours; whoever meets one gets a line like for any other error.
     std::panic::set_hook(Box::new(|panic| log::debug!("{panic}")));
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        eprintln!("error: internal error: {}; please report it", message.unwrap_or("no message").replace('\n', " "));
-        ExitCode::from(FAILURE)
+        note!("error: internal error: {}; please report it", one_line(message.unwrap_or("no message")));
+        FAILURE
     })
 }
 
-fn run() -> ExitCode {
+fn run() -> u8 {
     let cli = Cli::parse();
     let verbose = cli.command.is_none() && cli.generate.verbose;
     env_logger::Builder::new()
         .filter_level(if verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn })
         .parse_default_env()
-        .format(|out, record| writeln!(out, "[{}] {}", record.level(), record.args()))
+        .format(|out, record| writeln!(out, "[{}] {}", record.level(), one_line(&record.args().to_string())))
         .init();
     let done = match cli.command {
         None => generate::generate(cli.generate),
@@ -47,29 +64,38 @@ fn run() -> ExitCode {
         Some(Command::Completions { shell }) => completions(shell),
         Some(Command::Man { output }) => clap_mangen::generate_to(Cli::command(), &output)
             .with_context(|| output.display().to_string())
-            .map(|()| ExitCode::SUCCESS),
+            .map(|()| SUCCESS),
     };
     done.unwrap_or_else(|error| {
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::BrokenPipe
-        {
-            return ExitCode::SUCCESS; // whoever read our output has seen enough
+        if error.downcast_ref().is_some_and(is_closed_pipe) {
+            return SUCCESS;
         }
-        if let Some(mlx_lm::Error::Setting { setting, .. }) = error.downcast_ref() {
+        if let Some(mlx_lm::Error::Setting { setting, found, expected }) = error.downcast_ref() {
             let flag = setting.replace('_', "-");
-            eprintln!("error: --{flag}: {error}\n\nFor more information, try '--help'.");
-            return ExitCode::from(USAGE);
+            note!("error: --{flag} is {found}, expected {expected}\n\nFor more information, try '--help'.");
+            return USAGE;
         }
-        eprintln!("error: {error:#}");
-        ExitCode::from(FAILURE)
+        note!("error: {}", one_line(&format!("{error:#}")));
+        FAILURE
     })
 }
 
-fn completions(shell: clap_complete::Shell) -> Result<ExitCode> {
+/// Whoever read our output has seen enough.
+fn is_closed_pipe(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+}
+
+/// Text from files may hold line ends and terminal escapes; messages show them escaped.
+fn one_line(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "mlx_lm", &mut script);
     io::stdout().write_all(&script)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(SUCCESS)
 }
 
 /// The checkpoint that the user named, or the demo model inside this program.
@@ -77,7 +103,7 @@ fn open(model: &args::ModelArgs) -> Result<Checkpoint> {
     match &model.model_root {
         Some(root) => Ok(Checkpoint::open(root)?),
         None => {
-            eprintln!("using the demo model inside this program; --model-root PATH runs another");
+            note!("using the demo model inside this program; --model-root PATH runs another");
             Ok(Checkpoint::demo()?)
         }
     }

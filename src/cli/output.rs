@@ -66,11 +66,14 @@ impl Printer {
 
     /// Text that no piece brought, after an interruption.
     pub fn text(&mut self, text: &str) -> io::Result<()> {
-        if self.format == Format::Text {
-            self.out.write_all(text.as_bytes())?;
-            self.out.flush()?;
+        match self.format {
+            Format::Text => {
+                self.out.write_all(text.as_bytes())?;
+                self.out.flush()
+            }
+            Format::Jsonl if !text.is_empty() => write_line(&mut self.out, &json!({"event": "text", "text": text})),
+            Format::Jsonl | Format::Json => Ok(()),
         }
-        Ok(())
     }
 
     pub fn done(&mut self, outcome: &Outcome) -> io::Result<()> {
@@ -122,9 +125,9 @@ pub fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()
 /// `--verbose`'s summary, on stderr.
 pub fn print_stats(stats: &Stats) {
     let Stats { prompt_tokens, generated_tokens, .. } = stats;
-    eprintln!("prompt: {prompt_tokens} tokens, {:.1} tokens/s", stats.prompt_tps());
-    eprintln!("generation: {generated_tokens} tokens, {:.1} tokens/s", stats.generation_tps());
-    eprintln!("peak memory: {:.3} GB", peak_memory_bytes() as f64 / 1e9);
+    note!("prompt: {prompt_tokens} tokens, {:.1} tokens/s", stats.prompt_tps());
+    note!("generation: {generated_tokens} tokens, {:.1} tokens/s", stats.generation_tps());
+    note!("peak memory: {:.3} GB", peak_memory_bytes() as f64 / 1e9);
 }
 
 /// The larger of the process' peak resident memory and the most that MLX had allocated (which may be on a GPU).

@@ -32,6 +32,11 @@ pub fn begin_generation() {
     AT_ONCE.store(false, Ordering::SeqCst);
 }
 
+/// A generation has ended.
+pub fn end_generation() {
+    AT_ONCE.store(true, Ordering::SeqCst);
+}
+
 /// Whether Ctrl-C asked the generation to stop.
 pub fn interrupted() -> bool {
     INTERRUPT.load(Ordering::SeqCst)

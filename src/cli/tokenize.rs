@@ -1,16 +1,16 @@
 //! `mlx_lm tokenize`: how a prompt becomes tokens.
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use anyhow::Result;
 use mlx_lm::Tokenizer;
 use serde_json::json;
 
+use super::SUCCESS;
 use super::args::{TokenFormat, TokenizeArgs};
 use super::prompt::Prompt;
 
-pub fn tokenize(args: TokenizeArgs) -> Result<ExitCode> {
+pub fn tokenize(args: TokenizeArgs) -> Result<u8> {
     let tokenizer = Tokenizer::load(&super::open(&args.model)?)?;
     let (text, ids) = Prompt::read(&args.prompt)?.encode(&tokenizer)?;
     let pieces: Vec<String> = ids.iter().map(|&id| tokenizer.piece(id).unwrap_or_default()).collect();
@@ -26,5 +26,5 @@ pub fn tokenize(args: TokenizeArgs) -> Result<ExitCode> {
         }
     }
     io::stdout().write_all(&out)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(SUCCESS)
 }

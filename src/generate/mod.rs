@@ -76,6 +76,9 @@ impl GenerateOptions {
             1..=MAX,
             "a whole number from 1 to 2147483647",
         )?;
+        if self.stop.iter().any(String::is_empty) {
+            return Err(Error::Setting { setting: "stop", found: "empty".into(), expected: "some text" });
+        }
         self.sampler.validate()
     }
 }

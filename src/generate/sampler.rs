@@ -66,7 +66,7 @@ impl SamplerOptions {
         share("top_p", self.top_p)?;
         share("min_p", self.min_p)?;
         let penalty = self.repetition_penalty.unwrap_or(1.0);
-        check("repetition_penalty", penalty, penalty.is_finite() && penalty > 0.0, "a number above 0")?;
+        check("repetition_penalty", penalty, penalty.is_normal() && penalty > 0.0, "a number above 0")?;
         finite("presence_penalty", self.presence_penalty)?;
         finite("frequency_penalty", self.frequency_penalty)
     }
@@ -143,7 +143,8 @@ impl Sampler {
 
     /// Choose a token `[1]` (u32) by processed logits `[1, V]`.
     pub fn sample(&mut self, logits: &Array) -> Result<Array> {
-        if self.options.temp == 0.0 {
+        // A temperature whose reciprocal f32 cannot hold is as good as zero.
+        if !(1.0 / self.options.temp).is_finite() {
             return Ok(argmax_axis(logits, -1, false)?);
         }
         let logprobs = self.filter(logprobs(logits)?)?;

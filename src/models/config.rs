@@ -69,6 +69,12 @@ impl DecoderConfig {
         {
             return Err(fields.unsupported(format!("hidden_act {act:?}"), "supported: \"silu\""));
         }
+        if fields.optional_bool("rope_traditional")? == Some(true) {
+            return Err(fields.unsupported("rope_traditional", "supported: half-split rotation"));
+        }
+        if fields.optional_positive("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
+            return Err(fields.unsupported("partial_rotary_factor", "supported: heads that rotate as a whole"));
+        }
         let hidden_size = fields.size("hidden_size")?;
         let num_attention_heads = fields.size("num_attention_heads")?;
         let num_key_value_heads = fields.optional_size("num_key_value_heads")?.unwrap_or(num_attention_heads);
@@ -195,6 +201,11 @@ impl<'a> Fields<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// Whether a field is an object itself.
+    pub fn has_nested(&self) -> bool {
+        self.map.values().any(Value::is_object)
+    }
+
     /// Whether the field is there and not null.
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
@@ -237,9 +248,9 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.error(key, "missing", format!("a whole number from 1 to {MAX_SIZE}")))
     }
 
-    /// A finite number above zero.
+    /// A number above zero that f32 can hold.
     pub fn optional_positive(&self, key: &str) -> Result<Option<f64>> {
-        self.optional(key, |v| v.as_f64().filter(|x| x.is_finite() && *x > 0.0), "a number above 0")
+        self.optional(key, |v| v.as_f64().filter(|&x| x > 0.0 && (x as f32).is_normal()), "a number above 0")
     }
 
     pub fn positive(&self, key: &str) -> Result<f64> {

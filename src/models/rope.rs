@@ -51,6 +51,12 @@ impl RopeConfig {
             (None, Some(parameters)) => parameters.optional_positive("rope_theta")?.unwrap_or(1e4),
             (None, None) => 1e4,
         };
+        if rope_theta <= 1.0 {
+            return Err(fields.error("rope_theta", rope_theta, "a number above 1"));
+        }
+        if parameters.as_ref().is_some_and(Fields::has_nested) {
+            return Err(fields.unsupported("rope_parameters by layer type", "supported: one set for all layers"));
+        }
         let scaling = match fields.optional_object("rope_scaling")?.or(parameters) {
             Some(block) => RopeScaling::read(&block, max_position_embeddings)?,
             None => RopeScaling::Default,

@@ -199,6 +199,8 @@ fn out_of_range_values_are_usage_errors_that_state_the_range() {
         (["--prefill-step", "0"], "from 1"),
         (["--repetition-penalty", "0"], "above 0"),
         (["--presence-penalty", "inf"], "finite"),
+        (["--stop", ""], "some text"),
+        (["--seed", "-1"], "-1"),
         (["--logit-bias", "5"], "ID=VALUE"),
         (["--template-arg", "x=yes"], "JSON"),
         (["--date", "2025-13-01"], "2025-13-01"),

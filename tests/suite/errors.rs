@@ -135,6 +135,13 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
         &["`max_position_embeddings` is 0"],
     ),
     ("negative rope_theta", |s| s.config("/rope_theta", json!(-1.0)), &["`rope_theta` is -1.0"]),
+    ("rope_theta beyond f32", |s| s.config("/rope_theta", json!(1e300)), &["`rope_theta`"]),
+    (
+        "rope_parameters by layer type",
+        |s| s.config("/rope_parameters", json!({"full_attention": {"rope_type": "dynamic"}})),
+        &["by layer type"],
+    ),
+    ("half-rotated heads", |s| s.config("/partial_rotary_factor", json!(0.5)), &["partial_rotary_factor"]),
     ("hidden_act", |s| s.config("/hidden_act", json!("gelu")), &["hidden_act \"gelu\"", "silu"]),
     (
         "attention_bias a string",
