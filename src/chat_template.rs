@@ -5,6 +5,7 @@
 //! trusted: it can compute text and nothing else, and it runs on a budget.
 
 use std::fmt::Write as _;
+use std::thread;
 
 use jiff::civil::{Date, DateTime};
 use minijinja::syntax::SyntaxConfig;
@@ -21,6 +22,9 @@ type Jinja<T> = std::result::Result<T, minijinja::Error>;
 /// 600 bytes cost less than a tenth of it; a loop without end is stopped after a second or so. It is no wall against a
 /// template written to do harm: values nested deeply enough overflow the stack when MiniJinja prints or drops them.
 const FUEL: u64 = 5_000_000;
+
+/// MiniJinja reads expressions and prints values recursively. Pages of a stack that are not touched cost nothing.
+const STACK_BYTES: usize = 512 << 20;
 
 /// Python's default limit of recursion would let JSON nest deeper than a thread's stack holds.
 const MAX_JSON_DEPTH: usize = 128;
@@ -65,7 +69,12 @@ impl ChatTemplate {
     pub fn render(&self, conversation: &Conversation) -> Result<String> {
         let variables = self.variables(conversation)?;
         let render = || environment(conversation.date)?.template_from_str(&self.source)?.render(variables);
-        render().map_err(describe)
+        thread::scope(|scope| {
+            let worker = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
+            let worker = worker.map_err(|e| Error::Template(format!("no thread to render it: {e}")))?;
+            let rendered = worker.join().map_err(|_| Error::Template("not one that MiniJinja can run".into()))?;
+            rendered.map_err(describe)
+        })
     }
 
     fn variables(&self, conversation: &Conversation) -> Result<Value> {

@@ -4,12 +4,14 @@
 //! left over cannot go unnoticed. Format: <https://huggingface.co/docs/safetensors>.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use mlx_rs::{Array, Dtype};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as FileDtype, TensorView};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
@@ -50,6 +52,9 @@ impl<'f> Weights<'f> {
         for file in files {
             let parsed = SafeTensors::deserialize(file.bytes())
                 .map_err(|e| Error::malformed(&file.path, format!("not a valid safetensors file: {e}")))?;
+            if let Some(name) = repeated_name(file.bytes()) {
+                return Err(tensor_error(&file.path, &name, "is twice in this file".into()));
+            }
             for (name, view) in parsed.tensors() {
                 total_bytes += view.data().len();
                 if let Some(first) = tensors.insert(name.clone(), Tensor { file, view }) {
@@ -170,6 +175,40 @@ impl<'w, 'f> Scope<'w, 'f> {
 
     fn full(&self, name: impl std::fmt::Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+/// A name that a valid file's header holds twice; `safetensors` keeps one of the two.
+fn repeated_name(file: &[u8]) -> Option<String> {
+    let (length, rest) = file.split_first_chunk()?;
+    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let Names(names) = serde_json::from_slice(header).ok()?;
+    let mut seen = HashSet::new();
+    names.into_iter().find(|name| !seen.insert(name.clone()))
+}
+
+/// The keys of a JSON object, repetitions included.
+struct Names(Vec<String>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                let mut names = Vec::new();
+                while let Some((name, IgnoredAny)) = map.next_entry()? {
+                    names.push(name);
+                }
+                Ok(Names(names))
+            }
+        }
+        deserializer.deserialize_map(Keys)
     }
 }
 

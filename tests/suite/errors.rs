@@ -302,6 +302,21 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
         },
         &["is also in"],
     ),
+    (
+        "tensor twice in one header",
+        |s| {
+            let bytes = fs::read(s.path("model.safetensors")).unwrap();
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+            let text = header.to_string();
+            let twice = format!("{{\"model.norm.weight\":{},{}", header["model.norm.weight"], &text[1..]);
+            s.write(
+                "model.safetensors",
+                [&(twice.len() as u64).to_le_bytes(), twice.as_bytes(), &bytes[8 + length..]].concat(),
+            )
+        },
+        &["model.norm.weight", "twice"],
+    ),
     ("index garbage", |s| s.write("model.safetensors.index.json", "{"), &["model.safetensors.index.json"]),
     (
         "index leaves the directory",
