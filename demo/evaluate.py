@@ -27,10 +27,10 @@ SAMPLES = [generate.DEFAULT_PROMPT, "Tell me a story.", "Write a story about a f
 
 
 def four_bit(path, config):
-    """A model with the weights of the one-file form, dequantized by numpy in float32."""
+    """A model with the weights of a safetensors file, dequantized by numpy in float32."""
     def half(data):
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    tensors, _ = export.read(path)
+    tensors = export.read(path)
     state = {}
     for name, (dtype, shape, data) in tensors.items():
         if name.endswith((".scales", ".biases")):
@@ -126,7 +126,6 @@ def sample(net, bpe, prompt, limit=700):
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--work", type=Path, default=Path("build"))
-    args.add_argument("--file", type=Path, default=export.DEMO)
     args.add_argument("--out", type=Path, default=HERE / "evaluation.json")
     args.add_argument("--rows", type=int, default=128, help="how many held-out sequences to measure")
     args.add_argument("--questions", type=int, default=200)
@@ -134,7 +133,8 @@ def main():
     args.add_argument("--prompt", action="append", help="only print the answers to these prompts")
     args = args.parse_args()
     full, config = llama.load(args.work)
-    small = four_bit(args.file, config)
+    weights = args.work / "mlx" / "model.safetensors"
+    small = four_bit(weights, config)
     bpe = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     if args.prompt:
         for prompt in args.prompt:
@@ -151,7 +151,7 @@ def main():
                     different_documents=int(counts["documents"][1]),
                     heldout_documents=int(counts["heldout_documents"][0]),
                     heldout_documents_not_in_training=int(counts["heldout_documents"][1])),
-        heldout_tokens=int(rows[:, 1:].numel()), file_bytes=args.file.stat().st_size,
+        heldout_tokens=int(rows[:, 1:].numel()), weights_bytes=weights.stat().st_size,
         loss={name: dict(nats_per_token=round(float(x), 4), perplexity=round(float(np.exp(x)), 3)) for name, x in named.items()})
     print(json.dumps(result, indent=2), flush=True)
     result["exact_answers_4_bit"] = right_answers(small, bpe, args.seed, args.questions, length)

@@ -1,9 +1,9 @@
-"""The one-file form of the demo model: 4-bit MLX weights, with the texts of the other files in the header.
+"""The demo model as a model folder: 4-bit MLX weights, with the config and the tokenizer beside them.
 
-    python export.py --work build                 # quantizes build/ with MLX and writes demo.safetensors
-    python export.py --unpack DIR                 # writes demo.safetensors out as a normal model folder
+    python export.py --work build                 # quantizes build/ with MLX and writes build/mlx/
+    mlxpack pack --input build/mlx --output demo.mlxpack
 
-The data of the file begins at a multiple of 64 bytes, and the tensors are sorted so that each one is aligned.
+The tensors are sorted so that each one is aligned.
 """
 
 import argparse
@@ -11,23 +11,21 @@ import json
 from pathlib import Path
 
 TEXTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-DEMO = Path(__file__).parent / "demo.safetensors"
 SIZES = {"U32": 4, "F32": 4, "BF16": 2, "F16": 2}
 
 
 def read(path):
-    """A safetensors file: its tensors as (dtype, shape, bytes), and its metadata."""
+    """The tensors of a safetensors file as (dtype, shape, bytes)."""
     data = Path(path).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    metadata = header.pop("__metadata__", {})
-    tensors = {name: (t["dtype"], t["shape"], data[start + t["data_offsets"][0]:start + t["data_offsets"][1]])
-               for name, t in header.items()}
-    return tensors, metadata
+    header.pop("__metadata__", None)
+    return {name: (t["dtype"], t["shape"], data[start + t["data_offsets"][0]:start + t["data_offsets"][1]])
+            for name, t in header.items()}
 
 
-def write(path, tensors, metadata, align=64):
-    header, at, parts = {"__metadata__": metadata}, 0, []
+def write(path, tensors, align=64):
+    header, at, parts = {"__metadata__": {"format": "mlx"}}, 0, []
     for name, (dtype, shape, data) in sorted(tensors.items(), key=lambda item: (-SIZES[item[1][0]], item[0])):
         header[name] = dict(dtype=dtype, shape=shape, data_offsets=[at, at + len(data)])
         parts.append(data)
@@ -53,34 +51,25 @@ def quantized(path, group, bits):
             for name, t in out.items()}
 
 
-def export(work, path, group=64, bits=4):
-    texts = {name: (work / name).read_text(encoding="utf-8") for name in TEXTS}
-    config = json.loads(texts["config.json"])
-    config["quantization"] = dict(group_size=group, bits=bits, mode="affine")
-    config["quantization_config"] = config["quantization"]
-    texts["config.json"] = json.dumps(config, separators=(",", ":"))
-    write(path, quantized(work / "model.safetensors", group, bits), {"format": "mlx", **texts})
-    print(f"{path}: {path.stat().st_size} bytes")
-
-
-def unpack(path, folder):
-    tensors, metadata = read(path)
+def export(work, folder, group=64, bits=4):
     folder.mkdir(parents=True, exist_ok=True)
     for name in TEXTS:
-        (folder / name).write_text(metadata[name], encoding="utf-8")
-    write(folder / "model.safetensors", tensors, {"format": "mlx"})
+        text = (work / name).read_text(encoding="utf-8")
+        if name == "config.json":
+            config = json.loads(text)
+            config["quantization"] = dict(group_size=group, bits=bits, mode="affine")
+            config["quantization_config"] = config["quantization"]
+            text = json.dumps(config, separators=(",", ":"))
+        (folder / name).write_text(text, encoding="utf-8")
+    write(folder / "model.safetensors", quantized(work / "model.safetensors", group, bits))
+    print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir())} bytes")
 
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--work", type=Path, default=Path("build"))
-    args.add_argument("--file", type=Path, default=DEMO)
-    args.add_argument("--unpack", type=Path, metavar="DIR")
     args = args.parse_args()
-    if args.unpack:
-        unpack(args.file, args.unpack)
-    else:
-        export(args.work, args.file)
+    export(args.work, args.work / "mlx")
 
 
 if __name__ == "__main__":

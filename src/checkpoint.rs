@@ -1,19 +1,18 @@
-//! A checkpoint's files, whatever holds them: a model directory, or one file with everything inside.
-//!
-//! The one-file form is a safetensors file whose `__metadata__` carries the text files under their names
-//! (`config.json`, `tokenizer.json`, …). The demo model is embedded in the program in this form.
+//! A checkpoint's files, whatever holds them: a model directory, or one `.mlxpack` with everything inside.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
-use memmap2::{Advice, Mmap, UncheckedAdvice};
-use safetensors::SafeTensors;
+use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::mlxpack::{Pack, Place};
+use crate::tensor_index::{TensorEntry, TensorIndex};
 
 /// Where a model's files are.
 #[derive(Debug)]
@@ -25,58 +24,68 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Source {
     Directory,
-    Embedded { weights: &'static [u8], texts: HashMap<String, String> },
+    Pack(Pack),
 }
 
-/// The bytes of one safetensors file.
+/// One safetensors file of a checkpoint.
 #[derive(Debug)]
-pub struct WeightFile {
+pub struct WeightFile<'c> {
     /// The file's path, for messages.
     pub path: PathBuf,
-    bytes: Bytes,
+    /// What it holds.
+    pub index: TensorIndex,
+    /// The whole file; `None` when only its header was read.
+    bytes: Option<Bytes<'c>>,
 }
 
 #[derive(Debug)]
-enum Bytes {
+enum Bytes<'c> {
     Mapped(Mmap),
-    Static(&'static [u8]),
+    Borrowed(&'c [u8]),
 }
 
-/// `demo/demo.safetensors`, placed so that its tensors are aligned in memory as they are in the file.
-static DEMO: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/demo.safetensors"));
+/// `demo/demo.mlxpack`, placed so that its tensors are aligned in memory as they are in the file.
+static DEMO: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/demo.mlxpack"));
 
-#[repr(align(64))]
+#[repr(align(4096))]
 struct Aligned<T: ?Sized>(T);
 
-/// The largest JSON file that is read: tokenizers of 250k entries stay under 40 MB.
-const MAX_JSON_BYTES: u64 = 256 << 20;
+/// The weights of a model that are in one file.
+const WEIGHTS: &str = "model.safetensors";
+/// Which file holds each tensor of a model whose weights are in several.
+pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// The largest text file that is read: tokenizers of 250k entries stay under 40 MB.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
 
 impl Checkpoint {
-    /// A model directory as Hugging Face and `mlx_lm.convert` write it.
+    /// A model directory as Hugging Face and `mlx_lm.convert` write it, or a pack of one, which is told from other files
+    /// by its first bytes.
     ///
     /// # Errors
-    /// When `root` is not a directory that can be read.
+    /// When `root` is neither or cannot be read; for packs, as [`Pack::open`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        let metadata = fs::metadata(&root).map_err(|error| Error::Io { path: root.clone(), error })?;
-        if !metadata.is_dir() {
+        let found = fs::metadata(&root).map_err(Error::io(&root))?;
+        let source = if found.is_dir() {
+            Source::Directory
+        } else if found.is_file() && Pack::has_magic(&root) {
+            Source::Pack(Pack::open(&root)?)
+        } else {
             return Err(Error::unsupported(
                 &root,
-                "a model that is not a directory",
-                "give the directory that holds config.json",
+                "a model that is neither a directory nor an .mlxpack",
+                "give the directory that holds config.json, or a file that `mlxpack pack` made",
             ));
-        }
-        let checkpoint = Checkpoint { root, source: Source::Directory };
-        Ok(checkpoint)
+        };
+        Ok(Checkpoint { root, source })
     }
 
     /// The demo model inside this program.
     pub fn demo() -> Result<Self> {
         let root = PathBuf::from("<demo model>");
-        let weights = &DEMO.0;
-        let (_, header) = SafeTensors::read_metadata(weights).map_err(|e| Error::malformed(&root, e))?;
-        let texts = header.metadata().clone().unwrap_or_default();
-        Ok(Checkpoint { root, source: Source::Embedded { weights, texts } })
+        let source = Source::Pack(Pack::from_bytes(&root, &DEMO.0)?);
+        Ok(Checkpoint { root, source })
     }
 
     /// What messages call the file `name`.
@@ -84,33 +93,80 @@ impl Checkpoint {
         self.root.join(name)
     }
 
-    /// The text of the file `name`, or `None` when there is none.
+    /// The pack, if the checkpoint is one.
+    pub fn pack(&self) -> Option<&Pack> {
+        match &self.source {
+            Source::Directory => None,
+            Source::Pack(pack) => Some(pack),
+        }
+    }
+
+    /// The directory, if the checkpoint is one.
+    pub(crate) fn directory(&self) -> Result<&Path> {
+        match &self.source {
+            Source::Directory => Ok(&self.root),
+            Source::Pack(_) => Err(Error::malformed(&self.root, "is a pack already; give a model directory")),
+        }
+    }
+
+    /// The names of the files, without those in folders.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        match &self.source {
+            Source::Directory => {
+                let mut names = Vec::new();
+                for entry in fs::read_dir(&self.root).map_err(Error::io(&self.root))? {
+                    let entry = entry.map_err(Error::io(&self.root))?;
+                    if !entry.path().is_dir() {
+                        names.extend(entry.file_name().into_string());
+                    }
+                }
+                Ok(names)
+            }
+            Source::Pack(pack) => {
+                let names = pack.entries().iter().map(|entry| entry.name.clone());
+                Ok(names.filter(|name| !name.contains('/')).collect())
+            }
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Directory => self.path(name).is_file(),
+            Source::Pack(pack) => pack.entry(name).is_some(),
+        }
+    }
+
+    /// The text of the file `name`, or `None` when there is none. From a pack it is checked against its hash.
     ///
     /// # Errors
-    /// When the file exists but cannot be read or is not UTF-8.
-    pub fn text(&self, name: &str) -> Result<Option<Cow<'_, str>>> {
+    /// When the file exists but cannot be read, is damaged or is not UTF-8.
+    pub fn text(&self, name: &str) -> Result<Option<String>> {
         let path = self.path(name);
-        match &self.source {
-            Source::Embedded { texts, .. } => Ok(texts.get(name).map(|t| t.as_str().into())),
+        let small = |bytes| match bytes {
+            ..=MAX_TEXT_BYTES => Ok(()),
+            _ => Err(Error::malformed(&path, format!("{bytes} bytes long, expected at most {MAX_TEXT_BYTES}"))),
+        };
+        let bytes = match &self.source {
             Source::Directory => {
-                let size = match fs::metadata(&path) {
-                    Ok(metadata) if metadata.is_file() => metadata.len(),
+                match fs::metadata(&path) {
+                    Ok(found) if found.is_file() => small(found.len())?,
                     Ok(_) => return Err(Error::malformed(&path, "not a regular file")),
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(Error::Io { path, error }),
                 };
-                if size > MAX_JSON_BYTES {
-                    return Err(Error::malformed(
-                        &path,
-                        format!("{size} bytes long, expected at most {MAX_JSON_BYTES}"),
-                    ));
-                }
-                let bytes = fs::read(&path).map_err(|error| Error::Io { path: path.clone(), error })?;
-                match String::from_utf8(bytes) {
-                    Ok(text) => Ok(Some(text.into())),
-                    Err(e) => Err(Error::malformed(&path, format!("not UTF-8 text: {}", e.utf8_error()))),
-                }
+                fs::read(&path).map_err(Error::io(&path))?
             }
+            Source::Pack(pack) => {
+                let Some(entry) = pack.entry(name) else {
+                    return Ok(None);
+                };
+                small(entry.length)?;
+                pack.read(entry)?
+            }
+        };
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) => Err(Error::malformed(&path, format!("not UTF-8 text: {}", e.utf8_error()))),
         }
     }
 
@@ -133,55 +189,84 @@ impl Checkpoint {
         self.json(name)?.ok_or_else(|| Error::Missing { path: self.path(name), expected: expected.into() })
     }
 
-    /// The safetensors files of the model: `model.safetensors`, or the shards that
+    /// The safetensors files of the model, ready to be used: `model.safetensors`, or the shards that
     /// `model.safetensors.index.json` names. A missing or stale index falls back to
     /// `model-*-of-*.safetensors` with a warning. Other safetensors files are not the model's
     /// (Mistral's repositories also hold `consolidated.safetensors`).
-    pub fn weight_files(&self) -> Result<Vec<WeightFile>> {
-        match self.source {
-            Source::Embedded { weights, .. } => {
-                Ok(vec![WeightFile { path: self.root.clone(), bytes: Bytes::Static(weights) }])
+    ///
+    /// # Errors
+    /// When there is none, or one cannot be read or is not valid.
+    pub fn weight_files(&self) -> Result<Vec<WeightFile<'_>>> {
+        self.weight_names()?.iter().map(|name| self.weight_file(name, true)).collect()
+    }
+
+    /// The same files with only their headers read.
+    pub(crate) fn weight_headers(&self) -> Result<Vec<WeightFile<'_>>> {
+        self.weight_names()?.iter().map(|name| self.weight_file(name, false)).collect()
+    }
+
+    /// What the safetensors file `name` holds.
+    pub(crate) fn tensor_index(&self, name: &str) -> Result<TensorIndex> {
+        Ok(self.weight_file(name, false)?.index)
+    }
+
+    fn weight_file(&self, name: &str, with_data: bool) -> Result<WeightFile<'_>> {
+        let path = self.path(name);
+        match &self.source {
+            Source::Directory => {
+                let file = File::open(&path).map_err(Error::io(&path))?;
+                let found = file.metadata().map_err(Error::io(&path))?;
+                if !found.is_file() {
+                    return Err(Error::malformed(&path, "not a regular file"));
+                }
+                WeightFile::in_file(path, &file, 0..found.len(), with_data)
             }
-            Source::Directory => self.weight_names()?.iter().map(|name| WeightFile::map(self.path(name))).collect(),
+            Source::Pack(pack) => {
+                let missing = || Error::Missing { path: path.clone(), expected: "the pack does not hold it".into() };
+                match pack.place(pack.entry(name).ok_or_else(missing)?) {
+                    Place::File(file, range) => WeightFile::in_file(path, file, range, with_data),
+                    Place::Memory(bytes) => WeightFile::in_memory(path, bytes, with_data),
+                }
+            }
         }
     }
 
-    fn weight_names(&self) -> Result<BTreeSet<String>> {
-        const SINGLE: &str = "model.safetensors";
-        const INDEX: &str = "model.safetensors.index.json";
-        if let Some(index) = self.json::<Index>(INDEX)? {
+    /// `model.safetensors.index.json`, if there is one.
+    pub(crate) fn index(&self) -> Result<Option<Index>> {
+        self.json(WEIGHTS_INDEX)
+    }
+
+    pub(crate) fn weight_names(&self) -> Result<BTreeSet<String>> {
+        if let Some(index) = self.index()? {
             let names: BTreeSet<String> = index.weight_map.into_values().collect();
             if let Some(name) = names.iter().find(|n| n.contains(['/', '\\'])) {
                 return Err(Error::field(
-                    &self.path(INDEX),
+                    &self.path(WEIGHTS_INDEX),
                     "weight_map",
                     format!("{name:?}"),
                     "file names without directories",
                 ));
             }
-            match names.iter().find(|name| !self.path(name).is_file()) {
+            match names.iter().find(|name| !self.has(name)) {
                 None if !names.is_empty() => return Ok(names),
-                None => log::warn!("{INDEX} names no file; looking for the weights by name"),
-                Some(name) => log::warn!("{INDEX} names {name}, which does not exist; looking for the weights by name"),
+                None => log::warn!("{WEIGHTS_INDEX} names no file; looking for the weights by name"),
+                Some(name) => {
+                    log::warn!("{WEIGHTS_INDEX} names {name}, which does not exist; looking for the weights by name");
+                }
             }
         }
-        if self.path(SINGLE).is_file() {
-            return Ok([SINGLE.to_owned()].into());
+        if self.has(WEIGHTS) {
+            return Ok([WEIGHTS.to_owned()].into());
         }
-        let io = |error| Error::Io { path: self.root.clone(), error };
-        let mut shards = BTreeSet::new();
-        for entry in fs::read_dir(&self.root).map_err(io)? {
-            let name = entry.map_err(io)?.file_name();
-            shards.extend(name.into_string().ok().filter(|name| is_shard(name)));
-        }
+        let shards: BTreeSet<String> = self.names()?.into_iter().filter(|name| is_shard(name)).collect();
         if shards.is_empty() {
             return Err(Error::Missing {
-                path: self.path(SINGLE),
-                expected: format!("a model directory holds {SINGLE}, or {INDEX} and the shards it names"),
+                path: self.path(WEIGHTS),
+                expected: format!("a model holds {WEIGHTS}, or {WEIGHTS_INDEX} and the shards it names"),
             });
         }
-        if !self.path(INDEX).exists() {
-            log::warn!("{INDEX} is missing; using the {} files model-*-of-*.safetensors", shards.len());
+        if !self.has(WEIGHTS_INDEX) {
+            log::warn!("{WEIGHTS_INDEX} is missing; using the {} files model-*-of-*.safetensors", shards.len());
         }
         Ok(shards)
     }
@@ -189,8 +274,8 @@ impl Checkpoint {
 
 /// `model.safetensors.index.json`: which file holds each tensor.
 #[derive(Deserialize)]
-struct Index {
-    weight_map: HashMap<String, String>,
+pub(crate) struct Index {
+    pub weight_map: HashMap<String, String>,
 }
 
 /// `model-00001-of-00003.safetensors`, whatever the numbers' widths.
@@ -201,36 +286,47 @@ fn is_shard(name: &str) -> bool {
         .is_some_and(|(a, b)| [a, b].iter().all(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit())))
 }
 
-impl WeightFile {
-    fn map(path: PathBuf) -> Result<Self> {
-        let io = |error| Error::Io { path: path.clone(), error };
-        let file = File::open(&path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
-            return Err(Error::malformed(&path, "not a regular file"));
-        }
-        // SAFETY: the map is only read, and only here and while tensors are copied out of it. Another process that
-        // shortens the file meanwhile would raise SIGBUS; like every reader of mapped weights we rely on model files
-        // being replaced, not rewritten in place.
-        #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        #[cfg(unix)]
-        let _ = map.advise(Advice::Sequential); // a hint; failure costs only speed
-        Ok(WeightFile { path, bytes: Bytes::Mapped(map) })
+/// These bytes of a file, in memory as they are touched.
+fn map(file: &File, range: Range<u64>) -> std::io::Result<Mmap> {
+    let length = usize::try_from(range.end - range.start).map_err(std::io::Error::other)?;
+    // SAFETY: the map is only read, and only while tensors are copied out of it. Another process that shortens the file
+    // meanwhile would raise SIGBUS; like every reader of mapped weights we rely on model files being replaced, not
+    // rewritten in place. The range is within the file: all of it, or checked when the pack was opened.
+    #[allow(unsafe_code)]
+    let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(file) }?;
+    let _ = map.advise(Advice::Sequential); // a hint; failure costs only speed
+    Ok(map)
+}
+
+impl<'c> WeightFile<'c> {
+    fn in_file(path: PathBuf, file: &File, range: Range<u64>, with_data: bool) -> Result<Self> {
+        let read_at = |buffer: &mut [u8], at| file.read_exact_at(buffer, range.start + at);
+        let index = TensorIndex::read(&path, range.end - range.start, read_at)?;
+        let bytes = if with_data { Some(Bytes::Mapped(map(file, range).map_err(Error::io(&path))?)) } else { None };
+        Ok(WeightFile { path, index, bytes })
     }
 
-    /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
-        match &self.bytes {
+    fn in_memory(path: PathBuf, bytes: &'c [u8], with_data: bool) -> Result<Self> {
+        let index = TensorIndex::read(&path, bytes.len() as u64, |buffer, at| {
+            buffer.copy_from_slice(&bytes[at as usize..][..buffer.len()]);
+            Ok(())
+        })?;
+        Ok(WeightFile { path, index, bytes: with_data.then_some(Bytes::Borrowed(bytes)) })
+    }
+
+    /// The bytes of one of its tensors; `None` when only the header was read.
+    pub fn data(&self, tensor: &TensorEntry) -> Option<&[u8]> {
+        let bytes = match self.bytes.as_ref()? {
             Bytes::Mapped(map) => map,
-            Bytes::Static(bytes) => bytes,
-        }
+            Bytes::Borrowed(bytes) => *bytes,
+        };
+        Some(&bytes[tensor.bytes.start as usize..tensor.bytes.end as usize])
     }
 
-    /// Hand the pages of `part` (a slice of [`WeightFile::bytes`]) back to the system once they have been copied,
+    /// Hand the pages of `part` (a slice that [`WeightFile::data`] gave) back to the system once they have been copied,
     /// so that a model is never in memory twice.
     pub fn release(&self, part: &[u8]) {
-        #[cfg(unix)]
-        if let Bytes::Mapped(map) = &self.bytes {
+        if let Some(Bytes::Mapped(map)) = &self.bytes {
             let offset = part.as_ptr() as usize - map.as_ptr() as usize;
             // SAFETY: the map is shared and read-only, so dropped pages are read from the file again when touched.
             #[allow(unsafe_code)]

@@ -43,6 +43,14 @@ pub enum Error {
     #[error("{setting} is {found}, expected {expected}")]
     Setting { setting: &'static str, found: String, expected: &'static str },
 
+    /// A file is in the way of one that was to be written.
+    #[error("{path}: exists already", path = .0.display())]
+    Exists(PathBuf),
+
+    /// The caller's progress callback asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+
     /// MLX refused an operation.
     #[error("MLX: {0}")]
     Mlx(String),
@@ -64,6 +72,11 @@ fn first_line(what: &str) -> &str {
 }
 
 impl Error {
+    /// For `map_err`: an I/O error about `path`.
+    pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self {
+        move |error| Error::Io { path: path.to_owned(), error }
+    }
+
     pub(crate) fn malformed(path: &Path, problem: impl ToString) -> Self {
         Error::Malformed { path: path.to_owned(), problem: problem.to_string() }
     }
@@ -75,6 +88,10 @@ impl Error {
         expected: impl Into<String>,
     ) -> Self {
         Error::Field { path: path.to_owned(), field: field.into(), found: found.to_string(), expected: expected.into() }
+    }
+
+    pub(crate) fn tensor(path: &Path, tensor: &str, problem: impl Into<String>) -> Self {
+        Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), problem: problem.into() }
     }
 
     pub(crate) fn unsupported(path: &Path, what: impl Into<String>, supported: impl Into<String>) -> Self {

@@ -15,6 +15,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`checkpoint`] | where a model's files are |
+//! | [`mlxpack`] | the one-file format: its specification, reader and writer |
+//! | [`tensor_index`] | what a safetensors file holds |
 //! | [`weights`] | tensors by name, each taken once, shape and type checked |
 //! | [`quantized`] | linear layers and embeddings, dense or packed |
 //! | [`models`] | config.json, the families, the decoder, RoPE |
@@ -28,8 +30,10 @@ pub mod chat_template;
 pub mod checkpoint;
 pub mod error;
 pub mod generate;
+pub mod mlxpack;
 pub mod models;
 pub mod quantized;
+pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;
 

@@ -1,25 +1,23 @@
 //! A checkpoint's tensors by name, each taken exactly once with its shape and type checked.
 //!
 //! Models are built from these, never constructed and then overwritten, so a tensor that is missing, misshapen or
-//! left over cannot go unnoticed. Format: <https://huggingface.co/docs/safetensors>.
+//! left over cannot go unnoticed.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use mlx_rs::{Array, Dtype};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype as FileDtype, TensorView};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use safetensors::Dtype as FileDtype;
 
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
 use crate::mlx_rs_patch::array_from_bytes;
+use crate::tensor_index::TensorEntry;
 
 /// All tensors of a checkpoint that no layer has taken yet.
 pub struct Weights<'f> {
-    tensors: RefCell<BTreeMap<String, Tensor<'f>>>,
+    tensors: RefCell<BTreeMap<&'f str, Tensor<'f>>>,
     total_bytes: usize,
     taken_bytes: RefCell<usize>,
     on_progress: Box<dyn Fn(usize, usize) + 'f>,
@@ -27,9 +25,10 @@ pub struct Weights<'f> {
     origin: PathBuf,
 }
 
+#[derive(Clone, Copy)]
 struct Tensor<'f> {
-    file: &'f WeightFile,
-    view: TensorView<'f>,
+    file: &'f WeightFile<'f>,
+    entry: &'f TensorEntry,
 }
 
 /// What a tensor may hold.
@@ -42,23 +41,19 @@ pub enum Kind {
 }
 
 impl<'f> Weights<'f> {
-    /// Read the headers of `files`. `on_progress` is told the bytes taken so far and in all, as layers take tensors.
+    /// `on_progress` is told the bytes taken so far and in all, as layers take tensors.
     ///
     /// # Errors
-    /// When a file is not valid safetensors, or two files hold a tensor of one name.
-    pub fn new(files: &'f [WeightFile], on_progress: impl Fn(usize, usize) + 'f) -> Result<Self> {
+    /// When two files hold a tensor of one name.
+    pub fn new(files: &'f [WeightFile<'f>], on_progress: impl Fn(usize, usize) + 'f) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         let mut total_bytes = 0;
         for file in files {
-            let parsed = SafeTensors::deserialize(file.bytes())
-                .map_err(|e| Error::malformed(&file.path, format!("not a valid safetensors file: {e}")))?;
-            if let Some(name) = repeated_name(file.bytes()) {
-                return Err(tensor_error(&file.path, &name, "is twice in this file".into()));
-            }
-            for (name, view) in parsed.tensors() {
-                total_bytes += view.data().len();
-                if let Some(first) = tensors.insert(name.clone(), Tensor { file, view }) {
-                    return Err(tensor_error(&file.path, &name, format!("is also in {}", first.file.path.display())));
+            for entry in &file.index.tensors {
+                total_bytes += (entry.bytes.end - entry.bytes.start) as usize;
+                if let Some(Tensor { file: first, .. }) = tensors.insert(entry.name.as_str(), Tensor { file, entry }) {
+                    let problem = format!("is also in {}", first.path.display());
+                    return Err(Error::tensor(&file.path, &entry.name, problem));
                 }
             }
         }
@@ -87,7 +82,7 @@ impl<'f> Weights<'f> {
         let tensors = self.tensors.into_inner();
         match tensors.first_key_value() {
             None => Ok(()),
-            Some((name, tensor)) => Err(tensor_error(
+            Some((name, tensor)) => Err(Error::tensor(
                 &tensor.file.path,
                 name,
                 format!(
@@ -104,29 +99,32 @@ impl<'f> Weights<'f> {
             Kind::Float => "F32, F16 or BF16",
             Kind::Packed => "U32 (packed quantized values)",
         };
-        let Some(Tensor { file, view }) = self.tensors.borrow_mut().remove(name) else {
-            return Err(tensor_error(&self.origin, name, format!("is missing, expected {shape:?} of {expected}")));
+        let Some(Tensor { file, entry }) = self.tensors.borrow_mut().remove(name) else {
+            return Err(Error::tensor(&self.origin, name, format!("is missing, expected {shape:?} of {expected}")));
         };
-        let dtype = match (kind, view.dtype()) {
+        let dtype = match (kind, entry.dtype) {
             (Kind::Float, FileDtype::F32) => Dtype::Float32,
             (Kind::Float, FileDtype::F16) => Dtype::Float16,
             (Kind::Float, FileDtype::BF16) => Dtype::Bfloat16,
             (Kind::Packed, FileDtype::U32) => Dtype::Uint32,
             (_, found) => {
-                return Err(tensor_error(&file.path, name, format!("is of type {found:?}, expected {expected}")));
+                return Err(Error::tensor(&file.path, name, format!("is of type {found:?}, expected {expected}")));
             }
         };
-        if !view.shape().iter().copied().eq(shape.iter().map(|&d| d as usize)) {
-            return Err(tensor_error(
+        if !entry.shape.iter().copied().eq(shape.iter().map(|&d| d as usize)) {
+            return Err(Error::tensor(
                 &file.path,
                 name,
-                format!("has shape {:?}, expected {shape:?} from config.json", view.shape()),
+                format!("has shape {:?}, expected {shape:?} from config.json", entry.shape),
             ));
         }
-        let array = array_from_bytes(view.data(), shape, dtype);
-        file.release(view.data());
+        let Some(data) = file.data(entry) else {
+            return Ok(Array::from_int(0)); // only the header is there, to be checked
+        };
+        let array = array_from_bytes(data, shape, dtype);
+        file.release(data);
         let mut taken = self.taken_bytes.borrow_mut();
-        *taken += view.data().len();
+        *taken += data.len();
         (self.on_progress)(*taken, self.total_bytes);
         Ok(array)
     }
@@ -152,12 +150,12 @@ impl<'w, 'f> Scope<'w, 'f> {
 
     /// Whether the checkpoint holds `name` and no layer took it.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.tensors.borrow().contains_key(&self.full(name))
+        self.weights.tensors.borrow().contains_key(self.full(name).as_str())
     }
 
     /// The shape of `name` in its file, when it is there.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.weights.tensors.borrow().get(&self.full(name)).map(|t| t.view.shape().to_vec())
+        self.weights.tensors.borrow().get(self.full(name).as_str()).map(|t| t.entry.shape.clone())
     }
 
     /// Take the tensor `name`, which must have this shape and hold this kind of number.
@@ -170,48 +168,10 @@ impl<'w, 'f> Scope<'w, 'f> {
 
     /// An error about the tensor `name` of this scope.
     pub fn error(&self, name: &str, problem: impl Into<String>) -> Error {
-        tensor_error(&self.weights.origin, &self.full(name), problem.into())
+        Error::tensor(&self.weights.origin, &self.full(name), problem)
     }
 
     fn full(&self, name: impl std::fmt::Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
-}
-
-/// A name that a valid file's header holds twice; `safetensors` keeps one of the two.
-fn repeated_name(file: &[u8]) -> Option<String> {
-    let (length, rest) = file.split_first_chunk()?;
-    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    let Names(names) = serde_json::from_slice(header).ok()?;
-    let mut seen = HashSet::new();
-    names.into_iter().find(|name| !seen.insert(name.clone()))
-}
-
-/// The keys of a JSON object, repetitions included.
-struct Names(Vec<String>);
-
-impl<'de> Deserialize<'de> for Names {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Names;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
-                let mut names = Vec::new();
-                while let Some((name, IgnoredAny)) = map.next_entry()? {
-                    names.push(name);
-                }
-                Ok(Names(names))
-            }
-        }
-        deserializer.deserialize_map(Keys)
-    }
-}
-
-fn tensor_error(path: &Path, tensor: &str, problem: String) -> Error {
-    Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), problem }
 }

@@ -36,7 +36,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Model directory, as Hugging Face and mlx_lm.convert write it [default: the demo model]
+    /// Model directory, as Hugging Face and mlx_lm.convert write it, or .mlxpack file [default: the demo model]
     #[arg(long, value_name = "PATH")]
     pub model_root: Option<PathBuf>,
 }

@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use super::args::GenerateArgs;
 use super::generate::Session;
 use super::output::{print_stats, write_line};
+use super::process::{FAILURE, INTERRUPTED, SUCCESS};
 use super::prompt::{Input, Prompt, check_messages};
-use super::{FAILURE, INTERRUPTED, SUCCESS};
 
 /// A line of the batch: a prompt or messages, an id to be repeated in the result, and options that differ from the
 /// command line's.

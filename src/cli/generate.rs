@@ -11,9 +11,10 @@ use mlx_rs::{Device, DeviceType};
 
 use super::args::{DeviceArg, Format, GenerateArgs};
 use super::output::{Outcome, Printer, print_stats, token_json};
+use super::process::{INTERRUPTED, SUCCESS};
+use super::progress::Progress;
 use super::prompt::Prompt;
-use super::terminal::{self, Progress};
-use super::{INTERRUPTED, SUCCESS, batch};
+use super::{batch, terminal};
 
 /// A loaded model.
 pub struct Session {
@@ -26,8 +27,8 @@ impl Session {
         let started = Instant::now();
         let checkpoint = super::open(&args.model)?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
-        let progress = std::cell::RefCell::new(Progress::bytes("loading"));
-        let model = Model::load(&checkpoint, |done, total| progress.borrow_mut().update(done, total))?;
+        let progress = std::cell::RefCell::new(Progress::new("loading", "{bytes}/{total_bytes}"));
+        let model = Model::load(&checkpoint, |done, total| progress.borrow_mut().update(done as u64, total as u64))?;
         drop(progress);
         if args.verbose {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
@@ -43,9 +44,9 @@ impl Session {
         mut on_piece: impl FnMut(&Piece) -> io::Result<()>,
     ) -> Result<Outcome> {
         terminal::begin_generation();
-        let mut progress = Progress::tokens("reading the prompt");
+        let mut progress = Progress::new("reading the prompt", "{pos}/{len} tokens");
         let mut generation = generate_with_progress(&self.model, &self.tokenizer, ids, options, &mut |done, total| {
-            progress.update(done, total);
+            progress.update(done as u64, total as u64);
             if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         drop(progress);

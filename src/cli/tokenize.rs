@@ -6,8 +6,8 @@ use anyhow::Result;
 use mlx_lm::Tokenizer;
 use serde_json::json;
 
-use super::SUCCESS;
 use super::args::{TokenFormat, TokenizeArgs};
+use super::process::SUCCESS;
 use super::prompt::Prompt;
 
 pub fn tokenize(args: TokenizeArgs) -> Result<u8> {

@@ -11,7 +11,7 @@ mod qwen3;
 use mlx_rs::Array;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, WeightFile};
 use crate::error::{Error, Result};
 use crate::generate::kv_cache::KvCache;
 use crate::weights::Weights;
@@ -39,8 +39,20 @@ impl Model {
     /// configuration.
     pub fn load(checkpoint: &Checkpoint, on_progress: impl Fn(usize, usize)) -> Result<Self> {
         let config = read_config(checkpoint)?;
-        let files = checkpoint.weight_files()?;
-        let weights = Weights::new(&files, on_progress)?;
+        Model::build(config, &checkpoint.weight_files()?, on_progress)
+    }
+
+    /// Check all that [`Model::load`] checks, reading the headers of the weights only.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn check(checkpoint: &Checkpoint) -> Result<()> {
+        let config = read_config(checkpoint)?;
+        Model::build(config, &checkpoint.weight_headers()?, |_, _| ()).map(drop)
+    }
+
+    fn build(config: DecoderConfig, files: &[WeightFile], on_progress: impl Fn(usize, usize)) -> Result<Self> {
+        let weights = Weights::new(files, on_progress)?;
         let decoder = Decoder::load(&weights.scope(""), &config)?;
         let tied = config.tie_word_embeddings == Some(true);
         weights.ignore(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head.")));

@@ -8,26 +8,18 @@ mod loading;
 mod sampling;
 mod tokenizer;
 
-use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
+use mlx_lm::mlxpack::Pack;
 
 /// A path below `tests/fixtures`.
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// The text files that the demo model's one file carries.
-const DEMO_TEXTS: [&str; 4] = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
-
 /// Write the demo model as a model directory: a good checkpoint, quantized and tied.
 fn unpack_demo(root: &Path) {
-    let bytes = include_bytes!("../../demo/demo.safetensors");
-    let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
-    let texts = header.metadata().as_ref().unwrap();
-    for name in DEMO_TEXTS {
-        fs::write(root.join(name), &texts[name]).unwrap();
-    }
-    fs::write(root.join("model.safetensors"), bytes).unwrap();
+    let pack = Pack::from_bytes("demo.mlxpack", include_bytes!("../../demo/demo.mlxpack")).unwrap();
+    pack.extract(root, None, false, &|_, _| ControlFlow::Continue(())).unwrap();
 }

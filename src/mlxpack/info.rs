@@ -1,0 +1,176 @@
+//! What `mlxpack info` shows, of a pack or of a model directory.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::loader::inspect;
+use super::summary::Summary;
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+
+/// A model at a glance. Of a pack, only the header is read; with the tensors, also those of its safetensors files.
+#[derive(Debug, Serialize)]
+pub struct Info {
+    /// The pack or directory.
+    pub path: PathBuf,
+    /// `pack` or `directory`.
+    pub source: &'static str,
+    /// The pack's length; of a directory, that of the files that packing would choose.
+    pub bytes: u64,
+    /// What the model is.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// All files, in the order of the pack.
+    pub files: Vec<FileInfo>,
+    /// Bytes of all safetensors files.
+    pub weights_bytes: u64,
+    /// The tensors of all safetensors files, if they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensors: Option<Vec<TensorInfo>>,
+}
+
+/// A file of a model.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct FileInfo {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// A tensor of a safetensors file.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct TensorInfo {
+    pub name: String,
+    pub file: String,
+    /// As safetensors spells it: `F32`, `BF16`, `U32`, …
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: u64,
+}
+
+impl Info {
+    /// Look at the pack or directory at `path`.
+    ///
+    /// # Errors
+    /// When it is neither, or a header is not valid. What is missing in a directory is only absent here.
+    pub fn read(path: &Path, tensors: bool) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let (source, bytes, summary, files) = match checkpoint.pack() {
+            Some(pack) => {
+                let files =
+                    pack.entries().iter().map(|entry| FileInfo { name: entry.name.clone(), bytes: entry.length });
+                ("pack", pack.length(), pack.summary().clone(), files.collect())
+            }
+            None => {
+                let plan = super::Plan::new(&checkpoint, inspect(&checkpoint, false)?, &[])?;
+                let file = |(name, bytes): (&str, u64)| FileInfo { name: name.to_owned(), bytes };
+                let files: Vec<FileInfo> = plan.files().map(file).collect();
+                ("directory", files.iter().map(|file| file.bytes).sum(), plan.summary().clone(), files)
+            }
+        };
+        let mut info = Info { path: path.to_owned(), source, bytes, summary, files, weights_bytes: 0, tensors: None };
+        info.weights_bytes = info.weights().map(|file| file.bytes).sum();
+        if tensors {
+            let mut all = Vec::new();
+            for file in info.weights() {
+                all.extend(checkpoint.tensor_index(&file.name)?.tensors.into_iter().map(|tensor| TensorInfo {
+                    file: file.name.clone(),
+                    dtype: tensor.dtype.to_string(),
+                    bytes: tensor.bytes.end - tensor.bytes.start,
+                    name: tensor.name,
+                    shape: tensor.shape,
+                }));
+            }
+            info.tensors = Some(all);
+        }
+        Ok(info)
+    }
+
+    /// The safetensors files.
+    pub fn weights(&self) -> impl Iterator<Item = &FileInfo> {
+        self.files.iter().filter(|file| file.name.ends_with(".safetensors"))
+    }
+}
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let summary = &self.summary;
+        let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |value| value.to_string());
+        let (title, size) = match self.source {
+            "pack" => ("MLXPack File", "File size"),
+            _ => ("Model Directory", "Size of the files"),
+        };
+        writeln!(f, "=== {title} Information ===\n")?;
+        writeln!(f, "{size}: {}\n", Bytes(self.bytes))?;
+
+        writeln!(f, "--- Model Configuration ---")?;
+        let architecture = summary.architecture.as_deref().unwrap_or("unknown");
+        writeln!(f, "Architecture: {}", architecture.escape_debug())?;
+        writeln!(f, "Hidden size: {}", number(summary.hidden_size))?;
+        writeln!(f, "Num layers: {}", number(summary.num_hidden_layers))?;
+        writeln!(f, "Num heads: {}", number(summary.num_attention_heads))?;
+        if let Some(heads) = summary.num_key_value_heads {
+            writeln!(f, "Num key-value heads: {heads}")?;
+        }
+        writeln!(f, "Vocab size: {}", number(summary.vocab_size))?;
+        writeln!(f, "Parameters: {}\n", summary.parameter_count)?;
+
+        if let Some(quantization) = &summary.quantization {
+            writeln!(f, "Quantization:")?;
+            writeln!(f, "  Bits: {}", number(quantization.bits))?;
+            writeln!(f, "  Group size: {}", number(quantization.group_size))?;
+            writeln!(f, "  Mode: {}", quantization.mode.escape_debug())?;
+            if !quantization.overrides.is_empty() {
+                writeln!(f, "  Overrides: {}", quantization.overrides.len())?;
+            }
+            for (module, settings) in &quantization.overrides {
+                writeln!(f, "    {}: {}", module.escape_debug(), settings.to_string().escape_debug())?;
+            }
+            writeln!(f)?;
+        }
+
+        writeln!(f, "--- Tokenizer Configuration ---")?;
+        let tokenizer = &summary.tokenizer;
+        let bos = tokenizer.bos_token_id.map_or("none".to_owned(), |id| id.to_string());
+        writeln!(f, "BOS token ID: {bos}")?;
+        match &tokenizer.eos_token_ids[..] {
+            [] => writeln!(f, "EOS token ID: none")?,
+            [id] => writeln!(f, "EOS token ID: {id}")?,
+            ids => writeln!(f, "EOS token IDs: {}", ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", "))?,
+        }
+        writeln!(f, "Has chat template: {}\n", tokenizer.has_chat_template)?;
+
+        writeln!(f, "--- Safetensors Files ---")?;
+        writeln!(f, "Total files: {}", self.weights().count())?;
+        for FileInfo { name, bytes } in self.weights() {
+            writeln!(f, "  {name} ({bytes} bytes, {:.2} MB)", *bytes as f64 / (1 << 20) as f64)?;
+        }
+        writeln!(f, "Total tensors: {}", summary.tensor_count)?;
+        writeln!(f, "Total weights size: {}", Bytes(self.weights_bytes))?;
+
+        if let Some(tensors) = &self.tensors {
+            writeln!(f, "\n--- Tensors ---")?;
+            for TensorInfo { name, dtype, shape, bytes, .. } in tensors {
+                writeln!(f, "  {} {dtype} {shape:?} ({bytes} bytes)", name.escape_debug())?;
+            }
+        }
+
+        writeln!(f, "\n--- Other Files ---")?;
+        for FileInfo { name, bytes } in self.files.iter().filter(|file| !file.name.ends_with(".safetensors")) {
+            writeln!(f, "  {name} ({bytes} bytes)")?;
+        }
+        Ok(())
+    }
+}
+
+/// `695284124 bytes (0.65 GB)`, a GB being 2^30 bytes.
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} bytes ({:.2} GB)", self.0, self.0 as f64 / (1u64 << 30) as f64)
+    }
+}

@@ -1,0 +1,116 @@
+//! Bytes copied and hashed by all cores: files are cut into pieces, and each piece has a hash of its own.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Bytes of a file that share one hash.
+pub(super) const PIECE: u64 = 16 << 20;
+/// Bytes read and written at once; each worker holds one such buffer.
+const BUFFER: usize = 1 << 20;
+/// More workers than this find the disk busy.
+const MAX_WORKERS: u64 = 16;
+
+/// Told the bytes done so far and in all, from any thread; `Break` stops the work.
+pub type OnProgress<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
+
+/// The SHA-256 of a piece.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Digest(#[serde(with = "hex")] [u8; 32]);
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// How many pieces a file of `length` bytes has.
+pub(super) fn count(length: u64) -> u64 {
+    length.div_ceil(PIECE)
+}
+
+/// The hashes of bytes that are in memory.
+pub(super) fn digests(bytes: &[u8]) -> Vec<Digest> {
+    bytes.chunks(PIECE as usize).map(|piece| Digest(Sha256::digest(piece).into())).collect()
+}
+
+/// Bytes done of a task that may cover several files.
+pub(super) struct Progress<'a> {
+    done: AtomicU64,
+    total: u64,
+    on_progress: OnProgress<'a>,
+}
+
+impl<'a> Progress<'a> {
+    pub fn new(total: u64, on_progress: OnProgress<'a>) -> Self {
+        Progress { done: 0.into(), total, on_progress }
+    }
+
+    /// # Errors
+    /// When the callback asks to stop.
+    pub fn advance(&self, bytes: u64) -> Result<()> {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        match (self.on_progress)(done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        }
+    }
+}
+
+/// Take `length` bytes from `read` to `write` and give the hashes of their pieces. Both are told the offset, and are
+/// called by several threads at once.
+pub(super) fn stream(
+    length: u64,
+    read: impl Fn(&mut [u8], u64) -> Result<()> + Sync,
+    write: impl Fn(&[u8], u64) -> Result<()> + Sync,
+    progress: &Progress,
+) -> Result<Vec<Digest>> {
+    let pieces = count(length);
+    let next = AtomicU64::new(0);
+    let work = || -> Result<Vec<(u64, Digest)>> {
+        let mut buffer = vec![0; BUFFER.min(length as usize)];
+        let mut digests = Vec::new();
+        loop {
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces {
+                return Ok(digests);
+            }
+            let end = length.min((piece + 1) * PIECE);
+            let mut at = piece * PIECE;
+            let mut hash = Sha256::new();
+            while at < end {
+                let chunk = &mut buffer[..BUFFER.min((end - at) as usize)];
+                let done = read(chunk, at).and_then(|()| {
+                    hash.update(&chunk);
+                    write(chunk, at)?;
+                    progress.advance(chunk.len() as u64)
+                });
+                if let Err(error) = done {
+                    next.store(pieces, Ordering::Relaxed); // the others stop after the piece they are at
+                    return Err(error);
+                }
+                at += chunk.len() as u64;
+            }
+            digests.push((piece, Digest(hash.finalize().into())));
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let mut digests = thread::scope(|scope| {
+        let others: Vec<_> = (1..cores.min(pieces).min(MAX_WORKERS)).map(|_| scope.spawn(work)).collect();
+        let mut all = work();
+        for other in others {
+            let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            all = all.and_then(|mut all| theirs.map(|theirs| (all.extend(theirs), all).1));
+        }
+        all
+    })?;
+    digests.sort_by_key(|(piece, _)| *piece);
+    Ok(digests.into_iter().map(|(_, digest)| digest).collect())
+}

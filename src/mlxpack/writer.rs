@@ -1,0 +1,200 @@
+//! Packing: which files of a model directory go into a pack, and how they get there.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use globset::GlobBuilder;
+use walkdir::WalkDir;
+
+use super::header::{self, Entry, Header};
+use super::partial::{self, Partial};
+use super::pieces::{self, Digest, OnProgress, Progress, stream};
+use super::summary::Summary;
+use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
+use crate::error::{Error, Result};
+use crate::tensor_index::TensorIndex;
+
+/// The files besides the weights that running a model needs.
+const TEXTS: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    WEIGHTS_INDEX,
+];
+/// What the names of texts about a model begin with, in lower case.
+const ABOUT: [&str; 6] = ["license", "licence", "notice", "copying", "use_policy", "readme"];
+
+/// A model directory about to be packed.
+#[derive(Debug)]
+pub struct Plan {
+    root: PathBuf,
+    summary: Summary,
+    /// Texts, then weights, each sorted by name.
+    files: Vec<Source>,
+}
+
+#[derive(Debug)]
+struct Source {
+    name: String,
+    path: PathBuf,
+    found: Metadata,
+    /// The byte that goes to an aligned place in the pack.
+    anchor: u64,
+}
+
+impl Plan {
+    /// Choose the files: config, tokenizer, weights with their index, licence and README, and what the shell patterns
+    /// in `include` match (`*` stays within a folder, `**` does not).
+    ///
+    /// # Errors
+    /// When `checkpoint` is not a directory, a file cannot be read or is not one, a pattern is wrong or matches nothing,
+    /// or a name may not be in a pack.
+    pub fn new(checkpoint: &Checkpoint, summary: Summary, include: &[String]) -> Result<Self> {
+        let root = checkpoint.directory()?.to_owned();
+        let weights = checkpoint.weight_names().unwrap_or_else(|error| {
+            log::warn!("packing no weights: {error}");
+            BTreeSet::new()
+        });
+        let mut texts: BTreeSet<String> = checkpoint.names()?.into_iter().filter(|name| is_text(name)).collect();
+        for pattern in include {
+            texts.extend(matching(&root, pattern)?);
+        }
+        let names = texts.difference(&weights).chain(&weights);
+        header::check_names(names.clone().map(String::as_str)).map_err(|e| Error::malformed(&root, e))?;
+        let files = names.map(|name| Source::new(&root, name)).collect::<Result<Vec<_>>>()?;
+        if files.is_empty() {
+            return Err(Error::malformed(&root, "holds no file of a model"));
+        }
+        Ok(Plan { root, summary, files })
+    }
+
+    /// What the pack will say of its model.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Name and length in bytes of each file.
+    pub fn files(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.files.iter().map(|file| (file.name.as_str(), file.found.len()))
+    }
+
+    /// Write the pack and give its length in bytes. It appears at `output` when it is complete and on disk; until then
+    /// its bytes are in `.NAME.mlxpack-partial` beside it, which goes away with any error, and which the next call
+    /// for this `output` takes over should the process be killed.
+    ///
+    /// # Errors
+    /// When `output` exists and `overwrite` is not set or it is not a file, when it is inside the model's directory, when
+    /// a file changes meanwhile, when reading or writing fails, or when `on_progress` stops it.
+    pub fn write(&self, output: &Path, overwrite: bool, on_progress: OnProgress) -> Result<u64> {
+        self.refuse_inside(output)?;
+        partial::refuse_existing(output, overwrite)?;
+        let blank = |file: &Source| Entry {
+            name: file.name.clone(),
+            offset: 0,
+            length: file.found.len(),
+            sha256: vec![Digest::default(); pieces::count(file.found.len()) as usize],
+        };
+        let mut header = Header { summary: self.summary.clone(), files: self.files.iter().map(blank).collect() };
+        let anchors: Vec<u64> = self.files.iter().map(|file| file.anchor).collect();
+        let header_end = header.place(&anchors).len() as u64;
+        let length = header.files.last().map_or(header_end, Entry::end);
+
+        let target = Partial::create(output, overwrite)?;
+        target.file().set_len(length).map_err(target.io())?;
+        let progress = Progress::new(self.files.iter().map(|file| file.found.len()).sum(), on_progress);
+        for (source, entry) in self.files.iter().zip(&mut header.files) {
+            let file = source.open()?;
+            let changed = || Error::malformed(&source.path, "changed while it was being packed");
+            entry.sha256 = stream(
+                entry.length,
+                |buffer, at| {
+                    file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
+                        io::ErrorKind::UnexpectedEof => changed(),
+                        _ => Error::Io { path: source.path.clone(), error },
+                    })
+                },
+                |buffer, at| target.file().write_all_at(buffer, entry.offset + at).map_err(target.io()),
+                &progress,
+            )?;
+            if !source.is_unchanged(&file)? {
+                return Err(changed());
+            }
+        }
+        target.file().write_all_at(&header.to_bytes(header_end), 0).map_err(target.io())?;
+        target.commit(|| progress.advance(0))?;
+        Ok(length)
+    }
+
+    fn refuse_inside(&self, output: &Path) -> Result<()> {
+        let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = fs::canonicalize(parent).map_err(Error::io(parent))?;
+        let root = fs::canonicalize(&self.root).map_err(Error::io(&self.root))?;
+        match parent.starts_with(&root) {
+            true => Err(Error::malformed(output, "lies inside the directory that is packed; write it elsewhere")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Source {
+    fn new(root: &Path, name: &str) -> Result<Self> {
+        let path = root.join(name);
+        // Follows links, of which the Hugging Face cache is made.
+        let found = fs::metadata(&path).map_err(Error::io(&path))?;
+        if !found.is_file() {
+            return Err(Error::malformed(&path, "not a regular file"));
+        }
+        let mut source = Source { name: name.to_owned(), path, found, anchor: 0 };
+        if name.ends_with(".safetensors") {
+            let file = source.open()?;
+            let index =
+                TensorIndex::read(&source.path, source.found.len(), |buffer, at| file.read_exact_at(buffer, at));
+            // Only an unchecked pack gets this far with a file that is not safetensors inside.
+            source.anchor = index.map_or(0, |index| index.data_start);
+        }
+        Ok(source)
+    }
+
+    fn open(&self) -> Result<File> {
+        File::open(&self.path).map_err(Error::io(&self.path))
+    }
+
+    fn is_unchanged(&self, file: &File) -> Result<bool> {
+        let now = file.metadata().map_err(Error::io(&self.path))?;
+        Ok(now.is_file() && now.len() == self.found.len() && now.modified().ok() == self.found.modified().ok())
+    }
+}
+
+fn is_text(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    TEXTS.contains(&name) || ABOUT.iter().any(|start| lower.starts_with(start))
+}
+
+/// The files below `root` that a shell pattern matches, as names of a pack.
+fn matching(root: &Path, pattern: &str) -> Result<Vec<String>> {
+    let problem = |problem: String| Error::Input(format!("pattern {pattern:?}: {problem}"));
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build().map_err(|e| problem(e.kind().to_string()))?;
+    let matcher = glob.compile_matcher();
+    let mut names = Vec::new();
+    for found in WalkDir::new(root).min_depth(1).follow_links(true) {
+        let found = found.map_err(|e| problem(e.to_string()))?;
+        let path = found.path().strip_prefix(root).expect("the walk stays below its root");
+        if found.file_type().is_dir() || !matcher.is_match(path) {
+            continue;
+        }
+        match path.to_str() {
+            Some(name) => names.push(name.to_owned()),
+            None => return Err(problem(format!("matches {}, whose name is not UTF-8", path.display()))),
+        }
+    }
+    if names.is_empty() {
+        return Err(problem(format!("matches no file below {}", root.display())));
+    }
+    Ok(names)
+}
