@@ -37,6 +37,7 @@ man: setup
 	cargo build --release --locked
 	mkdir -p dist/man
 	target/release/mlx_lm man dist/man
+	target/release/mlxpack man dist/man
 	@ls dist/man
 
 clean:

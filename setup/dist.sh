@@ -13,7 +13,7 @@ fi
 libraries=$(ldd target/release/mlx_lm | awk '/=> \// { print $3 }' | grep -vE '/(ld-linux.*|libc|libm|libdl|librt|libpthread)\.so|/libcuda\.so')
 rm -rf "$folder" "$folder.tar.gz"
 mkdir -p "$folder/bin" "$folder/lib"
-cp target/release/mlx_lm "$folder/bin/"
+cp target/release/mlx_lm target/release/mlxpack "$folder/bin/"
 for library in $libraries; do
     cp -L "$library" "$folder/lib/"
 done

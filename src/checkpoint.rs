@@ -24,7 +24,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Source {
     Directory,
-    Pack(Pack),
+    Pack(Box<Pack>),
 }
 
 /// One safetensors file of a checkpoint.
@@ -70,7 +70,7 @@ impl Checkpoint {
         let source = if found.is_dir() {
             Source::Directory
         } else if found.is_file() && Pack::has_magic(&root) {
-            Source::Pack(Pack::open(&root)?)
+            Source::Pack(Pack::open(&root)?.into())
         } else {
             return Err(Error::unsupported(
                 &root,
@@ -84,7 +84,7 @@ impl Checkpoint {
     /// The demo model inside this program.
     pub fn demo() -> Result<Self> {
         let root = PathBuf::from("<demo model>");
-        let source = Source::Pack(Pack::from_bytes(&root, &DEMO.0)?);
+        let source = Source::Pack(Pack::from_bytes(&root, &DEMO.0)?.into());
         Ok(Checkpoint { root, source })
     }
 

@@ -51,7 +51,7 @@ impl Tokenizer {
 
         let mut config: Map<String, Value> = checkpoint.json(CONFIG)?.unwrap_or_default();
         let templates = match checkpoint.text("chat_template.jinja")? {
-            Some(template) => BTreeMap::from([(DEFAULT.into(), template.into())]),
+            Some(template) => BTreeMap::from([(DEFAULT.into(), template)]),
             None => templates(&checkpoint.path(CONFIG), config.remove("chat_template").unwrap_or_default())?,
         };
         let special_tokens = special_tokens([checkpoint.json("special_tokens_map.json")?.unwrap_or_default(), config]);

@@ -16,7 +16,7 @@ use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand, ValueEnum};
 use mlx_lm::mlxpack::{Bytes, Info, OnProgress, Pack, Plan, inspect};
 use mlx_lm::{Checkpoint, Error};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use process::{FAILURE, INTERRUPTED, SUCCESS};
@@ -200,7 +200,7 @@ static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// The first signal stops the work, which then removes what is unfinished; the second ends the program.
 fn catch_signals() -> Result<()> {
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_shutdown(signal, INTERRUPTED.into(), STOP.clone())?;
         flag::register(signal, STOP.clone())?;
     }

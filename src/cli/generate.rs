@@ -43,7 +43,7 @@ impl Session {
         options: &GenerateOptions,
         mut on_piece: impl FnMut(&Piece) -> io::Result<()>,
     ) -> Result<Outcome> {
-        terminal::begin_generation();
+        let _interruptible = terminal::Generation::begin();
         let mut progress = Progress::new("reading the prompt", "{pos}/{len} tokens");
         let mut generation = generate_with_progress(&self.model, &self.tokenizer, ids, options, &mut |done, total| {
             progress.update(done as u64, total as u64);
@@ -67,7 +67,6 @@ impl Session {
         if finish_reason.is_none() {
             text.push_str(&generation.interrupt());
         }
-        terminal::end_generation();
         Ok(Outcome { text, finish_reason, stats, tokens })
     }
 }

@@ -24,14 +24,20 @@ pub fn catch_interrupt() {
     }
 }
 
-/// A generation begins.
-pub fn begin_generation() {
-    AT_ONCE.store(false, Ordering::SeqCst);
+/// While it lives, the first Ctrl-C asks the generation to stop.
+pub struct Generation;
+
+impl Generation {
+    pub fn begin() -> Self {
+        AT_ONCE.store(false, Ordering::SeqCst);
+        Generation
+    }
 }
 
-/// A generation has ended.
-pub fn end_generation() {
-    AT_ONCE.store(true, Ordering::SeqCst);
+impl Drop for Generation {
+    fn drop(&mut self) {
+        AT_ONCE.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Whether Ctrl-C asked the generation to stop.

@@ -40,9 +40,9 @@
 //!
 //! **Growth.** A reader of version 1 refuses every other version and ignores fields that it does not know.
 //!
-//! **Determinism.** The same files pack to the same bytes: a pack holds no time, path, owner or tool version, text files
-//! come before weights, both sorted by the bytes of their names, and the header is padded with spaces to end at a
-//! multiple of 4096.
+//! **Determinism.** The same files pack to the same bytes: a pack holds no time, path, owner or tool version, the model's
+//! weights come last, both they and the files before them are sorted by the bytes of their names, and the header is
+//! padded with spaces to end at a multiple of 4096.
 //!
 //! # What was learned from whom
 //!

@@ -54,7 +54,14 @@ impl Partial {
         self.file.sync_all().map_err(self.io())?;
         cancelled()?;
         let Partial { file, path, target, overwrite } = self;
-        let persisted = if overwrite { path.persist(&target) } else { path.persist_noclobber(&target) };
+        let persisted = match overwrite {
+            true => path.persist(&target),
+            // Where a file system cannot rename without replacing, looking first must do.
+            false => path.persist_noclobber(&target).or_else(|e| match refuse_existing(&target, false) {
+                Ok(()) => e.path.persist(&target),
+                Err(_) => Err(e),
+            }),
+        };
         persisted.map_err(|e| match e.error.kind() {
             io::ErrorKind::AlreadyExists => Error::Exists(target.clone()),
             _ => Error::Io { path: target.clone(), error: e.error },

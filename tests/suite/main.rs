@@ -5,6 +5,8 @@ mod cli;
 mod errors;
 mod fidelity;
 mod loading;
+mod mlxpack;
+mod mlxpack_cli;
 mod sampling;
 mod tokenizer;
 
