@@ -117,7 +117,7 @@ impl Checkpoint {
                 for entry in fs::read_dir(&self.root).map_err(Error::io(&self.root))? {
                     let entry = entry.map_err(Error::io(&self.root))?;
                     if !entry.path().is_dir() {
-                        names.extend(entry.file_name().into_string());
+                        names.push(entry.file_name().to_string_lossy().into_owned());
                     }
                 }
                 Ok(names)

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 
-use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, take_axis};
 use mlx_rs::ops::{self, addmm, dequantize, matmul, quantized_matmul};
+use mlx_rs::{Array, Dtype};
 
 use crate::error::Result;
 use crate::weights::{Kind, Scope};
@@ -154,6 +154,13 @@ impl Embedding {
                 packing.bits,
             )?,
         })
+    }
+
+    /// The type of the vectors.
+    pub fn dtype(&self) -> Dtype {
+        match &self.weight {
+            Weight::Dense(values) | Weight::Affine { scales: values, .. } => values.dtype(),
+        }
     }
 
     /// The table as output projection, for models with tied embeddings: `[…, D]` to logits `[…, V]`.

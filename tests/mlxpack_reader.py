@@ -20,11 +20,9 @@ def check(right, problem):
 
 
 def names_are_safe(names):
+    part = r"(?!(con|prn|aux|nul|com[1-9]|lpt[1-9])(\.|/|$))[ !#-)+-.0-9;=@A-Z[\]^-{}~]{1,200}(?<![. ])(?<!\.mlxpack-partial)"
     for name in names:
-        parts = name.split("/")
-        check(len(name.encode()) <= 1024 and not re.search(r"[\x00-\x1f\x7f-\x9f\\:]", name), f"bad name {name!r}")
-        for part in parts:
-            check(1 <= len(part.encode()) <= 200 and not part.endswith((".", " ", ".mlxpack-partial")), f"bad name {name!r}")
+        check(len(name) <= 1024 and re.fullmatch(f"{part}(/{part})*", name, re.I | re.A), f"bad name {name!r}")
     lower = [name.lower() for name in names]
     check(len(set(lower)) == len(names) <= 10_000, "two files of one name, or too many files")
     folders = {name[:i] for name in lower for i, c in enumerate(name) if c == "/"}

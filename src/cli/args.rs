@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mlx_lm::generate::GenerateOptions;
 use mlx_lm::generate::sampler::SamplerOptions;
+use mlx_lm::generate::{GenerateOptions, Overflow};
 use serde_json::Value;
 
 const DEFAULT_PROMPT: &str = "In the beginning the Universe was created.";
@@ -127,21 +127,32 @@ pub enum DeviceArg {
     Gpu,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum OverflowArg {
+    Stream,
+    Truncate,
+    Error,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
     /// The most tokens to generate
     #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
     pub max_tokens: usize,
-    /// The most tokens of prompt and output together [default: the model's max_position_embeddings]
+    /// The most tokens that the model looks back at [default: the model's max_position_embeddings]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub context_size: Option<i64>,
-    /// Attention sinks: first tokens that streaming keeps for ever
+    /// Attention sinks: first tokens that stay in the context for ever
     #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens, allow_negative_numbers = true)]
     pub num_sink_tokens: i64,
-    /// Share of the cache that streaming evicts at once, in percent (1-50)
+    /// Share of the other tokens that leave a full context at once, in percent (1-50)
     #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent, allow_negative_numbers = true)]
     pub eviction_batch_percent: i64,
+    /// With more tokens than the context holds: let the oldest but the sinks go, read only the sinks and the end of a
+    /// longer prompt, or end the text and refuse the prompt
+    #[arg(long, value_enum, default_value_t = OverflowArg::Stream)]
+    pub overflow: OverflowArg,
     /// End before this text (repeatable)
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
@@ -197,6 +208,11 @@ impl GenerateArgs {
             context_size: limits.context_size,
             num_sink_tokens: limits.num_sink_tokens,
             eviction_batch_percent: limits.eviction_batch_percent,
+            overflow: match limits.overflow {
+                OverflowArg::Stream => Overflow::Stream,
+                OverflowArg::Truncate => Overflow::Truncate,
+                OverflowArg::Error => Overflow::Error,
+            },
             stop: limits.stop.clone(),
             ignore_eos: limits.ignore_eos,
             // An event per token tells its log-probability; text alone does not need it.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::GenerateArgs;
 use super::generate::Session;
-use super::output::{print_stats, write_line};
+use super::output::{print_stats, token_json, write_line};
 use super::process::{FAILURE, INTERRUPTED, SUCCESS};
 use super::prompt::{Input, Prompt, check_messages};
 
@@ -119,18 +119,25 @@ pub fn run(
             .and_then(|line| {
                 let (prompt, options) = line.split(&flags, options)?;
                 let (_, ids) = prompt.encode(&session.tokenizer)?;
-                session.run(&ids, &options, |_| Ok(()))
+                let (mut text, mut tokens) = (String::new(), Vec::new());
+                let outcome = session.run(&ids, &options, |piece| {
+                    text.push_str(&piece.text);
+                    tokens.extend(piece.token.logprob.map(|_| token_json(piece)));
+                    Ok(())
+                })?;
+                text.push_str(&outcome.held_back);
+                Ok((outcome, text, tokens))
             });
         let mut result = json!({"line": i + 1});
         if !id.is_null() {
             result["id"] = id;
         }
         match &outcome {
-            Ok(outcome) => {
-                let Value::Object(fields) = outcome.json() else { unreachable!("an outcome is an object") };
+            Ok((outcome, text, tokens)) => {
+                let Value::Object(fields) = outcome.json(text) else { unreachable!("an outcome is an object") };
                 result.as_object_mut().expect("built as one").extend(fields);
                 if args.logprobs.is_some() {
-                    result["tokens"] = outcome.tokens.clone().into();
+                    result["tokens"] = tokens.clone().into();
                 }
             }
             Err(error) => {
@@ -139,7 +146,7 @@ pub fn run(
             }
         }
         write_line(&mut out, &result)?;
-        if let Ok(outcome) = outcome {
+        if let Ok((outcome, ..)) = outcome {
             if args.verbose {
                 print_stats(&outcome.stats);
             }

@@ -10,7 +10,7 @@ use mlx_lm::{GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 
 use super::args::{DeviceArg, Format, GenerateArgs};
-use super::output::{Outcome, Printer, print_stats, token_json};
+use super::output::{Outcome, Printer, print_stats};
 use super::process::{INTERRUPTED, SUCCESS};
 use super::progress::Progress;
 use super::prompt::Prompt;
@@ -50,24 +50,21 @@ impl Session {
             if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         drop(progress);
-        let (mut text, mut tokens) = (String::new(), Vec::new());
+        let evicted = generation.stats().evicted_tokens;
+        if evicted > 0 {
+            note!("the prompt is longer than the context: {evicted} of its {} tokens were evicted", ids.len());
+        }
         while !terminal::interrupted()
             && let Some(piece) = generation.next().transpose()?
         {
             on_piece(&piece)?;
-            text.push_str(&piece.text);
-            if piece.token.logprob.is_some() {
-                tokens.push(token_json(&piece));
-            }
         }
         let (finish_reason, stats) = (generation.finish_reason(), generation.stats());
         if finish_reason == Some(FinishReason::Length) && stats.generated_tokens < options.max_tokens {
             log::warn!("the text ends here because the context is full; --context-size sets its size");
         }
-        if finish_reason.is_none() {
-            text.push_str(&generation.interrupt());
-        }
-        Ok(Outcome { text, finish_reason, stats, tokens })
+        let held_back = if finish_reason.is_none() { generation.interrupt() } else { String::new() };
+        Ok(Outcome { held_back, finish_reason, stats })
     }
 }
 
@@ -87,12 +84,7 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
 
     let mut printer = Printer::new(args.format);
     printer.prefill(ids.len())?;
-    let mut printed = 0;
-    let outcome = session.run(&ids, &options, |piece| {
-        printed += piece.text.len();
-        printer.piece(piece)
-    })?;
-    printer.text(&outcome.text[printed..])?;
+    let outcome = session.run(&ids, &options, |piece| printer.piece(piece))?;
     printer.done(&outcome)?;
     let interrupted = outcome.finish_reason.is_none();
     if args.verbose || interrupted {

@@ -11,26 +11,26 @@ use super::args::Format;
 
 /// A finished or interrupted generation.
 pub struct Outcome {
-    pub text: String,
+    /// Text that no piece brought, after an interruption.
+    pub held_back: String,
     /// `None` when interrupted.
     pub finish_reason: Option<FinishReason>,
     pub stats: Stats,
-    /// The tokens, when their log-probabilities were asked for.
-    pub tokens: Vec<Value>,
 }
 
 impl Outcome {
     /// The fields that every JSON form of a result has.
-    pub fn json(&self) -> Value {
+    pub fn json(&self, text: &str) -> Value {
         let finish_reason = match self.finish_reason {
             Some(reason) => serde_json::to_value(reason).expect("a reason is a string"),
             None => json!("interrupted"),
         };
         json!({
             "finish_reason": finish_reason,
-            "text": self.text,
+            "text": text,
             "prompt_tokens": self.stats.prompt_tokens,
             "generated_tokens": self.stats.generated_tokens,
+            "evicted_tokens": self.stats.evicted_tokens,
             "prompt_tps": self.stats.prompt_tps(),
             "generation_tps": self.stats.generation_tps(),
             "peak_memory_bytes": peak_memory_bytes(),
@@ -38,15 +38,20 @@ impl Outcome {
     }
 }
 
-/// Writes one generation to stdout in the chosen format, flushed piece by piece.
+/// Writes one generation to stdout in the chosen format, flushed piece by piece. Text that is printed is not kept, so
+/// that a text may go on for ever.
 pub struct Printer {
     format: Format,
     out: io::StdoutLock<'static>,
+    /// For the JSON forms, which repeat it at the end.
+    text: String,
+    /// For `--format json`, those whose log-probabilities were asked for.
+    tokens: Vec<Value>,
 }
 
 impl Printer {
     pub fn new(format: Format) -> Self {
-        Printer { format, out: io::stdout().lock() }
+        Printer { format, out: io::stdout().lock(), text: String::new(), tokens: Vec::new() }
     }
 
     pub fn prefill(&mut self, prompt_tokens: usize) -> io::Result<()> {
@@ -58,37 +63,43 @@ impl Printer {
 
     pub fn piece(&mut self, piece: &Piece) -> io::Result<()> {
         match self.format {
-            Format::Jsonl => write_line(&mut self.out, &with_event("token", token_json(piece))),
-            Format::Text => self.text(&piece.text),
-            Format::Json => Ok(()),
-        }
-    }
-
-    /// Text that no piece brought, after an interruption.
-    pub fn text(&mut self, text: &str) -> io::Result<()> {
-        match self.format {
             Format::Text => {
-                self.out.write_all(text.as_bytes())?;
+                self.out.write_all(piece.text.as_bytes())?;
                 self.out.flush()
             }
-            Format::Jsonl if !text.is_empty() => write_line(&mut self.out, &json!({"event": "text", "text": text})),
-            Format::Jsonl | Format::Json => Ok(()),
+            Format::Jsonl => {
+                self.text.push_str(&piece.text);
+                write_line(&mut self.out, &with_event("token", token_json(piece)))
+            }
+            Format::Json => {
+                self.text.push_str(&piece.text);
+                self.tokens.extend(piece.token.logprob.map(|_| token_json(piece)));
+                Ok(())
+            }
         }
     }
 
     pub fn done(&mut self, outcome: &Outcome) -> io::Result<()> {
+        self.text.push_str(&outcome.held_back);
         match self.format {
-            Format::Jsonl => write_line(&mut self.out, &with_event("done", outcome.json())),
+            Format::Jsonl => {
+                if !outcome.held_back.is_empty() {
+                    write_line(&mut self.out, &json!({"event": "text", "text": outcome.held_back}))?;
+                }
+                write_line(&mut self.out, &with_event("done", outcome.json(&self.text)))
+            }
             Format::Json => {
-                let mut json = outcome.json();
-                if !outcome.tokens.is_empty() {
-                    json["tokens"] = outcome.tokens.clone().into();
+                let mut json = outcome.json(&self.text);
+                if !self.tokens.is_empty() {
+                    json["tokens"] = std::mem::take(&mut self.tokens).into();
                 }
                 write_line(&mut self.out, &json)
             }
-            // A shell prompt should not stick to the text; a file or pipe gets the text alone.
-            Format::Text if self.out.is_terminal() => writeln!(self.out),
-            Format::Text => Ok(()),
+            Format::Text => {
+                self.out.write_all(outcome.held_back.as_bytes())?;
+                // A shell prompt should not stick to the text; a file or pipe gets the text alone.
+                if self.out.is_terminal() { writeln!(self.out) } else { Ok(()) }
+            }
         }
     }
 }
@@ -127,6 +138,9 @@ pub fn print_stats(stats: &Stats) {
     let Stats { prompt_tokens, generated_tokens, .. } = stats;
     note!("prompt: {prompt_tokens} tokens, {:.1} tokens/s", stats.prompt_tps());
     note!("generation: {generated_tokens} tokens, {:.1} tokens/s", stats.generation_tps());
+    if stats.evicted_tokens > 0 {
+        note!("evicted: {} tokens", stats.evicted_tokens);
+    }
     note!("peak memory: {:.3} GB", peak_memory_bytes() as f64 / 1e9);
 }
 

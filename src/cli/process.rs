@@ -24,6 +24,9 @@ pub const INTERRUPTED: u8 = 130;
 pub fn main(run: fn() -> Result<u8>) -> ! {
     let code = guarded(run);
     let flushed = io::stdout().flush().or_else(|e| if is_closed_pipe(&e) { Ok(()) } else { Err(e) });
+    if let Err(error) = &flushed {
+        note!("error: standard output: {error}");
+    }
     // Not `exit`, which would run the destructors of MLX's statics while its threads may still be at work.
     signal_hook::low_level::exit(if flushed.is_ok() { code } else { code.max(FAILURE) }.into())
 }
@@ -79,8 +82,11 @@ fn is_closed_pipe(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
 }
 
-/// Text from files may hold line ends and terminal escapes; messages show them escaped.
+/// Text from files may hold line ends, terminal escapes and marks that reorder it; messages show them escaped.
 fn one_line(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let escape = |c: char| match c {
+        '"' | '\'' | '\\' => c.to_string(),
+        _ => c.escape_debug().to_string(),
+    };
     text.chars().map(escape).collect()
 }

@@ -59,8 +59,8 @@ impl<'m> Generator<'m> {
     /// Prefill all of `prompt` but its last token, `prefill_step` tokens at a time. `on_prefill` is told the tokens
     /// done and in all before each chunk, and may stop there; then there is no generator.
     ///
-    /// `prompt` has at least one token, each below the model's `vocab_size`, and fits into `cache` together with
-    /// `max_tokens`.
+    /// `prompt` has at least one token, each below the model's `vocab_size`. One that is longer than `cache` streams
+    /// through it, in chunks of at most half its window, so that each token sees at least the other half.
     #[allow(clippy::too_many_arguments)]
     pub fn prefill(
         model: &'m Model,
@@ -73,8 +73,11 @@ impl<'m> Generator<'m> {
         on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
         let (last, body) = prompt.split_last().expect("a prompt has at least one token");
+        let limits = cache.limits();
+        let streams = prompt.len() > limits.context_size as usize;
+        let chunk_size = if streams { prefill_step.min(limits.window() as usize / 2) } else { prefill_step };
         let mut done = 0;
-        for chunk in body.chunks(prefill_step) {
+        for chunk in body.chunks(chunk_size) {
             if on_prefill(done, prompt.len()).is_break() {
                 return Ok(None);
             }
@@ -90,6 +93,11 @@ impl<'m> Generator<'m> {
         }
         let state = if max_tokens == 0 { State::Finished } else { State::Prefilled(*last) };
         Ok(Some(Generator { model, cache, sampler, logprobs, max_tokens, generated: 0, state }))
+    }
+
+    /// What the model remembers.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
     }
 
     /// Submit the forward pass of `token` `[1]` and the choice of the one after it.

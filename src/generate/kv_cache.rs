@@ -1,24 +1,76 @@
-//! The key-value cache: what earlier tokens left for attention, for all layers together.
+//! The key-value cache: what earlier tokens left for attention, for all layers together, in bounded memory.
+//!
+//! Reference: StreamingLLM (Xiao et al., arXiv 2309.17453). The cache holds at most `context_size` tokens: the first
+//! ones for ever, as attention sinks, and the most recent ones. When the next tokens would not fit, a batch is evicted
+//! from the middle:
+//!
+//! ```text
+//! sinks          evicted         kept
+//! [0 1 2 3] [4 5 6 7 8 9 10] [11 12 … 63]        64 tokens, full
+//! [0 1 2 3] [11 12 … 63]  64 65 …                the kept ones move to positions 4, 5, …; new ones follow
+//! ```
+//!
+//! Two counts: *positions* are those within the cache (section 3.2 of the paper), so none ever reaches `context_size`
+//! and RoPE never leaves the range that it was trained for; they are what masks and rotations use. *Absolute* counts
+//! ([`KvCache::seen`], [`KvCache::evicted`]) are only for accounting: `seen = evicted + len`.
+//!
+//! Keys are stored rotated to their position. An eviction moves each kept key by the same number of positions e, so it
+//! is turned back by e once; rotations of fixed frequencies compose, whatever scaling made the frequencies. Values and
+//! sinks do not change. In 16-bit types a turn rounds; a key lives through about 100 / `eviction_batch_percent` turns.
 //!
 //! Offset, window and mask arithmetic live here alone. A forward pass of L tokens calls [`KvCache::reserve`] once,
-//! for its positions and mask, and then [`KvCache::update`] for each layer, so that layers cannot drift apart.
+//! for its eviction, positions and mask, and then [`KvCache::update`] for each layer, so that layers cannot drift apart.
 
-use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::{Array, Dtype};
 
 /// Buffers grow by this many tokens, as in mlx-lm.
 const STEP: i32 = 256;
+
+/// How much a cache holds, and how it makes room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// The most tokens held (C).
+    pub context_size: i32,
+    /// First tokens that are never evicted (S); at most C - 2 if there are to be evictions.
+    pub num_sink_tokens: i32,
+    /// How much of the other C - S tokens is evicted at once, in percent.
+    pub eviction_batch_percent: i32,
+}
+
+impl CacheLimits {
+    /// At most `context_size` tokens, with the default sinks and batch.
+    pub fn new(context_size: i32) -> Self {
+        CacheLimits { context_size, num_sink_tokens: 4, eviction_batch_percent: 10 }
+    }
+
+    /// Tokens besides the sinks (C - S).
+    pub fn window(&self) -> i32 {
+        self.context_size - self.num_sink_tokens
+    }
+
+    /// Tokens that one eviction takes, if more room is not needed.
+    pub fn eviction_batch(&self) -> i32 {
+        let batch = i64::from(self.window()) * i64::from(self.eviction_batch_percent) / 100;
+        (batch as i32).max(1)
+    }
+}
 
 /// Keys `[B, n_kv_heads, len, head_dim]` (rotated) and values of the same shape, for each layer.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<Option<(Array, Array)>>,
+    limits: CacheLimits,
+    sliding_window: Option<i32>,
+    /// Radians per position, for each pair of rotary components.
+    frequencies: Vec<f64>,
     len: i32,
-    context_size: i32,
-    window: Option<i32>,
+    evicted: u64,
+    /// What [`KvCache::trim`] leaves at least: the tokens that the last eviction kept.
+    untrimmable: i32,
 }
 
 /// One forward pass' place in the cache.
@@ -30,6 +82,17 @@ pub struct Step {
     /// First cached position that any of the pass' tokens sees.
     start: i32,
     mask: Mask,
+    eviction: Option<Eviction>,
+}
+
+/// What every layer does before it stores a step's keys: positions `from..to` move down by `from - sinks`.
+#[derive(Debug)]
+struct Eviction {
+    sinks: i32,
+    from: i32,
+    to: i32,
+    /// Cosines and sines `[head_dim / 2]` (f32) of the turn back.
+    turn: (Array, Array),
 }
 
 #[derive(Debug)]
@@ -42,10 +105,11 @@ enum Mask {
 }
 
 impl KvCache {
-    /// An empty cache for `n_layers` layers that will hold at most `context_size` tokens. With a `window`, a token
-    /// sees that many positions, itself included.
-    pub fn new(n_layers: usize, context_size: i32, window: Option<i32>) -> Self {
-        KvCache { layers: vec![None; n_layers], len: 0, context_size, window }
+    /// An empty cache for `n_layers` layers. `frequencies` are those of the model's RoPE, in radians per position. With a
+    /// `sliding_window`, a token sees that many positions, itself included; and the sinks, once tokens were evicted.
+    pub fn new(n_layers: usize, limits: CacheLimits, sliding_window: Option<i32>, frequencies: Vec<f64>) -> Self {
+        let layers = vec![None; n_layers];
+        KvCache { layers, limits, sliding_window, frequencies, len: 0, evicted: 0, untrimmable: 0 }
     }
 
     /// Tokens held.
@@ -58,30 +122,69 @@ impl KvCache {
         self.len == 0
     }
 
-    /// The most tokens it will hold.
-    pub fn context_size(&self) -> i32 {
-        self.context_size
+    /// Tokens that it held once and evicted.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 
-    /// Make room for the next `n` tokens, `n` at least 1.
+    /// Tokens that ever went through it: `evicted + len`.
+    pub fn seen(&self) -> u64 {
+        self.evicted + self.len as u64
+    }
+
+    /// The most tokens it will hold, and how it makes room.
+    pub fn limits(&self) -> CacheLimits {
+        self.limits
+    }
+
+    /// Make room for the next `n` tokens, which takes an eviction when they do not fit.
     ///
     /// # Panics
-    /// When they would not fit into the context size; the generator sees to it that they do.
+    /// When `n` is not positive, or they would not fit beside the sinks.
     pub fn reserve(&mut self, n: i32) -> Result<Step, Exception> {
+        let CacheLimits { context_size, num_sink_tokens: sinks, .. } = self.limits;
+        assert!(n > 0, "{n} tokens");
+        let mut eviction = None;
+        let missing = self.len + n - context_size;
+        if missing > 0 {
+            let count = missing.max(self.limits.eviction_batch()).min(self.len - sinks);
+            assert!(count >= missing, "{n} tokens do not fit into a cache of {context_size} with {sinks} sinks");
+            eviction = Some(Eviction { sinks, from: sinks + count, to: self.len, turn: self.turn(count) });
+            self.len -= count;
+            self.evicted += count as u64;
+            self.untrimmable = self.len;
+        }
         let (offset, end) = (self.len, self.len + n);
-        assert!(n > 0 && end <= self.context_size, "{end} tokens do not fit into a cache of {}", self.context_size);
-        let start = self.window.map_or(0, |window| (offset + 1 - window).max(0));
-        let mask = match self.window {
-            _ if n == 1 => Mask::All,
-            Some(window) if end > window => {
-                let rows = Array::from_iter(offset..end, &[n, 1]);
-                let columns = Array::from_iter(start..end, &[1, end - start]);
-                Mask::Window(rows.ge(&columns)?.logical_and(rows.lt(columns.add(Array::from_int(window))?)?)?)
-            }
-            _ => Mask::Causal,
-        };
         self.len = end;
-        Ok(Step { offset, end, start, mask })
+        let (start, mask) = self.mask(offset, end)?;
+        Ok(Step { offset, end, start, mask, eviction })
+    }
+
+    /// What tokens at positions `offset..end` see, and from where on.
+    fn mask(&self, offset: i32, end: i32) -> Result<(i32, Mask), Exception> {
+        let plain = if end - offset == 1 { Mask::All } else { Mask::Causal };
+        let window = match self.sliding_window {
+            Some(window) if end > window => window,
+            _ => return Ok((0, plain)),
+        };
+        // Until the first eviction nothing differs from the plain model, for which the first tokens are as any other.
+        let sinks = if self.evicted > 0 { self.limits.num_sink_tokens } else { 0 };
+        let start = if sinks > 0 { 0 } else { (offset + 1 - window).max(0) };
+        if end - offset == 1 && sinks == 0 {
+            return Ok((start, Mask::All));
+        }
+        let rows = Array::from_iter(offset..end, &[end - offset, 1]);
+        let columns = Array::from_iter(start..end, &[1, end - start]);
+        let within = rows.lt(columns.add(Array::from_int(window))?)?.logical_or(columns.lt(Array::from_int(sinks))?)?;
+        Ok((start, Mask::Window(rows.ge(&columns)?.logical_and(within)?)))
+    }
+
+    /// Cosines and sines of `positions` times each frequency, computed in f64.
+    fn turn(&self, positions: i32) -> (Array, Array) {
+        let angles = self.frequencies.iter().map(|frequency| frequency * f64::from(positions));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let array = |values: &[f32]| Array::from_slice(values, &[values.len() as i32]);
+        (array(&cos), array(&sin))
     }
 
     /// Store a layer's new `keys` and `values` `[B, n_kv_heads, L, head_dim]` for `step`; returns all that the step's
@@ -93,23 +196,57 @@ impl KvCache {
         keys: Array,
         values: Array,
     ) -> Result<(Array, Array), Exception> {
-        let range = (step.offset, step.end);
         let (mut all_keys, mut all_values) = match self.layers[layer].take() {
             Some(buffers) => buffers,
-            None => (empty_like(&keys)?, empty_like(&values)?),
+            None => (rows(&keys, 0, 0)?, rows(&values, 0, 0)?),
         };
-        store(&mut all_keys, keys, range, self.context_size)?;
-        store(&mut all_values, values, range, self.context_size)?;
-        let seen = |a: &Array| a.try_index((.., .., step.start..step.end, ..));
-        let seen = (seen(&all_keys)?, seen(&all_values)?);
+        if let Some(Eviction { sinks, from, to, turn }) = &step.eviction
+            && from < to
+        {
+            let kept = turn_back(&rows(&all_keys, *from, *to)?, turn)?;
+            store(&mut all_keys, kept, *sinks)?;
+            let kept = rows(&all_values, *from, *to)?;
+            store(&mut all_values, kept, *sinks)?;
+        }
+        for (buffer, new) in [(&mut all_keys, keys), (&mut all_values, values)] {
+            grow(buffer, &new, step.end, self.limits.context_size)?;
+            store(buffer, new, step.offset)?;
+        }
+        let seen = (rows(&all_keys, step.start, step.end)?, rows(&all_values, step.start, step.end)?);
         self.layers[layer] = Some((all_keys, all_values));
         Ok(seen)
+    }
+
+    /// Forget the last `n` tokens.
+    ///
+    /// # Errors
+    /// When some of them came before the last eviction, which cannot be undone; nothing changes then.
+    pub fn trim(&mut self, n: i32) -> Result<(), TrimError> {
+        if n < 0 || self.len - n < self.untrimmable {
+            return Err(TrimError { asked: n, possible: self.len - self.untrimmable });
+        }
+        self.len -= n;
+        Ok(())
+    }
+
+    /// The keys and values of a layer, `[B, n_kv_heads, len, head_dim]` each; `None` before its first token.
+    pub fn layer(&self, layer: usize) -> Result<Option<(Array, Array)>, Exception> {
+        self.layers[layer].as_ref().map(|(k, v)| Ok((rows(k, 0, self.len)?, rows(v, 0, self.len)?))).transpose()
     }
 
     /// The buffers of all layers, to evaluate after a prefill chunk.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.layers.iter().flatten().flat_map(|(keys, values)| [keys, values])
     }
+}
+
+/// More tokens were to be forgotten than came since the last eviction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot forget {asked} tokens: only {possible} came since tokens were last evicted")]
+#[allow(missing_docs)]
+pub struct TrimError {
+    pub asked: i32,
+    pub possible: i32,
 }
 
 impl Step {
@@ -123,17 +260,35 @@ impl Step {
     }
 }
 
-fn empty_like(a: &Array) -> Result<Array, Exception> {
-    a.try_index((.., .., 0..0, ..))
+/// Tokens `start..end` of `[B, heads, tokens, head_dim]`.
+fn rows(a: &Array, start: i32, end: i32) -> Result<Array, Exception> {
+    a.try_index((.., .., start..end, ..))
 }
 
-/// Write `new` at `start..end` of `buffer`'s third axis, growing the buffer in steps up to `limit`.
-fn store(buffer: &mut Array, new: Array, (start, end): (i32, i32), limit: i32) -> Result<(), Exception> {
+/// Write `new` over the tokens of `buffer` from `start` on.
+fn store(buffer: &mut Array, new: Array, start: i32) -> Result<(), Exception> {
+    let end = start + new.dim(2);
+    buffer.try_index_mut((.., .., (start..end).stride_by(1), ..), new)
+}
+
+/// Give `buffer` room for `end` tokens like `new`, in steps up to `limit`.
+fn grow(buffer: &mut Array, new: &Array, end: i32, limit: i32) -> Result<(), Exception> {
     let capacity = buffer.dim(2);
     if end > capacity {
         let wanted = ((end + STEP - 1) / STEP * STEP).min(limit);
         let shape = [new.dim(0), new.dim(1), wanted - capacity, new.dim(3)];
         *buffer = concatenate(&[&*buffer, &zeros_dtype(&shape, new.dtype())?], 2)?;
     }
-    buffer.try_index_mut((.., .., (start..end).stride_by(1), ..), new)
+    Ok(())
+}
+
+/// Turn rotated keys back by the angles of `turn`: computed in f32, rounded once. What RoPE multiplied them with beside
+/// the rotation (yarn) stays in them.
+fn turn_back(keys: &Array, (cos, sin): &(Array, Array)) -> Result<Array, Exception> {
+    let half = cos.dim(0);
+    let wide = keys.as_dtype(Dtype::Float32)?;
+    let (x, y) = (wide.try_index((.., .., .., ..half))?, wide.try_index((.., .., .., half..))?);
+    let turned_x = x.multiply(cos)?.add(y.multiply(sin)?)?;
+    let turned_y = y.multiply(cos)?.subtract(x.multiply(sin)?)?;
+    concatenate(&[turned_x, turned_y], 3)?.as_dtype(keys.dtype())
 }

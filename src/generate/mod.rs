@@ -9,10 +9,13 @@ mod stop;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use mlx_rs::Dtype;
+
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::tokenizer::{Detokenizer, Tokenizer};
 use generator::{Generator, Token};
+use kv_cache::CacheLimits;
 use sampler::{Sampler, SamplerOptions};
 use stop::StopStrings;
 
@@ -21,12 +24,14 @@ use stop::StopStrings;
 pub struct GenerateOptions {
     /// The most tokens to generate.
     pub max_tokens: usize,
-    /// The most tokens of prompt and output together; `None` is the model's `max_position_embeddings`.
+    /// The most tokens that the model looks back at; `None` is the model's `max_position_embeddings`.
     pub context_size: Option<i64>,
     /// StreamingLLM's attention sinks: first tokens that stay in the cache for ever.
     pub num_sink_tokens: i64,
     /// How much of the cache StreamingLLM evicts at once, in percent.
     pub eviction_batch_percent: i64,
+    /// What to do when prompt and output together are longer than the context.
+    pub overflow: Overflow,
     /// End before the first of these strings; none of it is part of the text.
     pub stop: Vec<String>,
     /// Go on after an end-of-sequence token.
@@ -39,6 +44,17 @@ pub struct GenerateOptions {
     pub sampler: SamplerOptions,
 }
 
+/// What to do with more tokens than the context holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// Stream: keep sinks and recent tokens, and go on for ever. A longer prompt goes through in chunks.
+    Stream,
+    /// The same for what is generated; of a longer prompt, only the sinks and its end are read.
+    Truncate,
+    /// Evict nothing: the text ends when the context is full, and a longer prompt is an error.
+    Error,
+}
+
 impl Default for GenerateOptions {
     fn default() -> Self {
         GenerateOptions {
@@ -46,6 +62,7 @@ impl Default for GenerateOptions {
             context_size: None,
             num_sink_tokens: 4,
             eviction_batch_percent: 10,
+            overflow: Overflow::Stream,
             stop: Vec::new(),
             ignore_eos: false,
             logprobs: None,
@@ -76,10 +93,29 @@ impl GenerateOptions {
             1..=MAX,
             "a whole number from 1 to 2147483647",
         )?;
+        if let Some(context_size) = self.context_size {
+            self.cache_limits(context_size as i32)?;
+        }
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::Setting { setting: "stop", found: "empty".into(), expected: "some text" });
         }
         self.sampler.validate()
+    }
+
+    /// How a cache of `context_size` tokens makes room.
+    fn cache_limits(&self, context_size: i32) -> Result<CacheLimits> {
+        if self.num_sink_tokens > i64::from(context_size) - 2 {
+            return Err(Error::Setting {
+                setting: "num_sink_tokens",
+                found: format!("{} with a context size of {context_size}", self.num_sink_tokens),
+                expected: "at least 2 less than the context size, which leaves room for recent tokens",
+            });
+        }
+        Ok(CacheLimits {
+            context_size,
+            num_sink_tokens: self.num_sink_tokens as i32,
+            eviction_batch_percent: self.eviction_batch_percent as i32,
+        })
     }
 }
 
@@ -89,7 +125,7 @@ impl GenerateOptions {
 pub enum FinishReason {
     /// An end-of-sequence token, or a stop string.
     Stop,
-    /// `max_tokens`, or the context is full.
+    /// `max_tokens`; or, where nothing may be evicted, the context is full.
     Length,
 }
 
@@ -114,6 +150,8 @@ pub struct Stats {
     pub prompt_time: Duration,
     /// From the first token to the last.
     pub generation_time: Duration,
+    /// Tokens that left the cache to make room.
+    pub evicted_tokens: u64,
 }
 
 impl Stats {
@@ -149,7 +187,7 @@ pub struct Generation<'a> {
 ///
 /// # Errors
 /// When an option is out of range, or the prompt is empty, holds an id beyond the model's vocabulary, or is longer
-/// than the context.
+/// than the context and must not be.
 pub fn generate<'a>(
     model: &'a Model,
     tokenizer: &'a Tokenizer,
@@ -176,7 +214,9 @@ pub fn generate_with_progress<'a>(
     let started = Instant::now();
     options.validate()?;
     let vocab_size = model.config().vocab_size;
-    let context_size = options.context_size.map_or(model.config().max_position_embeddings, |size| size as i32);
+    let trained = model.config().max_position_embeddings;
+    let context_size = options.context_size.map_or(trained, |size| size as i32);
+    let limits = options.cache_limits(context_size)?;
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
     }
@@ -186,20 +226,36 @@ pub fn generate_with_progress<'a>(
             vocab_size - 1
         )));
     }
-    if prompt.len() > context_size as usize {
+    let context = context_size as usize;
+    if prompt.len() > context && options.overflow == Overflow::Error {
         return Err(Error::Input(format!(
-            "the prompt has {} tokens, but the context holds {context_size}; shorten it or raise the context size",
+            "the prompt has {} tokens, but the context holds {context_size}; shorten it, raise the context size, or let it stream",
             prompt.len()
         )));
     }
-    // The last token is generated without being fed back, so it needs no room.
-    let room = context_size as usize - prompt.len() + 1;
-    let max_tokens = options.max_tokens.min(room);
+    if context_size > trained {
+        log::warn!("the context of {context_size} tokens is longer than the {trained} that the model was made for");
+    }
+    let max_tokens = match options.overflow {
+        // The last token is generated without being fed back, so it needs no room.
+        Overflow::Error => options.max_tokens.min(context - prompt.len() + 1),
+        Overflow::Stream | Overflow::Truncate => options.max_tokens,
+    };
+    if prompt.len().saturating_add(max_tokens) > context + 1 {
+        warn_of_streaming(limits, model.dtype());
+    }
+    let read = match options.overflow {
+        Overflow::Truncate if prompt.len() > context => {
+            let (sinks, window) = (limits.num_sink_tokens as usize, limits.window() as usize);
+            &[&prompt[..sinks], &prompt[prompt.len() - window..]].concat()
+        }
+        _ => prompt,
+    };
     let tokens = Generator::prefill(
         model,
-        model.new_cache(context_size),
+        model.new_cache(limits),
         Sampler::new(options.sampler.clone(), vocab_size)?,
-        prompt,
+        read,
         max_tokens,
         options.logprobs,
         options.prefill_step,
@@ -213,9 +269,27 @@ pub fn generate_with_progress<'a>(
         stop: StopStrings::new(&options.stop),
         ignore_eos: options.ignore_eos,
         max_tokens,
-        stats: Stats { prompt_tokens: prompt.len(), ..Stats::default() },
+        stats: Stats {
+            prompt_tokens: prompt.len(),
+            evicted_tokens: (prompt.len() - read.len()) as u64,
+            ..Stats::default()
+        },
         started,
     })
+}
+
+/// What a user should know before tokens are evicted.
+fn warn_of_streaming(limits: CacheLimits, dtype: Dtype) {
+    let (batch, window) = (limits.eviction_batch(), limits.window());
+    if limits.num_sink_tokens == 0 {
+        log::warn!("without sink tokens, text falls apart once the context is full; 4 are usual");
+    }
+    if dtype != Dtype::Float32 && i64::from(batch) * 20 < i64::from(window) {
+        log::warn!(
+            "evicting {batch} of {window} tokens at a time rounds the 16-bit keys of each token {} times; a batch of 10 percent does well",
+            window / batch
+        );
+    }
 }
 
 impl Generation<'_> {
@@ -226,7 +300,8 @@ impl Generation<'_> {
 
     /// What it took so far.
     pub fn stats(&self) -> Stats {
-        self.stats
+        let evicted = self.tokens.as_ref().map_or(0, |tokens| tokens.cache().evicted());
+        Stats { evicted_tokens: self.stats.evicted_tokens + evicted, ..self.stats }
     }
 
     /// Break off: the text that was held back, which no piece will bring any more.

@@ -1,10 +1,15 @@
 //! The header of a pack: read with every check that does not need the files' bytes, and written.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::partial;
@@ -23,8 +28,9 @@ const MAX_FILES: usize = 10_000;
 /// What the JSON says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Header {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "read_summary")]
     pub summary: Summary,
+    #[serde(deserialize_with = "read_entries")]
     pub files: Vec<Entry>,
 }
 
@@ -39,6 +45,38 @@ pub struct Entry {
     pub length: u64,
     /// SHA-256 of each piece of 16 MiB.
     pub(super) sha256: Vec<Digest>,
+}
+
+/// A struct from a JSON object; serde's derived code would take a list as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
+fn read_entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Entry>, D::Error> {
+    let entries: Vec<Object<Entry>> = Vec::deserialize(deserializer)?;
+    Ok(entries.into_iter().map(|Object(entry)| entry).collect())
+}
+
+/// A summary of another shape than this program's is as good as none.
+fn read_summary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Summary, D::Error> {
+    let raw: Box<RawValue> = Box::deserialize(deserializer)?;
+    Ok(serde_json::from_str(raw.get()).map_or_else(|_| Summary::default(), |Object(summary)| summary))
 }
 
 impl Entry {
@@ -81,7 +119,8 @@ impl Header {
         if start[24..] != digest(&start[..24], &json)[..] {
             return Err(invalid("its header is damaged (SHA-256 differs)".into()));
         }
-        let header: Header = serde_json::from_slice(&json).map_err(|e| invalid(format!("its header: {e}")))?;
+        let Object(header): Object<Header> =
+            serde_json::from_slice(&json).map_err(|e| invalid(format!("its header: {e}")))?;
         let end = JSON_START + json_length;
         header.check(end, length).map_err(invalid)?;
         Ok((header, end))
@@ -150,13 +189,13 @@ fn digest(start: &[u8], json: &[u8]) -> [u8; 32] {
     Sha256::new().chain_update(start).chain_update(json).finalize().into()
 }
 
-/// Refuse what another system could read as another path, or as the same one twice.
+/// Refuse what any system could read as another path, or as the same one twice.
 pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), String> {
     let mut folded: HashMap<String, &str> = HashMap::new();
     let mut folders: HashMap<String, &str> = HashMap::new();
     for name in names {
         check_name(name)?;
-        let lower = name.to_lowercase();
+        let lower = name.to_ascii_lowercase();
         for (slash, _) in lower.match_indices('/') {
             folders.insert(lower[..slash].to_owned(), name);
         }
@@ -170,17 +209,27 @@ pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<()
     }
 }
 
-fn check_name(name: &str) -> Result<(), String> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
     let bad_part = |part: &str| {
-        // The dot also stands for `.` and `..`.
-        part.is_empty() || part.len() > 200 || part.ends_with(['.', ' ']) || part.ends_with(partial::SUFFIX)
+        let lower = part.to_ascii_lowercase();
+        let stem = lower.split('.').next().unwrap_or_default();
+        // The dot at the end also stands for `.` and `..`.
+        part.is_empty()
+            || part.len() > 200
+            || part.ends_with(['.', ' '])
+            || lower.ends_with(partial::SUFFIX)
+            || DEVICES.contains(&stem)
     };
-    if name.len() > 1024
-        || name.contains(|c: char| c.is_control() || c == '\\' || c == ':')
-        || name.split('/').any(bad_part)
-    {
+    let bad_char = |c: char| !matches!(c, ' '..='~') || "\\:*?\"<>|".contains(c);
+    if name.len() > 1024 || name.contains(bad_char) || name.split('/').any(bad_part) {
         let shown: String = name.chars().take(100).collect();
         return Err(format!("{shown:?} is not a name that a pack may hold"));
     }
     Ok(())
 }
+
+/// What Windows reads as a device, with any extension and in any case.
+const DEVICES: [&str; 22] = [
+    "con", "prn", "aux", "nul", "com1", "com2", "com3", "com4", "com5", "com6", "com7", "com8", "com9", "lpt1", "lpt2",
+    "lpt3", "lpt4", "lpt5", "lpt6", "lpt7", "lpt8", "lpt9",
+];

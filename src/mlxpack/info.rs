@@ -1,7 +1,8 @@
 //! What `mlxpack info` shows, of a pack or of a model directory.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use crate::error::Result;
 #[derive(Debug, Serialize)]
 pub struct Info {
     /// The pack or directory.
-    pub path: PathBuf,
+    pub path: String,
     /// `pack` or `directory`.
     pub source: &'static str,
     /// The pack's length; of a directory, that of the files that packing would choose.
@@ -24,9 +25,11 @@ pub struct Info {
     pub summary: Summary,
     /// All files, in the order of the pack.
     pub files: Vec<FileInfo>,
-    /// Bytes of all safetensors files.
+    /// Which of the files are the model's weights.
+    pub weights: BTreeSet<String>,
+    /// Their bytes.
     pub weights_bytes: u64,
-    /// The tensors of all safetensors files, if they were asked for.
+    /// Their tensors, if they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensors: Option<Vec<TensorInfo>>,
 }
@@ -55,7 +58,8 @@ impl Info {
     /// Look at the pack or directory at `path`.
     ///
     /// # Errors
-    /// When it is neither, or a header is not valid. What is missing in a directory is only absent here.
+    /// When it is neither, a header is not valid, or what should be a file of the model is none. What is missing in a
+    /// directory is only absent here.
     pub fn read(path: &Path, tensors: bool) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let (source, bytes, summary, files) = match checkpoint.pack() {
@@ -71,7 +75,9 @@ impl Info {
                 ("directory", files.iter().map(|file| file.bytes).sum(), plan.summary().clone(), files)
             }
         };
-        let mut info = Info { path: path.to_owned(), source, bytes, summary, files, weights_bytes: 0, tensors: None };
+        let weights = checkpoint.weight_names().unwrap_or_default();
+        let path = path.display().to_string();
+        let mut info = Info { path, source, bytes, summary, files, weights, weights_bytes: 0, tensors: None };
         info.weights_bytes = info.weights().map(|file| file.bytes).sum();
         if tensors {
             let mut all = Vec::new();
@@ -89,9 +95,8 @@ impl Info {
         Ok(info)
     }
 
-    /// The safetensors files.
-    pub fn weights(&self) -> impl Iterator<Item = &FileInfo> {
-        self.files.iter().filter(|file| file.name.ends_with(".safetensors"))
+    fn weights(&self) -> impl Iterator<Item = &FileInfo> {
+        self.files.iter().filter(|file| self.weights.contains(&file.name))
     }
 }
 
@@ -159,7 +164,7 @@ impl fmt::Display for Info {
         }
 
         writeln!(f, "\n--- Other Files ---")?;
-        for FileInfo { name, bytes } in self.files.iter().filter(|file| !file.name.ends_with(".safetensors")) {
+        for FileInfo { name, bytes } in self.files.iter().filter(|file| !self.weights.contains(&file.name)) {
             writeln!(f, "  {name} ({bytes} bytes)")?;
         }
         Ok(())

@@ -24,25 +24,31 @@
 //! }
 //! ```
 //!
-//! - `name`: a relative path with `/` between its parts, at most 1024 bytes of UTF-8. A part has 1 to 200 bytes, is not
-//!   `.` or `..`, does not end in a dot, a space or `.mlxpack-partial`, and holds no control character, `\`, or `:`.
-//!   Two names must differ in more than case, and no name may be a folder of another. At most 10,000 files.
+//! - `name`: a relative path with `/` between its parts, at most 1024 bytes. It consists of ASCII characters from space
+//!   to `~`, without `\ : * ? " < > |`. A part has 1 to 200 bytes, does not end in a dot or a space (so it is not `.` or
+//!   `..`), does not end in `.mlxpack-partial`, and what comes before its first dot is not `con`, `prn`, `aux`, `nul`,
+//!   `com1` to `com9` or `lpt1` to `lpt9`. In all of this, and when two names are compared, the case of ASCII letters
+//!   does not count: no name may be there twice, and none may be a folder of another. At most 10,000 files.
 //! - `offset`, `length`: the file's bytes in the pack. A file starts less than 4096 bytes after the end of the one
-//!   before (the first: of the header); the bytes between are zero.
+//!   before (the first: of the header); the bytes between are zero, which `verify` checks and other readers need not.
 //! - `sha256`: the SHA-256 of each 16 MiB of the file (16,777,216 bytes; the last piece is what remains), in lower-case
 //!   hexadecimal. An empty file has none; a file of at most 16 MiB has one, which is that of the file.
-//! - `summary`: what `mlxpack info` shows without reading further; see [`Summary`]. Readers may ignore it.
+//! - `summary`: what `mlxpack info` shows without reading further; see [`Summary`]. Readers may ignore it, and take one
+//!   that they do not understand for none.
+//!
+//! Numbers are written as decimal digits alone, below 2^64. Of the names that are explained here, an object has none
+//! twice.
 //!
 //! **Alignment.** A writer places each file such that its first byte lies at a multiple of 4096; of a safetensors file
-//! instead the first byte of tensor data, right after its own header, lies there. So tensors can be used from a
+//! (one whose name ends in `.safetensors`) instead the first byte of tensor data, right after its own header, lies there. So tensors can be used from a
 //! memory-map in place, even those of files that MLX wrote, whose headers have any length. Readers check alignment
 //! where they need it and do not refuse a pack without.
 //!
 //! **Growth.** A reader of version 1 refuses every other version and ignores fields that it does not know.
 //!
-//! **Determinism.** The same files pack to the same bytes: a pack holds no time, path, owner or tool version, the model's
-//! weights come last, both they and the files before them are sorted by the bytes of their names, and the header is
-//! padded with spaces to end at a multiple of 4096.
+//! **Determinism.** The same files pack to the same bytes: a pack holds no time, path, owner or tool version, the
+//! safetensors files that the model loads come last, both they and the files before them are sorted by the bytes of
+//! their names, and the header is padded with spaces to end at a multiple of 4096.
 //!
 //! # What was learned from whom
 //!

@@ -1,7 +1,7 @@
 //! A file that appears under its name when it is whole, or not at all.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,12 @@ use crate::error::{Error, Result};
 /// What the names of unfinished files end with.
 pub(super) const SUFFIX: &str = ".mlxpack-partial";
 
-/// `.NAME.mlxpack-partial` beside its target. Dropped, it is removed; left behind by a killed process, it is no longer
-/// locked, and the next write to the same target takes it over.
+/// `.NAME.mlxpack-partial` beside its target, locked while it is written. Dropped, it is removed; left behind by a killed
+/// process, it is no longer locked, and the next write to the same target removes it.
 pub(super) struct Partial {
-    file: File,
+    // Before `file`, which holds the lock: whoever gets the lock finds the name gone, and not later.
     path: TempPath,
+    file: File,
     target: PathBuf,
     overwrite: bool,
 }
@@ -35,9 +36,9 @@ impl Partial {
         partial_name.push(name);
         partial_name.push(SUFFIX);
         let path = target.with_file_name(partial_name);
-        let (file, path) = claim(&path).map_err(Error::io(&path))?;
-        file.set_len(0).map_err(Error::io(target))?;
-        Ok(Partial { file, path, target: target.to_owned(), overwrite })
+        let file = claim(&path).map_err(Error::io(&path))?;
+        let path = TempPath::try_from_path(path).map_err(Error::io(target))?;
+        Ok(Partial { path, file, target: target.to_owned(), overwrite })
     }
 
     pub fn file(&self) -> &File {
@@ -53,7 +54,7 @@ impl Partial {
     pub fn commit(self, cancelled: impl FnOnce() -> Result<()>) -> Result<()> {
         self.file.sync_all().map_err(self.io())?;
         cancelled()?;
-        let Partial { file, path, target, overwrite } = self;
+        let Partial { path, file, target, overwrite } = self;
         let persisted = match overwrite {
             true => path.persist(&target),
             // Where a file system cannot rename without replacing, looking first must do.
@@ -79,45 +80,58 @@ pub(super) fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
     match fs::symlink_metadata(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::Io { path: target.to_owned(), error }),
-        Ok(_) if !overwrite => Err(Error::Exists(target.to_owned())),
         // A link is replaced, not followed; but not one to a device, such as /dev/stdout.
         Ok(_) if fs::metadata(target).is_ok_and(|found| !found.is_file()) => {
-            Err(Error::malformed(target, "exists and is not a file, so it is not replaced"))
+            Err(Error::malformed(target, "exists and is not a file"))
         }
-        Ok(_) => Ok(()),
+        Ok(_) if overwrite => Ok(()),
+        Ok(_) => Err(Error::Exists(target.to_owned())),
     }
 }
 
-/// Open `path`, new or stale, as the only process that does.
-fn claim(path: &Path) -> io::Result<(File, TempPath)> {
+/// A new file at `path`, locked. A stale one is removed; of one that another process holds locked, keep off.
+fn claim(path: &Path) -> io::Result<File> {
+    let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it");
     loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false) // it may still be another's
-            .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
-            .open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process is writing it"));
-            }
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(error),
+        match File::options().write(true).create_new(true).open(path) {
+            // A process that looks for stale files may have been faster than this lock.
+            Ok(file) if lock(&file)? && is_at(&file, path)? => return Ok(file),
+            Ok(_) => continue,
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(_) => {}
         }
-        let opened = file.metadata()?;
-        if !opened.is_file() {
-            return Err(io::Error::other("exists and is not a file"));
-        }
-        // Between opening and locking, whoever held the lock may have given the file its final name.
-        match fs::symlink_metadata(path) {
-            Ok(found) if (found.dev(), found.ino()) == (opened.dev(), opened.ino()) => {
-                return Ok((file, TempPath::try_from_path(path)?));
-            }
+        let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK; // a link or a fifo is no file of ours
+        match File::options().read(true).custom_flags(flags.bits()).open(path) {
+            Ok(stale) if !stale.metadata()?.is_file() => return Err(io::Error::other("exists and is not a file")),
+            Ok(stale) if !lock(&stale)? => return Err(busy()),
+            // While it was opened, its writer may have finished, and given it its final name.
+            Ok(stale) if is_at(&stale, path)? => fs::remove_file(path)?,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether the lock was free. Where a file system has no locks, it always is.
+fn lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(is_same(&found, &file.metadata()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether two names are of one file.
+pub(super) fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
 }

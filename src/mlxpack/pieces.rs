@@ -22,8 +22,26 @@ pub type OnProgress<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
 
 /// The SHA-256 of a piece.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(super) struct Digest(#[serde(with = "hex")] [u8; 32]);
+#[serde(try_from = "String", into = "String")]
+pub(super) struct Digest([u8; 32]);
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut digest = Digest::default();
+        match hex::decode_to_slice(&text, &mut digest.0) {
+            Ok(()) if !text.contains(|c: char| c.is_ascii_uppercase()) => Ok(digest),
+            _ => Err(format!("{text:?} is not 64 lower-case hexadecimal digits")),
+        }
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        hex::encode(digest.0)
+    }
+}
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {

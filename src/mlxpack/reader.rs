@@ -194,9 +194,18 @@ impl Pack {
                 }
             },
         };
+        if fs::metadata(output).is_ok_and(|found| !found.is_dir()) {
+            return Err(Error::malformed(output, "exists and is not a directory"));
+        }
         fs::create_dir_all(output).map_err(Error::io(output))?;
         for entry in entries {
-            partial::refuse_existing(&output.join(&entry.name), overwrite)?;
+            let target = output.join(&entry.name);
+            partial::refuse_existing(&target, overwrite)?;
+            if let (Storage::File(file), Ok(found)) = (&self.storage, fs::metadata(&target))
+                && file.metadata().is_ok_and(|pack| partial::is_same(&pack, &found))
+            {
+                return Err(Error::malformed(&target, "is the pack itself"));
+            }
         }
         let progress = Progress::new(entries.iter().map(|entry| entry.length).sum(), on_progress);
         for entry in entries {

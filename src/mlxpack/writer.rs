@@ -50,7 +50,8 @@ struct Source {
 
 impl Plan {
     /// Choose the files: config, tokenizer, weights with their index, licence and README, and what the shell patterns
-    /// in `include` match (`*` stays within a folder, `**` does not).
+    /// in `include` match (`*` stays within a folder, `**` does not; names that begin with a dot match only where the
+    /// pattern has that dot).
     ///
     /// # Errors
     /// When `checkpoint` is not a directory, a file cannot be read or is not one, a pattern is wrong or matches nothing,
@@ -62,6 +63,13 @@ impl Plan {
             BTreeSet::new()
         });
         let mut texts: BTreeSet<String> = checkpoint.names()?.into_iter().filter(|name| is_text(name)).collect();
+        texts.retain(|name| match header::check_name(name) {
+            Ok(()) => true,
+            Err(problem) => {
+                log::warn!("not packed: {problem}");
+                false
+            }
+        });
         for pattern in include {
             texts.extend(matching(&root, pattern)?);
         }
@@ -94,6 +102,10 @@ impl Plan {
     pub fn write(&self, output: &Path, overwrite: bool, on_progress: OnProgress) -> Result<u64> {
         self.refuse_inside(output)?;
         partial::refuse_existing(output, overwrite)?;
+        let existing = fs::metadata(output).ok();
+        if existing.is_some_and(|existing| self.files.iter().any(|file| partial::is_same(&file.found, &existing))) {
+            return Err(Error::malformed(output, "is one of the files that are packed"));
+        }
         let blank = |file: &Source| Entry {
             name: file.name.clone(),
             offset: 0,
@@ -179,13 +191,26 @@ fn is_text(name: &str) -> bool {
 /// The files below `root` that a shell pattern matches, as names of a pack.
 fn matching(root: &Path, pattern: &str) -> Result<Vec<String>> {
     let problem = |problem: String| Error::Input(format!("pattern {pattern:?}: {problem}"));
+    let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
     let glob = GlobBuilder::new(pattern).literal_separator(true).build().map_err(|e| problem(e.kind().to_string()))?;
     let matcher = glob.compile_matcher();
+    let hidden = pattern.split('/').any(|part| part.starts_with('.'));
     let mut names = Vec::new();
-    for found in WalkDir::new(root).min_depth(1).follow_links(true) {
-        let found = found.map_err(|e| problem(e.to_string()))?;
-        let path = found.path().strip_prefix(root).expect("the walk stays below its root");
-        if found.file_type().is_dir() || !matcher.is_match(path) {
+    let walk = WalkDir::new(root).min_depth(1).follow_links(true).into_iter();
+    for found in walk
+        .filter_entry(|entry| hidden || entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b"."))
+    {
+        let below = |path: &Path| path.strip_prefix(root).expect("the walk stays below its root").to_owned();
+        let path = match found {
+            Ok(found) if found.file_type().is_dir() => continue,
+            Ok(found) => below(found.path()),
+            // A broken link or a loop of links counts only if it is asked for.
+            Err(error) => match error.path().map(below) {
+                Some(path) if !matcher.is_match(&path) => continue,
+                _ => return Err(problem(error.to_string())),
+            },
+        };
+        if !matcher.is_match(&path) {
             continue;
         }
         match path.to_str() {

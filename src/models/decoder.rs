@@ -2,9 +2,9 @@
 //!
 //! Reference: `mlx_lm.models.llama`, `mlx_lm.models.qwen3`. Shapes: B batch, L tokens of this pass, D hidden size.
 
-use mlx_rs::Array;
 use mlx_rs::fast::{rms_norm, scaled_dot_product_attention};
 use mlx_rs::ops::{add, multiply, sigmoid};
+use mlx_rs::{Array, Dtype};
 
 use super::config::DecoderConfig;
 use super::rope::Rope;
@@ -57,6 +57,11 @@ impl Decoder {
             x = layer.forward(&x, i, &step, cache)?;
         }
         self.norm.forward(&x)
+    }
+
+    /// The type of hidden states.
+    pub fn dtype(&self) -> Dtype {
+        self.embed_tokens.dtype()
     }
 
     /// Hidden states `[…, D]` to logits `[…, V]`.

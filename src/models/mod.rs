@@ -8,12 +8,12 @@ mod llama;
 mod mistral;
 mod qwen3;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Checkpoint, WeightFile};
 use crate::error::{Error, Result};
-use crate::generate::kv_cache::KvCache;
+use crate::generate::kv_cache::{CacheLimits, KvCache};
 use crate::weights::Weights;
 use config::{DecoderConfig, Fields};
 use decoder::Decoder;
@@ -65,15 +65,22 @@ impl Model {
         &self.config
     }
 
-    /// An empty cache of this model's shape for at most `context_size` tokens.
-    pub fn new_cache(&self, context_size: i32) -> KvCache {
-        KvCache::new(self.config.num_hidden_layers as usize, context_size, self.config.sliding_window)
+    /// An empty cache of this model's shape.
+    pub fn new_cache(&self, limits: CacheLimits) -> KvCache {
+        let config = &self.config;
+        let frequencies = config.rope.frequencies(config.head_dim);
+        KvCache::new(config.num_hidden_layers as usize, limits, config.sliding_window, frequencies)
+    }
+
+    /// The type that hidden states, keys and values have.
+    pub fn dtype(&self) -> Dtype {
+        self.decoder.dtype()
     }
 
     /// Token ids `[B, L]` (u32, below `vocab_size`) that follow what `cache` holds, to hidden states `[B, L, D]`.
     ///
     /// # Panics
-    /// When the cache has no room for L more tokens.
+    /// When the cache cannot make room for L more tokens.
     pub fn forward(&self, tokens: &Array, cache: &mut KvCache) -> Result<Array> {
         self.decoder.forward(tokens, cache)
     }

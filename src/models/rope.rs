@@ -64,6 +64,11 @@ impl RopeConfig {
         Ok(RopeConfig { rope_theta, scaling })
     }
 
+    /// How far each pair of components turns from one position to the next, in radians.
+    pub fn frequencies(&self, head_dim: i32) -> Vec<f64> {
+        self.inverse_frequencies(head_dim).into_iter().map(f64::recip).collect()
+    }
+
     /// Wavelengths over 2π, one for each pair of components: position p turns pair i by p / frequency(i).
     fn inverse_frequencies(&self, head_dim: i32) -> Vec<f64> {
         let dims = f64::from(head_dim);

@@ -7,6 +7,7 @@ use std::path::Path;
 use mlx_lm::chat_template::Conversation;
 use mlx_lm::generate::Piece;
 use mlx_lm::generate::generator::Generator;
+use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, generate};
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
@@ -80,7 +81,7 @@ fn load(root: &Path) -> Model {
 
 /// `n` ids after the prompt.
 fn generated(model: &Model, options: SamplerOptions, prompt: &[u32], n: usize, prefill_step: usize) -> Vec<u32> {
-    let cache = model.new_cache((prompt.len() + n) as i32);
+    let cache = model.new_cache(CacheLimits::new((prompt.len() + n) as i32));
     let sampler = Sampler::new(options, model.config().vocab_size).unwrap();
     let go_on = &mut |_, _| ControlFlow::Continue(());
     let tokens = Generator::prefill(model, cache, sampler, prompt, n, None, prefill_step, go_on);
@@ -108,7 +109,7 @@ fn logits_are_those_of_the_reference() {
     for case in Case::all() {
         let (model, reference) = (&case.model, &case.reference);
         let vocab = model.config().vocab_size as usize;
-        let mut cache = model.new_cache(256);
+        let mut cache = model.new_cache(CacheLimits::new(256));
         let hidden = model.forward(&row(&reference.prompt), &mut cache).unwrap();
         let found = floats(&model.logits(&hidden).unwrap());
         let off = deviation(&found, &case.prompt_logits);

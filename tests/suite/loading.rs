@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::{Checkpoint, Model};
 use mlx_rs::Array;
 
@@ -12,7 +13,7 @@ use crate::{fixture, unpack_demo};
 fn logits(root: &Path) -> Vec<f32> {
     let model = Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap();
     let tokens = Array::from_slice(&[3u32, 17, 200], &[1, 3]);
-    let hidden = model.forward(&tokens, &mut model.new_cache(8)).unwrap();
+    let hidden = model.forward(&tokens, &mut model.new_cache(CacheLimits::new(8))).unwrap();
     model.logits(&hidden).unwrap().to_vec_cast().unwrap()
 }
 
@@ -66,7 +67,7 @@ fn shards_are_found_without_an_index_or_with_a_stale_one() {
 fn a_cache_grows_in_steps_and_never_beyond_the_context() {
     let model = Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), |_, _| ()).unwrap();
     let context = 300;
-    let mut cache = model.new_cache(context);
+    let mut cache = model.new_cache(CacheLimits::new(context));
     for chunk in [200, 50, 1, 5, 43, 1] {
         let tokens = Array::from_slice(&vec![5u32; chunk as usize], &[1, chunk]);
         model.forward(&tokens, &mut cache).unwrap();

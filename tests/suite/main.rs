@@ -7,7 +7,9 @@ mod fidelity;
 mod loading;
 mod mlxpack;
 mod mlxpack_cli;
+mod paper;
 mod sampling;
+mod streaming;
 mod tokenizer;
 
 use std::ops::ControlFlow;

@@ -219,6 +219,8 @@ fn what_is_packed_is_what_running_needs_and_what_was_asked_for() {
     for name in ["LICENSE", "Readme.md", "USE_POLICY.md", "notes.txt", "training.bin", "consolidated.safetensors"] {
         fs::write(scratch.path("in").join(name), name).unwrap();
     }
+    fs::write(scratch.path("in/.hidden.txt"), "").unwrap();
+    std::os::unix::fs::symlink("nowhere", scratch.path("in/broken")).unwrap();
     fs::create_dir_all(scratch.path("in/onnx/deep")).unwrap();
     fs::write(scratch.path("in/onnx/a.txt"), "").unwrap();
     fs::write(scratch.path("in/onnx/deep/b.txt"), "").unwrap();
@@ -234,7 +236,8 @@ fn what_is_packed_is_what_running_needs_and_what_was_asked_for() {
     };
     assert_eq!(packed(&[]), [&texts[..], &tokenizer, &["model.safetensors"]].concat());
     assert_eq!(packed(&["*.txt"]), [&texts[..], &["notes.txt"], &tokenizer, &["model.safetensors"]].concat());
-    let more = packed(&["**/*.txt", "training.*"]);
+    assert!(packed(&[".h*"]).contains(&".hidden.txt".to_owned()));
+    let more = packed(&["**/*.txt", "./training.*"]);
     let expected =
         ["notes.txt", "onnx/a.txt", "onnx/deep/b.txt", "tokenizer.json", "tokenizer_config.json", "training.bin"];
     assert_eq!(more, [&texts[..], &expected, &["model.safetensors"]].concat());
@@ -279,11 +282,15 @@ fn what_must_not_be_overwritten_is_not() {
     std::os::unix::fs::symlink("in", scratch.path("alias")).unwrap();
     scratch.refused(&[&pack[..], &["alias/x.mlxpack"]].concat(), "inside the directory that is packed");
     scratch.refused(&[&pack[..], &["nowhere/x.mlxpack"]].concat(), "nowhere: No such file");
-    scratch.refused(&[&pack[..], &["in", "--force"]].concat(), "in: exists and is not a file");
+    scratch.refused(&[&pack[..], &["in"]].concat(), "in: exists and is not a file");
+    fs::create_dir(scratch.path("blobs")).unwrap();
+    fs::rename(scratch.path("in/config.json"), scratch.path("blobs/1")).unwrap();
+    std::os::unix::fs::symlink("../blobs/1", scratch.path("in/config.json")).unwrap();
+    scratch.refused(&[&pack[..], &["blobs/1", "--force"]].concat(), "blobs/1: is one of the files that are packed");
     scratch.refused(&[&pack[..], &["/dev/null", "--force"]].concat(), "/dev/null: exists and is not a file");
     scratch.ok(&[&pack[..], &["x.mlxpack", "--force"]].concat());
     scratch.ok(&["verify", "--input", "x.mlxpack"]);
-    assert_eq!(names(scratch.0.path()), ["alias", "in", "x.mlxpack"]);
+    assert_eq!(names(scratch.0.path()), ["alias", "blobs", "in", "x.mlxpack"]);
 }
 
 #[test]

@@ -1,0 +1,354 @@
+//! The laws of the StreamingLLM cache, against oracles that share no arithmetic with it. Each test names the mistakes
+//! that it was seen to catch when they were made on purpose.
+
+use mlx_lm::generate::generator::Generator;
+use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
+use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
+use mlx_lm::{Checkpoint, Model};
+use mlx_rs::fast::scaled_dot_product_attention;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Device, Dtype};
+use proptest::prelude::*;
+use std::ops::ControlFlow;
+
+use crate::fixture;
+use crate::paper::Paper;
+
+const LAYERS: usize = 3;
+const HEADS: usize = 2;
+const HEAD_DIM: usize = 8;
+
+fn limits(context_size: i32, num_sink_tokens: i32, eviction_batch_percent: i32) -> CacheLimits {
+    CacheLimits { context_size, num_sink_tokens, eviction_batch_percent }
+}
+
+fn frequencies() -> Vec<f64> {
+    (0..HEAD_DIM / 2).map(|i| 100f64.powf(-2.0 * i as f64 / HEAD_DIM as f64)).collect()
+}
+
+/// The key or value that absolute token `token` has in a layer and head: any numbers, the same each time.
+fn raw(token: usize, layer: usize, head: usize, is_value: bool) -> [f64; HEAD_DIM] {
+    std::array::from_fn(|i| {
+        let seed = ((token * LAYERS + layer) * HEADS + head) * HEAD_DIM * 2 + i * 2 + usize::from(is_value);
+        let hash = (seed as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        f64::from(((hash ^ (hash >> 31)) >> 40) as f32 / (1 << 24) as f32 - 0.5)
+    })
+}
+
+fn rotated(v: [f64; HEAD_DIM], position: usize) -> [f64; HEAD_DIM] {
+    let half = HEAD_DIM / 2;
+    std::array::from_fn(|k| {
+        let (sin, cos) = (position as f64 * frequencies()[k % half]).sin_cos();
+        let (x, y) = (v[k % half], v[k % half + half]);
+        if k < half { x * cos - y * sin } else { y * cos + x * sin }
+    })
+}
+
+/// `[1, HEADS, tokens, HEAD_DIM]`, filled by `f(head, index)`.
+fn array(tokens: usize, f: impl Fn(usize, usize) -> [f64; HEAD_DIM]) -> Array {
+    let values: Vec<f32> = (0..HEADS)
+        .flat_map(|head| (0..tokens).map(move |i| (head, i)))
+        .flat_map(|(h, i)| f(h, i))
+        .map(|x| x as f32)
+        .collect();
+    Array::from_slice(&values, &[1, HEADS as i32, tokens as i32, HEAD_DIM as i32])
+}
+
+/// Which absolute tokens a cache must hold, by the rule in words: when `n` more do not fit, the oldest after the sinks
+/// go, a batch of them or as many as are needed.
+#[derive(Default)]
+struct Held {
+    tokens: Vec<usize>,
+    seen: usize,
+}
+
+impl Held {
+    /// Append `n`; the position of the first.
+    fn push(&mut self, n: usize, limits: CacheLimits) -> usize {
+        let (c, s) = (limits.context_size as usize, limits.num_sink_tokens as usize);
+        if self.tokens.len() + n > c {
+            let batch = ((c - s) * limits.eviction_batch_percent as usize / 100).max(1);
+            let count = batch.max(self.tokens.len() + n - c).min(self.tokens.len() - s);
+            self.tokens.drain(s..s + count);
+        }
+        let offset = self.tokens.len();
+        self.tokens.extend(self.seen..self.seen + n);
+        self.seen += n;
+        offset
+    }
+}
+
+/// Feed `n` tokens to all layers, as a model would.
+fn feed(cache: &mut KvCache, held: &mut Held, n: usize, dtype: Dtype) {
+    let offset = held.push(n, cache.limits());
+    let first = held.seen - n;
+    let step = cache.reserve(n as i32).unwrap();
+    assert_eq!(step.offset as usize, offset);
+    for layer in 0..LAYERS {
+        let keys = array(n, |head, i| rotated(raw(first + i, layer, head, false), offset + i));
+        let values = array(n, |head, i| raw(first + i, layer, head, true));
+        let (keys, values) = (keys.as_dtype(dtype).unwrap(), values.as_dtype(dtype).unwrap());
+        cache.update(layer, &step, keys, values).unwrap();
+    }
+}
+
+/// Keys and values of all layers are those of the tokens that must be held; gives the largest relative error of a key.
+fn check(cache: &KvCache, held: &Held, dtype: Dtype) -> f64 {
+    assert_eq!(cache.len() as usize, held.tokens.len());
+    assert!(cache.len() <= cache.limits().context_size);
+    assert_eq!((cache.seen() as usize, cache.evicted()), (held.seen, (held.seen - held.tokens.len()) as u64));
+    let len = held.tokens.len();
+    let mut worst = 0f64;
+    for layer in 0..LAYERS {
+        let (keys, values) = cache.layer(layer).unwrap().unwrap();
+        let expected = array(len, |head, i| raw(held.tokens[i], layer, head, true)).as_dtype(dtype).unwrap();
+        assert_eq!(floats(&values), floats(&expected), "values of layer {layer}");
+        let keys = floats(&keys);
+        for head in 0..HEADS {
+            for (i, &token) in held.tokens.iter().enumerate() {
+                let found = &keys[(head * len + i) * HEAD_DIM..][..HEAD_DIM];
+                let expected = rotated(raw(token, layer, head, false), i);
+                let distance = |a: &[f32], b: &[f64]| {
+                    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>().sqrt()
+                };
+                let norm = distance(&[0.0; HEAD_DIM], &expected);
+                worst = worst.max(distance(found, &expected) / norm);
+            }
+        }
+    }
+    worst
+}
+
+fn floats(a: &Array) -> Vec<f32> {
+    a.as_dtype(Dtype::Float32).unwrap().to_vec_cast().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Catches: turning the wrong way, by one too many, by the row instead of the constant; leaving out a layer; moving
+    /// values like keys; evicting one too many or from the wrong end; counting wrong.
+    #[test]
+    fn any_schedule_keeps_sinks_and_recent_tokens_where_they_belong(
+        c in 3i32..40, s in 0i32..38, percent in 1i32..=50, sizes in proptest::collection::vec(1usize..24, 1..30),
+    ) {
+        let limits = limits(c, s.min(c - 2), percent);
+        let mut cache = KvCache::new(LAYERS, limits, None, frequencies());
+        let mut held = Held::default();
+        for n in sizes {
+            feed(&mut cache, &mut held, n.min(limits.window() as usize), Dtype::Float32);
+            prop_assert!(check(&cache, &held, Dtype::Float32) < 1e-4);
+        }
+    }
+}
+
+/// At 10 percent over 20 contexts, decoding one by one. Catches what the test above does, and rounding twice.
+#[test]
+fn keys_stay_right_over_twenty_contexts() {
+    let limits = limits(256, 4, 10);
+    for (dtype, most) in [(Dtype::Float32, 1e-4), (Dtype::Bfloat16, 0.015)] {
+        let mut cache = KvCache::new(LAYERS, limits, None, frequencies());
+        let mut held = Held::default();
+        let mut worst = 0f64;
+        while held.seen < 20 * 256 {
+            let n = if held.seen == 0 { 250 } else { 2 };
+            feed(&mut cache, &mut held, n, dtype);
+            if held.seen.is_multiple_of(500) {
+                worst = worst.max(check(&cache, &held, dtype));
+            }
+        }
+        assert!(worst < most, "{dtype:?}: {worst}");
+    }
+}
+
+fn load(name: &str) -> Model {
+    Model::load(&Checkpoint::open(fixture("checkpoints").join(name)).unwrap(), |_, _| ()).unwrap()
+}
+
+fn tokens(range: std::ops::Range<usize>, vocab_size: i32) -> Vec<u32> {
+    range.map(|i| ((i * i * 7 + i * 3 + 11) % vocab_size as usize) as u32).collect()
+}
+
+fn row(ids: &[u32]) -> Array {
+    Array::from_slice(ids, &[1, ids.len() as i32])
+}
+
+fn last_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Vec<f32> {
+    let hidden = model.forward(&row(ids), cache).unwrap();
+    floats(&model.logits(&hidden).unwrap().try_index((0, -1, ..)).unwrap())
+}
+
+const MODELS: [&str; 6] = [
+    "llama-f32",
+    "llama-linear-rope",
+    "llama-llama3-rope-tied",
+    "llama-yarn-rope",
+    "qwen3-f32",
+    "mistral-sliding-window",
+];
+
+/// Until the first eviction nothing tells a small cache from an endless one, bit for bit; at exactly C tokens too.
+/// Catches: evicting too early, exempting sinks from a sliding window before there was an eviction.
+#[test]
+fn a_cache_that_is_not_yet_full_is_the_plain_one() {
+    for name in MODELS {
+        let model = load(name);
+        let mut small = model.new_cache(limits(24, 4, 10));
+        let mut endless = model.new_cache(CacheLimits::new(4096));
+        let ids = tokens(0..24, model.config().vocab_size);
+        let mut at = 0;
+        for n in [7, 1, 1, 9, 5, 1] {
+            let chunk = &ids[at..at + n];
+            assert_eq!(
+                last_logits(&model, chunk, &mut small),
+                last_logits(&model, chunk, &mut endless),
+                "{name} at {at}"
+            );
+            at += n;
+        }
+        assert_eq!((small.len(), small.evicted()), (24, 0));
+    }
+}
+
+/// Every family and kind of RoPE, against the paper's own scheme, through prompts in chunks and single tokens. Catches:
+/// all mistakes above, yarn's factor applied again, positions that are not those in the cache, sinks that a chunk or a
+/// sliding window does not see.
+#[test]
+fn logits_are_those_of_the_papers_scheme() {
+    Device::set_default(&Device::cpu()); // a GPU multiplies f32 matrices less exactly
+    for name in MODELS {
+        for (limits, sizes) in [(limits(24, 4, 10), [9, 1, 10, 1, 1, 3]), (limits(12, 1, 50), [4, 1, 1, 5, 2, 1])] {
+            let model = load(name);
+            let mut cache = model.new_cache(limits);
+            let mut paper = Paper::load(&fixture("checkpoints").join(name), model.config());
+            let mut held = Held::default();
+            for n in sizes.into_iter().cycle().take(48) {
+                let chunk = tokens(held.seen..held.seen + n, model.config().vocab_size);
+                let offset = held.push(n, limits);
+                let sinks = limits.num_sink_tokens as usize;
+                paper.evict(sinks.min(paper.len()), sinks.min(paper.len()) + paper.len() - offset);
+                let expected = paper.forward(&chunk, sinks);
+                let found = last_logits(&model, &chunk, &mut cache);
+                let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+                assert!(worst < 1e-4, "{name}, {limits:?}, {} tokens seen: {worst}", held.seen);
+            }
+            assert_eq!(cache.evicted() as usize, paper.evicted);
+            assert!(paper.evicted > 3 * limits.context_size as usize);
+        }
+    }
+}
+
+/// What each query of a step attends to, found by values that name their token: `weights[query][token]`.
+fn attention(cache: &mut KvCache, held: &mut Held, n: usize) -> Vec<Vec<f32>> {
+    const TOKENS: usize = 128;
+    held.push(n, cache.limits());
+    let first = held.seen - n;
+    let step = cache.reserve(n as i32).unwrap();
+    let names: Vec<f32> = (first..first + n).flat_map(|t| (0..TOKENS).map(move |k| f32::from(k == t))).collect();
+    let values = Array::from_slice(&names, &[1, 1, n as i32, TOKENS as i32]);
+    let zeros = Array::from_slice(&vec![0f32; n * 2], &[1, 1, n as i32, 2]);
+    let (keys, values) = cache.update(0, &step, zeros.clone(), values).unwrap();
+    let keys = mlx_rs::ops::broadcast_to(&keys.try_index((.., .., .., ..1)).unwrap(), values.shape()).unwrap();
+    let queries = mlx_rs::ops::zeros::<f32>(&[1, 1, n as i32, TOKENS as i32]).unwrap();
+    let seen = scaled_dot_product_attention(queries, keys, values, 1.0, step.mask(), None).unwrap();
+    floats(&seen).chunks(TOKENS).map(<[f32]>::to_vec).collect()
+}
+
+/// Catches: a mask cut at the window's start, a ring's order, chunks that see only the tail.
+#[test]
+fn every_query_sees_the_sinks_and_what_it_should_and_nothing_else() {
+    for window in [None, Some(6)] {
+        let limits = limits(16, 3, 25);
+        let mut cache = KvCache::new(1, limits, window, vec![1.0]);
+        let mut held = Held::default();
+        for n in [5, 6, 1, 4, 6, 1, 1, 6, 5, 1, 6, 3, 6] {
+            let weights = attention(&mut cache, &mut held, n);
+            let offset = held.tokens.len() - n;
+            for (row, weights) in weights.iter().enumerate() {
+                let i = offset + row;
+                for (j, &token) in held.tokens.iter().enumerate() {
+                    let is_sink = j < 3 && cache.evicted() > 0;
+                    let sees = j <= i && (is_sink || window.is_none_or(|window| i - j < window as usize));
+                    assert_eq!(
+                        weights[token] > 0.0,
+                        sees,
+                        "window {window:?}: position {i} and {j}, {} seen",
+                        held.seen
+                    );
+                }
+                let total: f32 = held.tokens.iter().map(|&token| weights[token]).sum();
+                assert!((total - 1.0).abs() < 1e-5, "tokens that were evicted are seen");
+            }
+        }
+        assert!(cache.evicted() > 20);
+    }
+}
+
+/// Catches: trimming that moves buffers, that forgets to give back room, or that reaches past an eviction.
+#[test]
+fn trimmed_tokens_never_were() {
+    for name in ["llama-f32", "mistral-sliding-window"] {
+        let model = load(name);
+        let ids = tokens(0..200, model.config().vocab_size);
+        let (mut trimmed, mut plain) = (model.new_cache(limits(24, 4, 10)), model.new_cache(limits(24, 4, 10)));
+        for (a, b) in [(0, 9), (9, 19), (19, 29), (29, 30)] {
+            last_logits(&model, &ids[a..b], &mut trimmed);
+            last_logits(&model, &ids[a..b], &mut plain);
+        }
+        assert!(trimmed.evicted() > 0);
+        last_logits(&model, &ids[100..101], &mut trimmed);
+        trimmed.trim(1).unwrap();
+        let (a, b) = (last_logits(&model, &ids[30..31], &mut trimmed), last_logits(&model, &ids[30..31], &mut plain));
+        assert_eq!(a, b, "{name}");
+        assert_eq!((trimmed.len(), trimmed.seen()), (plain.len(), plain.seen()));
+
+        let possible = trimmed.trim(1000).unwrap_err().possible;
+        assert!(trimmed.trim(-1).is_err());
+        let len = trimmed.len();
+        let refused = trimmed.trim(possible + 1).unwrap_err().to_string();
+        assert!(refused.contains(&format!("only {possible} came")), "{refused}");
+        assert_eq!(trimmed.len(), len, "nothing changes");
+        trimmed.trim(possible).unwrap();
+        assert_eq!(trimmed.len(), len - possible);
+    }
+    let model = load("llama-f32");
+    let mut cache = model.new_cache(limits(24, 4, 10));
+    last_logits(&model, &tokens(0..20, 100), &mut cache);
+    cache.trim(20).unwrap();
+    assert!(cache.is_empty());
+}
+
+/// Memory after ten contexts is memory for ever, no number is lost, and no buffer outgrows the context.
+#[test]
+fn endless_generation_needs_no_more_memory() {
+    let model = load("llama-f32");
+    let sampler = Sampler::new(SamplerOptions { temp: 1.0, ..SamplerOptions::default() }, model.config().vocab_size);
+    let mut on_prefill = |_, _| ControlFlow::Continue(());
+    let prompt = tokens(0..100, model.config().vocab_size);
+    let mut generator = Generator::prefill(
+        &model,
+        model.new_cache(limits(32, 4, 10)),
+        sampler.unwrap(),
+        &prompt,
+        4000,
+        Some(0),
+        2048,
+        &mut on_prefill,
+    )
+    .unwrap()
+    .unwrap();
+    let mut after_ten = 0;
+    for i in 0..4000 {
+        let token = generator.next().unwrap().unwrap();
+        assert!(token.logprob.unwrap().is_finite(), "token {i}");
+        if i == 320 {
+            after_ten = mlx_rs::memory::peak_memory().unwrap();
+        }
+    }
+    assert!(generator.next().is_none());
+    let cache = generator.cache();
+    assert!(cache.arrays().all(|a| a.dim(2) <= 32));
+    assert_eq!(cache.seen(), 100 + 4000 - 1);
+    let peak = mlx_rs::memory::peak_memory().unwrap();
+    assert!(peak as f64 <= after_ten as f64 * 1.02, "{peak} bytes, {after_ten} after ten contexts");
+}
