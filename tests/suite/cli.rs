@@ -106,12 +106,62 @@ fn a_full_context_ends_the_text() {
         "--ignore-eos",
         "--context-size",
         "20",
+        "--overflow",
+        "error",
         "--format",
         "json",
     ]))[0];
     // The last token is never fed back, so it may be one more than the context holds.
     let total = done["prompt_tokens"].as_u64().unwrap() + done["generated_tokens"].as_u64().unwrap();
     assert_eq!((&done["finish_reason"], total), (&"length".into(), 21));
+}
+
+/// By default the oldest tokens but the sinks go, and the text does not end.
+#[test]
+fn a_full_context_streams() {
+    let run = |args: &[&str]| {
+        let output = run_with(&[&["--ignore-eos", "--max-tokens", "30", "--format", "json"], args].concat(), "");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        let warnings: Vec<String> =
+            stderr.lines().filter(|line| !line.starts_with("using the demo")).map(str::to_owned).collect();
+        (lines(&String::from_utf8(output.stdout).unwrap())[0].clone(), warnings)
+    };
+    let (done, warnings) = run(&["--context-size", "24"]);
+    assert_eq!((&done["finish_reason"], &done["generated_tokens"]), (&"length".into(), &30.into()));
+    assert!(done["evicted_tokens"].as_u64().unwrap() >= 15, "{done}");
+    assert_eq!(warnings, &[] as &[String]);
+
+    let long = "one two three four five six seven eight nine ten ".repeat(4);
+    let (done, warnings) = run(&["--context-size", "24", "--prompt", &long]);
+    assert!(done["evicted_tokens"].as_u64().unwrap() > done["prompt_tokens"].as_u64().unwrap(), "{done}");
+    assert!(warnings[0].starts_with("the prompt is longer than the context: "), "{warnings:?}");
+    // Truncated, it is a prompt of its own: sinks and end.
+    let (cut, warnings) = run(&["--context-size", "24", "--prompt", &long, "--overflow", "truncate"]);
+    let expected = format!("{} of its {} tokens", cut["prompt_tokens"].as_u64().unwrap() - 24, cut["prompt_tokens"]);
+    assert!(warnings[0].contains(&expected), "{warnings:?}");
+
+    for (args, expected) in [
+        (&["--context-size", "24", "--num-sink-tokens", "0"][..], "without sink tokens"),
+        (&["--context-size", "4096"], "longer than the 1024"),
+        (&["--context-size", "40", "--eviction-batch-percent", "3"], "evicting 1 of 36 tokens at a time"),
+    ] {
+        let (_, warnings) = run(args);
+        assert!(warnings.len() == 1 && warnings[0].contains(expected), "{args:?}: {warnings:?}");
+    }
+    // Nothing to warn of where nothing will be evicted.
+    assert_eq!(run(&["--context-size", "100", "--num-sink-tokens", "0"]).1, &[] as &[String]);
+}
+
+#[test]
+fn sinks_leave_room_for_recent_tokens() {
+    for (context, sinks, code) in [("6", "4", 0), ("5", "4", 2), ("4", "4", 2), ("2", "0", 0), ("1", "0", 2)] {
+        let args = ["--context-size", context, "--num-sink-tokens", sinks, "--max-tokens", "12"];
+        let output = run_with(&args, "");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert_eq!(code == 2, stderr.contains("--num-sink-tokens is "), "{stderr}");
+    }
 }
 
 #[test]

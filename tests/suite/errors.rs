@@ -426,7 +426,10 @@ fn bad_prompts_are_one_clear_line() {
         (&["--messages", &text(&no_role)], &["no_role.json", "message 1", "role"]),
         (&["--messages", &text(&latin1)], &["latin1.txt"]),
         (&["--tools", &text(&latin1), "--prompt", "x"], &["latin1.txt"]),
-        (&["--prompt", "one two three four five", "--context-size", "3"], &["tokens", "holds 3"]),
+        (
+            &["--prompt", "one two three four five", "--context-size", "6", "--overflow", "error"],
+            &["tokens", "holds 6"],
+        ),
         (&["--prompt", "x", "--logit-bias", "70000=1"], &["70000"]),
         (&["--prompt", "x", "--logprobs", "3"], &["--format"]),
     ];

@@ -17,9 +17,16 @@ pub struct Paper {
     frequencies: Vec<f64>,
     /// What RoPE multiplies beside rotating (yarn).
     magnitude: f64,
-    /// Keys before RoPE and values, `[token][n_kv_heads · head_dim]`, of each layer.
-    layers: Vec<(Vec<Vec<f64>>, Vec<Vec<f64>>)>,
+    layers: Vec<Layer>,
     pub evicted: usize,
+}
+
+/// `[token][n_kv_heads · head_dim]`.
+#[derive(Clone, Default)]
+struct Layer {
+    /// Before RoPE.
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
 }
 
 impl Paper {
@@ -39,17 +46,17 @@ impl Paper {
             RopeScaling::Llama3 { .. } => (config.rope.frequencies(config.head_dim), 1.0),
             RopeScaling::Yarn { attention_factor, .. } => (config.rope.frequencies(config.head_dim), attention_factor),
         };
-        let layers = vec![Default::default(); config.num_hidden_layers as usize];
+        let layers = vec![Layer::default(); config.num_hidden_layers as usize];
         Paper { weights, config: config.clone(), frequencies, magnitude, layers, evicted: 0 }
     }
 
     pub fn len(&self) -> usize {
-        self.layers[0].0.len()
+        self.layers[0].keys.len()
     }
 
     /// Forget tokens `from..to` of the cache.
     pub fn evict(&mut self, from: usize, to: usize) {
-        for (keys, values) in &mut self.layers {
+        for Layer { keys, values } in &mut self.layers {
             keys.drain(from..to);
             values.drain(from..to);
         }
@@ -87,14 +94,14 @@ impl Paper {
             self.config.num_key_value_heads as usize,
         );
         let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}.weight");
-        let offset = self.layers[layer].0.len();
+        let offset = self.layers[layer].keys.len();
         for x in x {
             let key = self.head_norm(self.linear(x, &name("k_proj")), &name("k_norm"));
             let value = self.linear(x, &name("v_proj"));
-            self.layers[layer].0.push(key);
-            self.layers[layer].1.push(value);
+            self.layers[layer].keys.push(key);
+            self.layers[layer].values.push(value);
         }
-        let (keys, values) = &self.layers[layer];
+        let Layer { keys, values } = &self.layers[layer];
         let window = self.config.sliding_window.map_or(usize::MAX, |window| window as usize);
         let sees = |i: usize, j: usize| j <= i && (i - j < window || (self.evicted > 0 && j < sinks));
         let mut output = Vec::new();
