@@ -1,5 +1,6 @@
 //! The flags, as clap reads them. Defaults and ranges are the library's.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -27,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Show how a prompt becomes tokens: rendered text, ids and pieces. Needs the tokenizer's files only.
     Tokenize(TokenizeArgs),
+    /// Measure how well a model predicts a text, through the same cache that generation uses.
+    Perplexity(PerplexityArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
     /// Write the man pages into a directory.
@@ -88,6 +91,63 @@ pub enum TokenFormat {
 }
 
 #[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text; `-` is standard input. The tokenizer adds its own special tokens, and knows those in the text
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Instead of a cache, read the last --context-size tokens again for each token: slow, the reference for streaming
+    #[arg(long, conflicts_with_all = ["num_sink_tokens", "eviction_batch_percent"])]
+    pub recompute: bool,
+    /// Tokens that share one line of the output
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub bucket: NonZeroUsize,
+    /// How to show the losses
+    #[arg(long, value_enum, default_value_t = PerplexityFormat::Text)]
+    pub format: PerplexityFormat,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PerplexityFormat {
+    Text,
+    Jsonl,
+}
+
+/// How much of the past a model sees.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// The most tokens that the model looks back at [default: the model's max_position_embeddings]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub context_size: Option<i64>,
+    /// Attention sinks: first tokens that stay in the context for ever
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens, allow_negative_numbers = true)]
+    pub num_sink_tokens: i64,
+    /// Share of the other tokens that leave a full context at once, in percent (1-50)
+    #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent, allow_negative_numbers = true)]
+    pub eviction_batch_percent: i64,
+}
+
+impl CacheArgs {
+    /// The library's options, the rest by default, their ranges checked.
+    pub fn options(&self) -> mlx_lm::Result<GenerateOptions> {
+        let options = GenerateOptions {
+            context_size: self.context_size,
+            num_sink_tokens: self.num_sink_tokens,
+            eviction_batch_percent: self.eviction_batch_percent,
+            ..GenerateOptions::default()
+        };
+        options.validate()?;
+        Ok(options)
+    }
+}
+
+#[derive(Debug, Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -140,15 +200,8 @@ pub struct LimitArgs {
     /// The most tokens to generate
     #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
     pub max_tokens: usize,
-    /// The most tokens that the model looks back at [default: the model's max_position_embeddings]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub context_size: Option<i64>,
-    /// Attention sinks: first tokens that stay in the context for ever
-    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens, allow_negative_numbers = true)]
-    pub num_sink_tokens: i64,
-    /// Share of the other tokens that leave a full context at once, in percent (1-50)
-    #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent, allow_negative_numbers = true)]
-    pub eviction_batch_percent: i64,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// With more tokens than the context holds: let the oldest but the sinks go, read only the sinks and the end of a
     /// longer prompt, or end the text and refuse the prompt
     #[arg(long, value_enum, default_value_t = OverflowArg::Stream)]
@@ -205,9 +258,6 @@ impl GenerateArgs {
         let (limits, sampling) = (&self.limits, &self.sampling);
         let options = GenerateOptions {
             max_tokens: limits.max_tokens,
-            context_size: limits.context_size,
-            num_sink_tokens: limits.num_sink_tokens,
-            eviction_batch_percent: limits.eviction_batch_percent,
             overflow: match limits.overflow {
                 OverflowArg::Stream => Overflow::Stream,
                 OverflowArg::Truncate => Overflow::Truncate,
@@ -230,6 +280,7 @@ impl GenerateArgs {
                 logit_bias: sampling.logit_bias.clone(),
                 seed: sampling.seed,
             },
+            ..limits.cache.options()?
         };
         options.validate()?;
         Ok(options)

@@ -94,7 +94,7 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
 }
 
 /// MLX's own default is the GPU when it has one.
-fn set_device(device: Option<DeviceArg>) -> Result<()> {
+pub fn set_device(device: Option<DeviceArg>) -> Result<()> {
     match device {
         None => {}
         Some(DeviceArg::Cpu) => Device::set_default(&Device::cpu()),

@@ -7,6 +7,7 @@ mod args;
 mod batch;
 mod generate;
 mod output;
+mod perplexity;
 mod progress;
 mod prompt;
 mod terminal;
@@ -30,6 +31,7 @@ fn run() -> Result<u8> {
     match cli.command {
         None => generate::generate(cli.generate),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
+        Some(Command::Perplexity(args)) => perplexity::perplexity(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
     }

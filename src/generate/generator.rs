@@ -163,7 +163,7 @@ impl Drop for Generator<'_> {
 }
 
 /// Token ids as `[1, L]`.
-fn row(ids: &[u32]) -> Array {
+pub(super) fn row(ids: &[u32]) -> Array {
     Array::from_slice(ids, &[1, ids.len() as i32])
 }
 

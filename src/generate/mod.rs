@@ -2,6 +2,7 @@
 
 pub mod generator;
 pub mod kv_cache;
+pub mod perplexity;
 pub mod sampler;
 
 mod stop;
@@ -103,7 +104,10 @@ impl GenerateOptions {
     }
 
     /// How a cache of `context_size` tokens makes room.
-    fn cache_limits(&self, context_size: i32) -> Result<CacheLimits> {
+    ///
+    /// # Errors
+    /// When the sinks leave no room for recent tokens.
+    pub fn cache_limits(&self, context_size: i32) -> Result<CacheLimits> {
         if self.num_sink_tokens > i64::from(context_size) - 2 {
             return Err(Error::Setting {
                 setting: "num_sink_tokens",

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+#[cfg(target_os = "linux")]
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tempfile::TempPath;
 
 use crate::error::{Error, Result};
@@ -41,18 +43,21 @@ impl Partial {
         Ok(Partial { path, file, target: target.to_owned(), overwrite })
     }
 
-    pub fn file(&self) -> &File {
-        &self.file
+    pub fn set_len(&self, length: u64) -> Result<()> {
+        self.file.set_len(length).map_err(Error::io(&self.target))
     }
 
-    /// For `map_err`: an I/O error about the target.
-    pub fn io(&self) -> impl Fn(io::Error) -> Error {
-        Error::io(&self.target)
+    pub fn write_at(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.file.write_all_at(bytes, at).map_err(Error::io(&self.target))?;
+        // Linux takes this as a hint to start putting the bytes on disk, so that little is left to wait for at the end.
+        #[cfg(target_os = "linux")]
+        let _ = posix_fadvise(&self.file, at as i64, bytes.len() as i64, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        Ok(())
     }
 
     /// Put the bytes on disk and give the file its name.
     pub fn commit(self, cancelled: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.file.sync_all().map_err(self.io())?;
+        self.file.sync_all().map_err(Error::io(&self.target))?;
         cancelled()?;
         let Partial { path, file, target, overwrite } = self;
         let persisted = match overwrite {

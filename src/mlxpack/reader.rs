@@ -215,7 +215,7 @@ impl Pack {
             let digests = stream(
                 entry.length,
                 |buffer, at| self.read_at(entry, buffer, at).map_err(Error::io(&source)),
-                |buffer, at| target.file().write_all_at(buffer, at).map_err(target.io()),
+                |buffer, at| target.write_at(buffer, at),
                 &progress,
             )?;
             if let Some(Damage { problem, .. }) = damage(entry, &digests) {

@@ -118,7 +118,7 @@ impl Plan {
         let length = header.files.last().map_or(header_end, Entry::end);
 
         let target = Partial::create(output, overwrite)?;
-        target.file().set_len(length).map_err(target.io())?;
+        target.set_len(length)?;
         let progress = Progress::new(self.files.iter().map(|file| file.found.len()).sum(), on_progress);
         for (source, entry) in self.files.iter().zip(&mut header.files) {
             let file = source.open()?;
@@ -131,14 +131,14 @@ impl Plan {
                         _ => Error::Io { path: source.path.clone(), error },
                     })
                 },
-                |buffer, at| target.file().write_all_at(buffer, entry.offset + at).map_err(target.io()),
+                |buffer, at| target.write_at(buffer, entry.offset + at),
                 &progress,
             )?;
             if !source.is_unchanged(&file)? {
                 return Err(changed());
             }
         }
-        target.file().write_all_at(&header.to_bytes(header_end), 0).map_err(target.io())?;
+        target.write_at(&header.to_bytes(header_end), 0)?;
         target.commit(|| progress.advance(0))?;
         Ok(length)
     }

@@ -1,0 +1,105 @@
+//! `mlx_lm perplexity`: how well a model predicts a text, by position and overall.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::Result;
+use mlx_lm::generate::perplexity::{Past, losses};
+use mlx_lm::{Model, Tokenizer};
+use serde_json::json;
+
+use super::args::{PerplexityArgs, PerplexityFormat};
+use super::generate::set_device;
+use super::output::write_line;
+use super::process::SUCCESS;
+use super::prompt::read_text;
+
+/// Losses added up.
+#[derive(Default, Clone, Copy)]
+struct Sum {
+    tokens: usize,
+    nats: f64,
+}
+
+impl Sum {
+    fn add(&mut self, loss: f32) {
+        self.tokens += 1;
+        self.nats += f64::from(loss);
+    }
+
+    /// Nats per token.
+    fn loss(self) -> f64 {
+        self.nats / self.tokens as f64
+    }
+}
+
+pub fn perplexity(args: PerplexityArgs) -> Result<u8> {
+    let options = args.cache.options()?;
+    set_device(args.device)?;
+    let text = read_text(&args.file)?;
+    let checkpoint = super::open(&args.model)?;
+    let ids = Tokenizer::load(&checkpoint)?.encode(&text, true)?;
+    let model = Model::load(&checkpoint, |_, _| ())?;
+    let trained = model.config().max_position_embeddings;
+    let limits = options.cache_limits(options.context_size.map_or(trained, |size| size as i32))?;
+    let past = match args.recompute {
+        true => Past::Recomputed(limits.context_size as usize),
+        false => Past::Cached(limits),
+    };
+
+    let mut out = io::stdout().lock();
+    let (mut bucket, mut all) = (Sum::default(), Sum::default());
+    let mut printed = Ok(());
+    let mut print_bucket = |end: usize, bucket: Sum| match args.format {
+        PerplexityFormat::Text => writeln!(
+            out,
+            "tokens {}-{end}: loss {:.4}, perplexity {:.3}",
+            end + 1 - bucket.tokens,
+            bucket.loss(),
+            bucket.loss().exp()
+        ),
+        PerplexityFormat::Jsonl => write_line(
+            &mut out,
+            &json!({"event": "bucket", "first": end + 1 - bucket.tokens, "tokens": bucket.tokens, "loss": bucket.loss()}),
+        ),
+    };
+    let started = Instant::now();
+    let evicted = losses(&model, &ids, past, &mut |first, losses| {
+        for (position, &loss) in (first..).zip(losses) {
+            bucket.add(loss);
+            all.add(loss);
+            if bucket.tokens == args.bucket.get() || position + 1 == ids.len() {
+                printed = print_bucket(position, std::mem::take(&mut bucket));
+            }
+        }
+        if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    let tps = all.tokens as f64 / started.elapsed().as_secs_f64();
+    printed?;
+    match args.format {
+        PerplexityFormat::Text => writeln!(
+            out,
+            "all {} tokens: loss {:.4}, perplexity {:.3}; {evicted} evicted; {tps:.1} tokens/s",
+            all.tokens,
+            all.loss(),
+            all.loss().exp()
+        )?,
+        PerplexityFormat::Jsonl => write_line(
+            &mut out,
+            &json!({
+                "event": "done",
+                "tokens": all.tokens,
+                "loss": all.loss(),
+                "perplexity": all.loss().exp(),
+                "evicted_tokens": evicted,
+                "tps": tps,
+                "context_size": limits.context_size,
+                "num_sink_tokens": limits.num_sink_tokens,
+                "eviction_batch_percent": limits.eviction_batch_percent,
+                "recompute": args.recompute,
+            }),
+        )?,
+    }
+    Ok(SUCCESS)
+}

@@ -1,0 +1,89 @@
+//! How well a model predicts a text, token by token, through the cache that generation uses.
+
+use std::ops::ControlFlow;
+
+use mlx_rs::Array;
+use mlx_rs::ops::indexing::{TryIndexOp, take_along_axis};
+
+use super::generator::row;
+use super::kv_cache::CacheLimits;
+use super::sampler::logprobs;
+use crate::error::{Error, Result};
+use crate::models::Model;
+
+/// Tokens whose logits are in memory at once, `[tokens, V]` in f32.
+const CHUNK: usize = 256;
+
+/// How the past is kept while a text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// In the streaming cache, with the evictions that decoding token by token would make.
+    Cached(CacheLimits),
+    /// Not at all: for each token, this many before it are read again. The paper's "sliding window with
+    /// re-computation", slow and without drift.
+    Recomputed(usize),
+}
+
+/// Read `ids` and tell `on_losses`, run by run, the position of the first token and the losses of the tokens from there
+/// on: `-ln` of the probability that the model gave each, with what came before it. The first token of a text has none.
+/// Gives the number of tokens that were evicted.
+///
+/// # Errors
+/// When there are fewer than two tokens, or one is not in the model's vocabulary.
+pub fn losses(
+    model: &Model,
+    ids: &[u32],
+    past: Past,
+    on_losses: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
+) -> Result<u64> {
+    let vocab_size = model.config().vocab_size;
+    if ids.len() < 2 {
+        return Err(Error::Input(format!("a text of {} tokens has nothing to predict; give at least 2", ids.len())));
+    }
+    if let Some(id) = ids.iter().find(|&&id| i64::from(id) >= i64::from(vocab_size)) {
+        return Err(Error::Input(format!(
+            "token {id} is beyond the model's vocabulary, which ends at {}",
+            vocab_size - 1
+        )));
+    }
+    match past {
+        Past::Cached(limits) => {
+            let mut cache = model.new_cache(limits);
+            let mut at = 0;
+            while at + 1 < ids.len() {
+                // Chunks end where the cache is full, so that evictions fall where single tokens would make them.
+                let room = (limits.context_size - cache.len()) as usize;
+                let fits = if room > 0 { room } else { limits.eviction_batch() as usize };
+                let n = fits.min(CHUNK).min(ids.len() - 1 - at);
+                let hidden_states = model.forward(&row(&ids[at..at + n]), &mut cache)?;
+                let found = of(&model.logits(&hidden_states)?, &ids[at + 1..at + 1 + n])?;
+                if on_losses(at + 1, &found).is_break() {
+                    break;
+                }
+                at += n;
+            }
+            Ok(cache.evicted())
+        }
+        Past::Recomputed(window) => {
+            for at in 1..ids.len() {
+                let seen = &ids[at.saturating_sub(window)..at];
+                let mut cache = model.new_cache(CacheLimits::new(seen.len() as i32));
+                let hidden_states = model.forward(&row(seen), &mut cache)?;
+                let logits = model.logits(&hidden_states.try_index((.., -1.., ..))?)?;
+                if on_losses(at, &of(&logits, &ids[at..=at])?).is_break() {
+                    break;
+                }
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// The losses of `targets` under logits `[1, L, V]`.
+fn of(logits: &Array, targets: &[u32]) -> Result<Vec<f32>> {
+    let l = targets.len() as i32;
+    let logprobs = logprobs(&logits.reshape(&[l, -1])?)?;
+    let found = take_along_axis(&logprobs, Array::from_slice(targets, &[l, 1]), 1)?.negative()?.reshape(&[l])?;
+    found.eval()?;
+    Ok(found.as_slice::<f32>().to_vec())
+}
