@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::mlxpack::{Pack, Place};
@@ -229,6 +230,22 @@ impl Checkpoint {
                 }
             }
         }
+    }
+
+    /// What tells this model from others: the SHA-256 of its configuration and of its tensors' names, types, shapes and
+    /// places. The same for a directory and its pack; the tensors' values take no part.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::weight_files`].
+    pub fn identity(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(self.text("config.json")?.unwrap_or_default());
+        for file in self.weight_headers()? {
+            for TensorEntry { name, dtype, shape, bytes } in &file.index.tensors {
+                hash.update(format!("\0{name}\0{dtype}\0{shape:?}\0{bytes:?}"));
+            }
+        }
+        Ok(hex::encode(hash.finalize()))
     }
 
     /// `model.safetensors.index.json`, if there is one.

@@ -38,6 +38,7 @@ pub mod tokenizer;
 pub mod weights;
 
 mod mlx_rs_patch;
+mod partial;
 
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};

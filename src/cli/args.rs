@@ -28,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Show how a prompt becomes tokens: rendered text, ids and pieces. Needs the tokenizer's files only.
     Tokenize(TokenizeArgs),
+    /// Read a prompt once and keep what it left in a file, for --prompt-cache.
+    CachePrompt(CachePromptArgs),
     /// Measure how well a model predicts a text, through the same cache that generation uses.
     Perplexity(PerplexityArgs),
     /// Print a completion script for a shell.
@@ -88,6 +90,25 @@ pub struct TokenizeArgs {
 pub enum TokenFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Args)]
+pub struct CachePromptArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace the output if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
 }
 
 #[derive(Debug, Args)]
@@ -153,6 +174,9 @@ pub struct GenerateArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
+    /// Begin from a file of `mlx_lm cache-prompt`: what it shares with the beginning of the prompt is not read again
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
+    pub prompt_cache: Option<PathBuf>,
     #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]

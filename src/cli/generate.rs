@@ -2,9 +2,11 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{FinishReason, Piece, generate_with_progress};
 use mlx_lm::{GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
@@ -20,6 +22,7 @@ use super::{batch, terminal};
 pub struct Session {
     pub model: Model,
     pub tokenizer: Tokenizer,
+    prompt_cache: Option<PromptCache>,
 }
 
 impl Session {
@@ -33,7 +36,9 @@ impl Session {
         if args.verbose {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
         }
-        Ok(Session { model, tokenizer })
+        let load_cache = |path: &PathBuf| PromptCache::load(path, &model, &checkpoint.identity()?);
+        let prompt_cache = args.prompt_cache.as_ref().map(load_cache).transpose()?;
+        Ok(Session { model, tokenizer, prompt_cache })
     }
 
     /// Generate from `ids`, telling `on_piece` each piece, until it ends or Ctrl-C stops it.
@@ -45,10 +50,12 @@ impl Session {
     ) -> Result<Outcome> {
         let _interruptible = terminal::Generation::begin();
         let mut progress = Progress::new("reading the prompt", "{pos}/{len} tokens");
-        let mut generation = generate_with_progress(&self.model, &self.tokenizer, ids, options, &mut |done, total| {
+        let cached = self.prompt_cache.as_ref();
+        let on_prefill = &mut |done, total| {
             progress.update(done as u64, total as u64);
             if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+        };
+        let mut generation = generate_with_progress(&self.model, &self.tokenizer, ids, options, cached, on_prefill)?;
         drop(progress);
         let evicted = generation.stats().evicted_tokens;
         if evicted > 0 {

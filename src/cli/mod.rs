@@ -5,6 +5,7 @@ mod process;
 
 mod args;
 mod batch;
+mod cache_prompt;
 mod generate;
 mod output;
 mod perplexity;
@@ -31,6 +32,7 @@ fn run() -> Result<u8> {
     match cli.command {
         None => generate::generate(cli.generate),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
+        Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),

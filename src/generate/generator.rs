@@ -59,8 +59,8 @@ impl<'m> Generator<'m> {
     /// Prefill all of `prompt` but its last token, `prefill_step` tokens at a time. `on_prefill` is told the tokens
     /// done and in all before each chunk, and may stop there; then there is no generator.
     ///
-    /// `prompt` has at least one token, each below the model's `vocab_size`. One that is longer than `cache` streams
-    /// through it, in chunks of at most half its window, so that each token sees at least the other half.
+    /// `prompt` has at least one token, each below the model's `vocab_size`; the first [`KvCache::seen`] of them may be in
+    /// `cache` already, but not the last.
     #[allow(clippy::too_many_arguments)]
     pub fn prefill(
         model: &'m Model,
@@ -73,11 +73,12 @@ impl<'m> Generator<'m> {
         on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
         let (last, body) = prompt.split_last().expect("a prompt has at least one token");
-        let limits = cache.limits();
-        let streams = prompt.len() > limits.context_size as usize;
-        let chunk_size = if streams { prefill_step.min(limits.window() as usize / 2) } else { prefill_step };
-        let mut done = 0;
-        for chunk in body.chunks(chunk_size) {
+        let chunk_size = cache.limits().chunk_size(prompt.len(), prefill_step);
+        let mut done = cache.seen() as usize;
+        if done > 0 {
+            sampler.observe(&row(&body[..done]))?;
+        }
+        for chunk in body[done..].chunks(chunk_size) {
             if on_prefill(done, prompt.len()).is_break() {
                 return Ok(None);
             }

@@ -57,10 +57,16 @@ impl CacheLimits {
         let batch = i64::from(self.window()) * i64::from(self.eviction_batch_percent) / 100;
         (batch as i32).max(1)
     }
+
+    /// How many tokens of a prompt to read at once, if it may be up to `wanted`. A prompt that is longer than the context
+    /// streams through it by half a window at most, so that each token sees at least the other half.
+    pub fn chunk_size(&self, prompt: usize, wanted: usize) -> usize {
+        if prompt > self.context_size as usize { wanted.min(self.window() as usize / 2) } else { wanted }
+    }
 }
 
 /// Keys `[B, n_kv_heads, len, head_dim]` (rotated) and values of the same shape, for each layer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Vec<Option<(Array, Array)>>,
     limits: CacheLimits,
@@ -217,6 +223,24 @@ impl KvCache {
         Ok(seen)
     }
 
+    /// Go on where another cache of this model was: `layers` as [`KvCache::layer`] gave them, of `evicted + len` tokens seen
+    /// in all, of which the first `untrimmable` in the cache cannot be trimmed.
+    ///
+    /// # Panics
+    /// When they are more than the limits allow, or not for each layer of one length.
+    pub fn restore(&mut self, layers: Vec<(Array, Array)>, evicted: u64, untrimmable: i32) {
+        let len = layers.first().map_or(0, |(keys, _)| keys.dim(2));
+        assert!(len <= self.limits.context_size && untrimmable <= len && layers.len() == self.layers.len());
+        assert!(layers.iter().all(|(keys, values)| keys.dim(2) == len && values.dim(2) == len));
+        self.layers = layers.into_iter().map(Some).collect();
+        (self.len, self.evicted, self.untrimmable) = (len, evicted, untrimmable);
+    }
+
+    /// How many of the tokens held cannot be trimmed: those that the last eviction kept.
+    pub fn untrimmable(&self) -> i32 {
+        self.untrimmable
+    }
+
     /// Forget the last `n` tokens.
     ///
     /// # Errors
@@ -227,6 +251,11 @@ impl KvCache {
         }
         self.len -= n;
         Ok(())
+    }
+
+    /// Layers of the model.
+    pub fn n_layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// The keys and values of a layer, `[B, n_kv_heads, len, head_dim]` each; `None` before its first token.

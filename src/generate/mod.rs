@@ -3,6 +3,7 @@
 pub mod generator;
 pub mod kv_cache;
 pub mod perplexity;
+pub mod prompt_cache;
 pub mod sampler;
 
 mod stop;
@@ -17,6 +18,7 @@ use crate::models::Model;
 use crate::tokenizer::{Detokenizer, Tokenizer};
 use generator::{Generator, Token};
 use kv_cache::CacheLimits;
+use prompt_cache::PromptCache;
 use sampler::{Sampler, SamplerOptions};
 use stop::StopStrings;
 
@@ -198,21 +200,22 @@ pub fn generate<'a>(
     prompt: &[u32],
     options: &GenerateOptions,
 ) -> Result<Generation<'a>> {
-    generate_with_progress(model, tokenizer, prompt, options, &mut |_, _| ControlFlow::Continue(()))
+    generate_with_progress(model, tokenizer, prompt, options, None, &mut |_, _| ControlFlow::Continue(()))
 }
 
-/// [`generate()`] with a view of the prefill.
+/// [`generate()`] with a view of the prefill, which is shorter by what `cached` shares with the prompt.
 ///
 /// `on_prefill` is told the prompt tokens done and in all, before each chunk, and may break off; the generation then
 /// has no pieces and no [`Generation::finish_reason`].
 ///
 /// # Errors
-/// As [`generate()`].
+/// As [`generate()`]; and when `cached` cannot be used for this prompt and context.
 pub fn generate_with_progress<'a>(
     model: &'a Model,
     tokenizer: &'a Tokenizer,
     prompt: &[u32],
     options: &GenerateOptions,
+    cached: Option<&PromptCache>,
     on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Generation<'a>> {
     let started = Instant::now();
@@ -255,9 +258,13 @@ pub fn generate_with_progress<'a>(
         }
         _ => prompt,
     };
+    let cache = match cached {
+        Some(cached) => cached.resume(model, limits, read)?,
+        None => model.new_cache(limits),
+    };
     let tokens = Generator::prefill(
         model,
-        model.new_cache(limits),
+        cache,
         Sampler::new(options.sampler.clone(), vocab_size)?,
         read,
         max_tokens,

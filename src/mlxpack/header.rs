@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::partial;
 use super::pieces::{self, Digest};
 use super::summary::Summary;
 use crate::error::{Error, Result};
+use crate::partial;
 
 pub(super) const MAGIC: [u8; 8] = *b"\x89MLXP\r\n\x1A";
 const VERSION: u64 = 1;

@@ -66,7 +66,6 @@
 mod header;
 mod info;
 mod loader;
-mod partial;
 mod pieces;
 mod reader;
 mod summary;

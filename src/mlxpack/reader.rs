@@ -10,10 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::header::{self, Entry, Header};
-use super::partial::{self, Partial};
 use super::pieces::{self, OnProgress, PIECE, Progress, stream};
 use super::summary::Summary;
 use crate::error::{Error, Result};
+use crate::partial::{self, Partial};
 
 /// An open pack whose header has been checked.
 #[derive(Debug)]

@@ -10,11 +10,11 @@ use globset::GlobBuilder;
 use walkdir::WalkDir;
 
 use super::header::{self, Entry, Header};
-use super::partial::{self, Partial};
 use super::pieces::{self, Digest, OnProgress, Progress, stream};
 use super::summary::Summary;
 use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
 use crate::error::{Error, Result};
+use crate::partial::{self, Partial};
 use crate::tensor_index::TensorIndex;
 
 /// The files besides the weights that running a model needs.

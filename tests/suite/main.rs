@@ -8,6 +8,7 @@ mod loading;
 mod mlxpack;
 mod mlxpack_cli;
 mod paper;
+mod prompt_cache;
 mod sampling;
 mod streaming;
 mod tokenizer;

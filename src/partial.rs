@@ -13,11 +13,11 @@ use tempfile::TempPath;
 use crate::error::{Error, Result};
 
 /// What the names of unfinished files end with.
-pub(super) const SUFFIX: &str = ".mlxpack-partial";
+pub(crate) const SUFFIX: &str = ".mlxpack-partial";
 
 /// `.NAME.mlxpack-partial` beside its target, locked while it is written. Dropped, it is removed; left behind by a killed
 /// process, it is no longer locked, and the next write to the same target removes it.
-pub(super) struct Partial {
+pub(crate) struct Partial {
     // Before `file`, which holds the lock: whoever gets the lock finds the name gone, and not later.
     path: TempPath,
     file: File,
@@ -81,7 +81,7 @@ impl Partial {
 }
 
 /// Whatever stands at `target` may be replaced only if it is a file and `overwrite` says so.
-pub(super) fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
+pub(crate) fn refuse_existing(target: &Path, overwrite: bool) -> Result<()> {
     match fs::symlink_metadata(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::Io { path: target.to_owned(), error }),
@@ -137,6 +137,6 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// Whether two names are of one file.
-pub(super) fn is_same(a: &Metadata, b: &Metadata) -> bool {
+pub(crate) fn is_same(a: &Metadata, b: &Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }

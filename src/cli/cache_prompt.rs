@@ -1,0 +1,28 @@
+//! `mlx_lm cache-prompt`: prefill a prompt once, for `--prompt-cache`.
+
+use anyhow::{Result, anyhow};
+use mlx_lm::generate::prompt_cache::PromptCache;
+use mlx_lm::{Error, Model, Tokenizer};
+
+use super::args::CachePromptArgs;
+use super::generate::set_device;
+use super::process::SUCCESS;
+use super::prompt::Prompt;
+
+pub fn cache_prompt(args: CachePromptArgs) -> Result<u8> {
+    let options = args.cache.options()?;
+    set_device(args.device)?;
+    let prompt = Prompt::read(&args.prompt)?;
+    let checkpoint = super::open(&args.model)?;
+    let (_, ids) = prompt.encode(&Tokenizer::load(&checkpoint)?)?;
+    let model = Model::load(&checkpoint, |_, _| ())?;
+    let trained = model.config().max_position_embeddings;
+    let limits = options.cache_limits(options.context_size.map_or(trained, |size| size as i32))?;
+    let cached = PromptCache::new(&model, &ids, limits, options.prefill_step)?;
+    cached.save(&args.output, checkpoint.identity()?, args.force).map_err(|error| match error {
+        Error::Exists(_) => anyhow!("{error}; --force replaces it"),
+        error => error.into(),
+    })?;
+    note!("cached {} tokens, {} of them evicted", cached.ids().len(), cached.evicted());
+    Ok(SUCCESS)
+}

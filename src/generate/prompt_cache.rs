@@ -1,0 +1,203 @@
+//! A prompt that was prefilled once, kept in a file for later generations that begin with it.
+//!
+//! The file is safetensors: `layers.N.keys` and `layers.N.values`, `[1, n_kv_heads, len, head_dim]`, as they lie in the
+//! cache, and in `__metadata__` under `mlx_lm.prompt_cache` a JSON object with the token ids, the counts, the limits and
+//! the model's identity.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use mlx_rs::{Array, Dtype};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype as FileDtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use super::generator::row;
+use super::kv_cache::{CacheLimits, KvCache};
+use crate::error::{Error, Result};
+use crate::mlx_rs_patch::array_from_bytes;
+use crate::models::Model;
+use crate::partial::Partial;
+
+const KEY: &str = "mlx_lm.prompt_cache";
+
+/// A prompt's tokens and the cache that they left.
+#[derive(Debug, Clone)]
+pub struct PromptCache {
+    ids: Vec<u32>,
+    cache: KvCache,
+}
+
+/// What the file says beside the tensors.
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    model: String,
+    ids: Vec<u32>,
+    evicted: u64,
+    untrimmable: i32,
+    context_size: i32,
+    num_sink_tokens: i32,
+    eviction_batch_percent: i32,
+}
+
+impl PromptCache {
+    /// Prefill `ids`, `chunk_size` tokens at a time.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn new(model: &Model, ids: &[u32], limits: CacheLimits, chunk_size: usize) -> Result<Self> {
+        let mut cache = model.new_cache(limits);
+        for chunk in ids.chunks(limits.chunk_size(ids.len(), chunk_size)) {
+            model.forward(&row(chunk), &mut cache)?;
+            mlx_rs::transforms::eval(cache.arrays())?;
+        }
+        Ok(PromptCache { ids: ids.to_vec(), cache })
+    }
+
+    /// Tokens that it saves a generation from reading.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Tokens that did not fit and were evicted.
+    pub fn evicted(&self) -> u64 {
+        self.cache.evicted()
+    }
+
+    /// Write it to `path`, which appears when it is complete. `model` is [`crate::Checkpoint::identity`].
+    ///
+    /// # Errors
+    /// When `path` exists and `overwrite` is not set, or writing fails.
+    pub fn save(&self, path: &Path, model: String, overwrite: bool) -> Result<()> {
+        let limits = self.cache.limits();
+        let metadata = Metadata {
+            model,
+            ids: self.ids.clone(),
+            evicted: self.cache.evicted(),
+            untrimmable: self.cache.untrimmable(),
+            context_size: limits.context_size,
+            num_sink_tokens: limits.num_sink_tokens,
+            eviction_batch_percent: limits.eviction_batch_percent,
+        };
+        let metadata = serde_json::to_string(&metadata).expect("it has only what JSON has");
+        let mut tensors = Vec::new();
+        for layer in 0..self.cache.n_layers() {
+            let Some((keys, values)) = self.cache.layer(layer)? else {
+                return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
+            };
+            for (name, array) in [("keys", keys), ("values", values)] {
+                tensors.push((format!("layers.{layer}.{name}"), array.dtype(), array.shape().to_vec(), bytes(&array)?));
+            }
+        }
+        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+            let shape = shape.iter().map(|&dim| dim as usize).collect();
+            let view = TensorView::new(file_dtype(*dtype), shape, bytes).expect("an array's bytes fit its shape");
+            (name, view)
+        });
+        let file = safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata)])))
+            .map_err(|e| Error::malformed(path, e))?;
+        let partial = Partial::create(path, overwrite)?;
+        partial.write_at(&file, 0)?;
+        partial.commit(|| Ok(()))
+    }
+
+    /// Read what [`PromptCache::save`] wrote for this `model`, whose identity is `identity`.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no such file, or was made with another model.
+    pub fn load(path: &Path, model: &Model, identity: &str) -> Result<Self> {
+        let file = fs::read(path).map_err(Error::io(path))?;
+        let invalid =
+            |problem: &dyn std::fmt::Display| Error::malformed(path, format!("not a prompt cache: {problem}"));
+        let tensors = SafeTensors::deserialize(&file).map_err(|e| invalid(&e))?;
+        let (_, header) = SafeTensors::read_metadata(&file).map_err(|e| invalid(&e))?;
+        let Some(text) = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY)) else {
+            return Err(invalid(&"`mlx_lm cache-prompt` makes them"));
+        };
+        let metadata: Metadata = serde_json::from_str(text).map_err(|e| invalid(&e))?;
+        if metadata.model != identity {
+            return Err(Error::malformed(path, "was made with another model; make it again with this one"));
+        }
+        let limits = CacheLimits {
+            context_size: metadata.context_size,
+            num_sink_tokens: metadata.num_sink_tokens,
+            eviction_batch_percent: metadata.eviction_batch_percent,
+        };
+        let config = model.config();
+        let len = (metadata.ids.len() as u64).checked_sub(metadata.evicted).unwrap_or_default();
+        let counts_fit = (1..=limits.context_size as u64).contains(&len)
+            && (0..=len as i64).contains(&metadata.untrimmable.into())
+            && (0..=limits.context_size - 2).contains(&limits.num_sink_tokens)
+            && (1..=50).contains(&limits.eviction_batch_percent);
+        if !counts_fit || metadata.ids.iter().any(|&id| i64::from(id) >= i64::from(config.vocab_size)) {
+            return Err(invalid(&"its counts contradict each other"));
+        }
+        let shape = [1, config.num_key_value_heads, len as i32, config.head_dim];
+        let tensor = |name: String| {
+            let view = tensors.tensor(&name).map_err(|e| invalid(&e))?;
+            let fits = view.shape().iter().copied().eq(shape.iter().map(|&dim| dim as usize));
+            if !fits || view.dtype() != file_dtype(model.dtype()) {
+                return Err(Error::tensor(path, &name, format!("is not {shape:?} of {:?}", model.dtype())));
+            }
+            Ok(array_from_bytes(view.data(), &shape, model.dtype()))
+        };
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Ok((tensor(format!("layers.{i}.keys"))?, tensor(format!("layers.{i}.values"))?)))
+            .collect::<Result<Vec<_>>>()?;
+        let mut cache = model.new_cache(limits);
+        cache.restore(layers, metadata.evicted, metadata.untrimmable);
+        Ok(PromptCache { ids: metadata.ids, cache })
+    }
+
+    /// A cache with `limits` that holds what this one shares with the beginning of `prompt`, but not its last token.
+    ///
+    /// # Errors
+    /// When tokens were evicted and what is left is not what such a cache would hold for this prompt, or it holds more
+    /// than the limits allow.
+    pub(super) fn resume(&self, model: &Model, limits: CacheLimits, prompt: &[u32]) -> Result<KvCache> {
+        let most = prompt.len() - 1;
+        let shared = self.ids.iter().zip(&prompt[..most]).take_while(|(a, b)| a == b).count();
+        let mut cache = self.cache.clone();
+        if cache.evicted() > 0 && cache.limits() != limits {
+            let CacheLimits { context_size, num_sink_tokens, eviction_batch_percent } = cache.limits();
+            return Err(Error::Input(format!(
+                "the prompt cache evicted tokens with a context size of {context_size}, {num_sink_tokens} sinks and batches of {eviction_batch_percent} percent; use the same here"
+            )));
+        }
+        cache.trim((self.ids.len() - shared) as i32).map_err(|error| {
+            Error::Input(format!("this prompt and the cached one part after {shared} tokens, and the cache {error}"))
+        })?;
+        if cache.len() > limits.context_size {
+            return Err(Error::Input(format!(
+                "the prompt cache holds {} tokens, but the context only {}",
+                cache.len(),
+                limits.context_size
+            )));
+        }
+        if shared < self.ids.len() {
+            log::warn!("of the {} cached tokens, only the first {shared} begin this prompt", self.ids.len());
+        }
+        let mut resumed = model.new_cache(limits);
+        if !cache.is_empty() {
+            let layers = (0..cache.n_layers()).map(|i| Ok(cache.layer(i)?.expect("it holds tokens")));
+            resumed.restore(layers.collect::<Result<Vec<_>>>()?, cache.evicted(), cache.untrimmable());
+        }
+        Ok(resumed)
+    }
+}
+
+/// The elements of an array, little-endian, in row-major order.
+fn bytes(array: &Array) -> Result<Vec<u8>> {
+    let flat = array.reshape(&[-1])?.view_dtype(Dtype::Uint8)?;
+    flat.eval()?;
+    Ok(flat.as_slice::<u8>().to_vec())
+}
+
+fn file_dtype(dtype: Dtype) -> FileDtype {
+    match dtype {
+        Dtype::Float16 => FileDtype::F16,
+        Dtype::Bfloat16 => FileDtype::BF16,
+        _ => FileDtype::F32,
+    }
+}
