@@ -125,7 +125,7 @@ impl PromptCache {
             eviction_batch_percent: metadata.eviction_batch_percent,
         };
         let config = model.config();
-        let len = (metadata.ids.len() as u64).checked_sub(metadata.evicted).unwrap_or_default();
+        let len = (metadata.ids.len() as u64).saturating_sub(metadata.evicted);
         let counts_fit = (1..=limits.context_size as u64).contains(&len)
             && (0..=len as i64).contains(&metadata.untrimmable.into())
             && (0..=limits.context_size - 2).contains(&limits.num_sink_tokens)

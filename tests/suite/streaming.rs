@@ -125,8 +125,8 @@ fn floats(a: &Array) -> Vec<f32> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Catches: turning the wrong way, by one too many, by the row instead of the constant; leaving out a layer; moving
-    /// values like keys; evicting one too many or from the wrong end; counting wrong.
+    /// Catches: the wrong sign, a turn by one too many, a layer left out, yarn's factor applied again, values that stay
+    /// where they were, an eviction too early or of one too many, positions that count evicted tokens.
     #[test]
     fn any_schedule_keeps_sinks_and_recent_tokens_where_they_belong(
         c in 3i32..40, s in 0i32..38, percent in 1i32..=50, sizes in proptest::collection::vec(1usize..24, 1..30),
@@ -141,7 +141,7 @@ proptest! {
     }
 }
 
-/// At 10 percent over 20 contexts, decoding one by one. Catches what the test above does, and rounding twice.
+/// At 10 percent over 20 contexts, two tokens at a time. Catches what the test above does.
 #[test]
 fn keys_stay_right_over_twenty_contexts() {
     let limits = limits(256, 4, 10);
@@ -187,13 +187,13 @@ const MODELS: [&str; 6] = [
 ];
 
 /// Until the first eviction nothing tells a small cache from an endless one, bit for bit; at exactly C tokens too.
-/// Catches: evicting too early, exempting sinks from a sliding window before there was an eviction.
+/// Catches: an eviction too early, sinks that a sliding window spares before there was one.
 #[test]
 fn a_cache_that_is_not_yet_full_is_the_plain_one() {
     for name in MODELS {
         let model = load(name);
         let mut small = model.new_cache(limits(24, 4, 10));
-        let mut endless = model.new_cache(CacheLimits::new(4096));
+        let mut endless = model.new_cache(limits(4096, 0, 10));
         let ids = tokens(0..24, model.config().vocab_size);
         let mut at = 0;
         for n in [7, 1, 1, 9, 5, 1] {
@@ -209,9 +209,8 @@ fn a_cache_that_is_not_yet_full_is_the_plain_one() {
     }
 }
 
-/// Every family and kind of RoPE, against the paper's own scheme, through prompts in chunks and single tokens. Catches:
-/// all mistakes above, yarn's factor applied again, positions that are not those in the cache, sinks that a chunk or a
-/// sliding window does not see.
+/// Every family and kind of RoPE, against the paper's own scheme, through chunks and single tokens. Catches all mistakes
+/// above, and sinks that a sliding window hides.
 #[test]
 fn logits_are_those_of_the_papers_scheme() {
     Device::set_default(&Device::cpu()); // a GPU multiplies f32 matrices less exactly
@@ -253,7 +252,8 @@ fn attention(cache: &mut KvCache, held: &mut Held, n: usize) -> Vec<Vec<f32>> {
     floats(&seen).chunks(TOKENS).map(<[f32]>::to_vec).collect()
 }
 
-/// Catches: a mask cut at the window's start, a ring's order, chunks that see only the tail.
+/// Catches: sinks that a sliding window hides, or spares too early; evictions too early; values that stay where they were;
+/// positions that count evicted tokens.
 #[test]
 fn every_query_sees_the_sinks_and_what_it_should_and_nothing_else() {
     for window in [None, Some(6)] {
@@ -283,7 +283,7 @@ fn every_query_sees_the_sinks_and_what_it_should_and_nothing_else() {
     }
 }
 
-/// Catches: trimming that moves buffers, that forgets to give back room, or that reaches past an eviction.
+/// Catches: trimming that reaches past an eviction, positions that count evicted tokens.
 #[test]
 fn trimmed_tokens_never_were() {
     for name in ["llama-f32", "mistral-sliding-window"] {
@@ -302,6 +302,7 @@ fn trimmed_tokens_never_were() {
         assert_eq!((trimmed.len(), trimmed.seen()), (plain.len(), plain.seen()));
 
         let possible = trimmed.trim(1000).unwrap_err().possible;
+        assert_eq!(possible, 2, "{name}: the tokens since the last eviction, 29 and 30");
         assert!(trimmed.trim(-1).is_err());
         let len = trimmed.len();
         let refused = trimmed.trim(possible + 1).unwrap_err().to_string();
@@ -336,9 +337,11 @@ fn endless_generation_needs_no_more_memory() {
         assert_eq!(done["generated_tokens"].to_string(), tokens);
         let evicted = done["evicted_tokens"].as_u64().unwrap();
         let seen = done["prompt_tokens"].as_u64().unwrap() + tokens.parse::<u64>().unwrap() - 1;
-        assert!(seen - evicted <= 32 && seen - evicted > 28, "{evicted} of {seen} evicted");
+        assert!(seen - evicted <= 32, "{evicted} of {seen} evicted");
         done["peak_memory_bytes"].as_u64().unwrap()
     };
-    let (ten, hundred) = (peak("320"), peak("3200"));
-    assert!(hundred as f64 <= ten as f64 * 1.02, "{hundred} bytes, {ten} after ten contexts");
+    peak("1"); // the first run of a new program maps fewer of its pages
+    let (ten, two_hundred) = (peak("320"), peak("6400"));
+    // A cache that grew would have 1.5 MB more, a twentieth of all.
+    assert!(two_hundred as f64 <= ten as f64 * 1.04, "{two_hundred} bytes, {ten} after ten contexts");
 }
