@@ -16,8 +16,7 @@ pub fn cache_prompt(args: CachePromptArgs) -> Result<u8> {
     let checkpoint = super::open(&args.model)?;
     let (_, ids) = prompt.encode(&Tokenizer::load(&checkpoint)?)?;
     let model = Model::load(&checkpoint, |_, _| ())?;
-    let trained = model.config().max_position_embeddings;
-    let limits = options.cache_limits(options.context_size.map_or(trained, |size| size as i32))?;
+    let limits = options.cache_limits(model.config())?;
     let cached = PromptCache::new(&model, &ids, limits, options.prefill_step)?;
     cached.save(&args.output, checkpoint.identity()?, args.force).map_err(|error| match error {
         Error::Exists(_) => anyhow!("{error}; --force replaces it"),

@@ -41,8 +41,7 @@ pub fn perplexity(args: PerplexityArgs) -> Result<u8> {
     let checkpoint = super::open(&args.model)?;
     let ids = Tokenizer::load(&checkpoint)?.encode(&text, true)?;
     let model = Model::load(&checkpoint, |_, _| ())?;
-    let trained = model.config().max_position_embeddings;
-    let limits = options.cache_limits(options.context_size.map_or(trained, |size| size as i32))?;
+    let limits = options.cache_limits(model.config())?;
     let past = match args.recompute {
         true => Past::Recomputed(limits.context_size as usize),
         false => Past::Cached(limits),

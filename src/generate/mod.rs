@@ -15,6 +15,7 @@ use mlx_rs::Dtype;
 
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::models::config::DecoderConfig;
 use crate::tokenizer::{Detokenizer, Tokenizer};
 use generator::{Generator, Token};
 use kv_cache::CacheLimits;
@@ -97,7 +98,7 @@ impl GenerateOptions {
             "a whole number from 1 to 2147483647",
         )?;
         if let Some(context_size) = self.context_size {
-            self.cache_limits(context_size as i32)?;
+            self.limits_within(context_size as i32)?;
         }
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::Setting { setting: "stop", found: "empty".into(), expected: "some text" });
@@ -105,11 +106,15 @@ impl GenerateOptions {
         self.sampler.validate()
     }
 
-    /// How a cache of `context_size` tokens makes room.
+    /// What a cache for this model holds, and how it makes room.
     ///
     /// # Errors
     /// When the sinks leave no room for recent tokens.
-    pub fn cache_limits(&self, context_size: i32) -> Result<CacheLimits> {
+    pub fn cache_limits(&self, config: &DecoderConfig) -> Result<CacheLimits> {
+        self.limits_within(self.context_size.map_or(config.max_position_embeddings, |size| size as i32))
+    }
+
+    fn limits_within(&self, context_size: i32) -> Result<CacheLimits> {
         if self.num_sink_tokens > i64::from(context_size) - 2 {
             return Err(Error::Setting {
                 setting: "num_sink_tokens",
@@ -221,9 +226,7 @@ pub fn generate_with_progress<'a>(
     let started = Instant::now();
     options.validate()?;
     let vocab_size = model.config().vocab_size;
-    let trained = model.config().max_position_embeddings;
-    let context_size = options.context_size.map_or(trained, |size| size as i32);
-    let limits = options.cache_limits(context_size)?;
+    let limits = options.cache_limits(model.config())?;
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
     }
@@ -233,6 +236,7 @@ pub fn generate_with_progress<'a>(
             vocab_size - 1
         )));
     }
+    let (trained, context_size) = (model.config().max_position_embeddings, limits.context_size);
     let context = context_size as usize;
     if prompt.len() > context && options.overflow == Overflow::Error {
         return Err(Error::Input(format!(

@@ -9,10 +9,10 @@ use mlx_rs::Array;
 
 use crate::{fixture, unpack_demo};
 
-/// Logits of a few tokens, through an empty cache.
-fn logits(root: &Path) -> Vec<f32> {
+/// Logits of a few tokens, through an empty cache, of a directory or a pack.
+pub fn logits(root: &Path) -> Vec<f32> {
     let model = Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap();
-    let tokens = Array::from_slice(&[3u32, 17, 200], &[1, 3]);
+    let tokens = Array::from_slice(&[3u32, 17, 60], &[1, 3]);
     let hidden = model.forward(&tokens, &mut model.new_cache(CacheLimits::new(8))).unwrap();
     model.logits(&hidden).unwrap().to_vec_cast().unwrap()
 }

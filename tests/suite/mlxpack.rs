@@ -7,14 +7,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
-use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::mlxpack::{Damage, Pack, Plan, Summary, inspect};
 use mlx_lm::{Checkpoint, Error, Model};
-use mlx_rs::Array;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::loading::logits;
 use crate::{fixture, unpack_demo};
 
 const ALL: &[&str] = &["**"];
@@ -472,14 +471,6 @@ fn an_unfinished_file_is_taken_over_only_from_the_dead() {
     std::os::unix::fs::symlink(path("victim"), &stale).unwrap();
     assert!(pack_any(&path("in"), &[], &path("x.mlxpack")).is_err());
     assert_eq!(fs::read(path("victim")).unwrap(), b"precious");
-}
-
-/// Every layer's numbers, from a directory or a pack: bit for bit.
-fn logits(root: &Path) -> Vec<f32> {
-    let model = Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap();
-    let tokens = Array::from_slice(&[3u32, 17, 60], &[1, 3]);
-    let hidden = model.forward(&tokens, &mut model.new_cache(CacheLimits::new(8))).unwrap();
-    model.logits(&hidden).unwrap().to_vec_cast().unwrap()
 }
 
 #[test]
