@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 GROUP, BITS = 64, 4
 CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=2048, hidden_size=256,
@@ -42,7 +43,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, self.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.dim, width, bias=False)
 
-    def forward(self, x, cos, sin, past=None):
+    def forward(self, x, cos, sin, past=None, mask=None):
         batch, length, _ = x.shape
         q, k, v = (p(x).view(batch, length, -1, self.dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -50,8 +51,11 @@ class Attention(nn.Module):
             if past:
                 k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
             past[:] = k, v
-        k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+        if isinstance(mask, BlockMask):
+            out = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
+        else:
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -73,8 +77,8 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = Attention(config), MLP(config)
         self.input_layernorm, self.post_attention_layernorm = Norm(config), Norm(config)
 
-    def forward(self, x, cos, sin, past=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)
+    def forward(self, x, cos, sin, past=None, mask=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -100,13 +104,13 @@ class Llama(nn.Module):
                 scale = (2 * config["num_hidden_layers"]) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
                 nn.init.normal_(weight, std=0.02 * scale)
 
-    def forward(self, ids, cache=None):
-        """Logits of all positions. A cache, a list for each layer, is filled by the first call; then one token a call."""
+    def forward(self, ids, cache=None, mask=None):
+        """Logits of all positions, each seeing those before it that `mask` allows. A cache, a list for each layer, is filled by the first call; then one token a call."""
         start = cache[0][0].shape[2] if cache and cache[0] else 0
         cos, sin = self.rope[:, start:start + ids.shape[1]]
         x = self.model.embed_tokens(ids)
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, cache[i] if cache else None)
+            x = layer(x, cos, sin, cache[i] if cache else None, mask)
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
 
 

@@ -1,6 +1,9 @@
 """Trains the demo model from nothing: corpus, tokenizer, a small Llama, and a last phase that learns to be 4-bit.
 
-Every training sequence is <|bos|> and then a run of whole documents, the last of which may be cut. The master weights
+Every training sequence is <|bos|> and then a run of whole documents, the last of which may be cut. In half of the
+sequences a token sees <|bos|> and its own document only: what a head does with attention that it has no use for, it then
+learns to do with <|bos|>, the one token that is always there. Such an attention sink is what large models have, and what
+streaming keeps (../docs/streaming.md). The master weights
 live in one flat float32 buffer, the model computes with a bfloat16 copy of it; in the last phase that copy is rounded
 as the 4-bit file will be, and the gradient found there is applied to the masters (a straight-through estimator).
 
@@ -20,9 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch.nn.attention import flex_attention
 
 import generate
 import model as llama
@@ -126,6 +129,7 @@ def main():
     add("--steps", type=int, default=12000)
     add("--batch", type=int, default=128, help="sequences in a step")
     add("--rate", type=float, default=3e-3, help="the highest learning rate")
+    add("--alone", type=float, default=0.5, help="the part of the sequences whose documents do not see each other")
     add("--decay", type=float, default=0.1)
     add("--four-bit-from", type=float, default=0.7, help="the part of the training after which weights are rounded")
     add("--max-seconds", type=float, default=520, help="the schedule follows the steps or this clock, whichever is ahead; "
@@ -156,14 +160,26 @@ def main():
                                    dict(params=[weights.norms], weight_decay=0.0)],
                                   lr=args.rate, betas=(0.9, 0.95), fused=device == "cuda")
 
-    def loss_of(batch):
-        logits = net(batch[:, :-1]).float().flatten(0, 1)
+    def mask_of(batch, alone):
+        """Which tokens see which: all before them, or, where the sequence is `alone`, <|bos|> and their own document."""
+        ends = (batch[:, :-1] == tokenizer.END).int()
+        document = ends.cumsum(1) - ends
+        def sees(b, _, q, k):
+            return (q >= k) & ((document[b, q] == document[b, k]) | (k == 0) | ~alone[b])
+        if device == "cuda":
+            return create_block_mask(sees, len(batch), None, length, length, device=device)
+        at = torch.arange(length)
+        return sees(torch.arange(len(batch))[:, None, None], None, at[:, None], at)[:, None]
+
+    def loss_of(batch, mask):
+        logits = net(batch[:, :-1], mask=mask).float().flatten(0, 1)
         spread = torch.logsumexp(logits, -1)
         right = logits.gather(1, batch[:, 1:].reshape(-1, 1)).squeeze(1)
         return (spread - right).mean(), 1e-4 * spread.square().mean()
 
+    create_block_mask = flex_attention.create_block_mask
     if device == "cuda":
-        loss_of = torch.compile(loss_of)
+        loss_of, create_block_mask = torch.compile(loss_of), torch.compile(create_block_mask)
     chance = torch.Generator(device).manual_seed(args.seed)
     span = torch.arange(length, device=device)
     bos = torch.full((args.batch, 1), tokenizer.BOS, device=device)
@@ -178,7 +194,8 @@ def main():
         weights.refresh(four_bit)
         begin = starts[torch.randint(len(starts), (args.batch,), generator=chance, device=device)]
         batch = torch.cat((bos, ids[begin[:, None] + span].long()), 1)
-        loss, extra = loss_of(batch)
+        alone = torch.rand(args.batch, generator=chance, device=device) < args.alone
+        loss, extra = loss_of(batch, mask_of(batch, alone))
         (loss + extra).backward()
         norm = weights.take_grads()
         optimizer.step()

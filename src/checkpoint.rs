@@ -232,18 +232,23 @@ impl Checkpoint {
         }
     }
 
-    /// What tells this model from others: the SHA-256 of its configuration and of its tensors' names, types, shapes and
-    /// places. The same for a directory and its pack; the tensors' values take no part.
+    /// What tells this model from others: the SHA-256 of its configuration, and of each tensor's name, type, shape and first
+    /// bytes, so that a fine-tuned copy is another. The same for a directory and its pack.
     ///
     /// # Errors
     /// As [`Checkpoint::weight_files`].
     pub fn identity(&self) -> Result<String> {
         let mut hash = Sha256::new();
         hash.update(self.text("config.json")?.unwrap_or_default());
-        for file in self.weight_headers()? {
-            for TensorEntry { name, dtype, shape, bytes } in &file.index.tensors {
-                hash.update(format!("\0{name}\0{dtype}\0{shape:?}\0{bytes:?}"));
-            }
+        let files = self.weight_files()?;
+        let mut tensors: Vec<_> =
+            files.iter().flat_map(|f| f.index.tensors.iter().map(move |tensor| (tensor, f))).collect();
+        tensors.sort_by_key(|(tensor, _)| &tensor.name);
+        for (tensor, file) in tensors {
+            let TensorEntry { name, dtype, shape, .. } = tensor;
+            hash.update(format!("\0{name}\0{dtype}\0{shape:?}\0"));
+            let data = file.data(tensor).expect("the files are mapped");
+            hash.update(&data[..data.len().min(64)]);
         }
         Ok(hex::encode(hash.finalize()))
     }

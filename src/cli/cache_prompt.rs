@@ -1,8 +1,9 @@
 //! `mlx_lm cache-prompt`: prefill a prompt once, for `--prompt-cache`.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, bail};
 use mlx_lm::generate::prompt_cache::PromptCache;
-use mlx_lm::{Error, Model, Tokenizer};
+use mlx_lm::generate::warn_of_limits;
+use mlx_lm::{Model, Tokenizer};
 
 use super::args::CachePromptArgs;
 use super::generate::set_device;
@@ -12,16 +13,17 @@ use super::prompt::Prompt;
 pub fn cache_prompt(args: CachePromptArgs) -> Result<u8> {
     let options = args.cache.options()?;
     set_device(args.device)?;
+    if args.output.exists() && !args.force {
+        bail!("{}: exists already; --force replaces it", args.output.display());
+    }
     let prompt = Prompt::read(&args.prompt)?;
     let checkpoint = super::open(&args.model)?;
     let (_, ids) = prompt.encode(&Tokenizer::load(&checkpoint)?)?;
     let model = Model::load(&checkpoint, |_, _| ())?;
     let limits = options.cache_limits(model.config())?;
+    warn_of_limits(&model, limits, ids.len());
     let cached = PromptCache::new(&model, &ids, limits, options.prefill_step)?;
-    cached.save(&args.output, checkpoint.identity()?, args.force).map_err(|error| match error {
-        Error::Exists(_) => anyhow!("{error}; --force replaces it"),
-        error => error.into(),
-    })?;
+    cached.save(&args.output, checkpoint.identity()?, args.force)?;
     note!("cached {} tokens, {} of them evicted", cached.ids().len(), cached.evicted());
     Ok(SUCCESS)
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use mlx_lm::generate::perplexity::{Past, losses};
+use mlx_lm::generate::warn_of_limits;
 use mlx_lm::{Model, Tokenizer};
 use serde_json::json;
 
@@ -34,17 +35,23 @@ impl Sum {
     }
 }
 
-pub fn perplexity(args: PerplexityArgs) -> Result<u8> {
+pub fn perplexity(mut args: PerplexityArgs) -> Result<u8> {
+    if args.recompute {
+        args.cache.num_sink_tokens = 0; // there is no cache
+    }
     let options = args.cache.options()?;
     set_device(args.device)?;
     let text = read_text(&args.file)?;
     let checkpoint = super::open(&args.model)?;
     let ids = Tokenizer::load(&checkpoint)?.encode(&text, true)?;
     let model = Model::load(&checkpoint, |_, _| ())?;
-    let limits = options.cache_limits(model.config())?;
-    let past = match args.recompute {
-        true => Past::Recomputed(limits.context_size as usize),
-        false => Past::Cached(limits),
+    let past = if args.recompute {
+        let trained = i64::from(model.config().max_position_embeddings);
+        Past::Recomputed(options.context_size.unwrap_or(trained) as usize)
+    } else {
+        let limits = options.cache_limits(model.config())?;
+        warn_of_limits(&model, limits, ids.len() - 1);
+        Past::Cached(limits)
     };
 
     let mut out = io::stdout().lock();
@@ -84,21 +91,26 @@ pub fn perplexity(args: PerplexityArgs) -> Result<u8> {
             all.loss(),
             all.loss().exp()
         )?,
-        PerplexityFormat::Jsonl => write_line(
-            &mut out,
-            &json!({
+        PerplexityFormat::Jsonl => {
+            let mut done = json!({
                 "event": "done",
                 "tokens": all.tokens,
                 "loss": all.loss(),
                 "perplexity": all.loss().exp(),
                 "evicted_tokens": evicted,
                 "tps": tps,
-                "context_size": limits.context_size,
-                "num_sink_tokens": limits.num_sink_tokens,
-                "eviction_batch_percent": limits.eviction_batch_percent,
                 "recompute": args.recompute,
-            }),
-        )?,
+            });
+            match past {
+                Past::Recomputed(window) => done["context_size"] = window.into(),
+                Past::Cached(limits) => {
+                    done["context_size"] = limits.context_size.into();
+                    done["num_sink_tokens"] = limits.num_sink_tokens.into();
+                    done["eviction_batch_percent"] = limits.eviction_batch_percent.into();
+                }
+            }
+            write_line(&mut out, &done)?
+        }
     }
     Ok(SUCCESS)
 }

@@ -88,7 +88,7 @@ impl GenerateOptions {
             }
         };
         const MAX: i64 = i32::MAX as i64;
-        check("context_size", self.context_size.unwrap_or(1), 1..=MAX, "a whole number from 1 to 2147483647")?;
+        check("context_size", self.context_size.unwrap_or(2), 2..=MAX, "a whole number from 2 to 2147483647")?;
         check("num_sink_tokens", self.num_sink_tokens, 0..=MAX, "a whole number from 0 to 2147483647")?;
         check("eviction_batch_percent", self.eviction_batch_percent, 1..=50, "a whole number from 1 to 50")?;
         check(
@@ -230,13 +230,8 @@ pub fn generate_with_progress<'a>(
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
     }
-    if let Some(id) = prompt.iter().find(|&&id| i64::from(id) >= i64::from(vocab_size)) {
-        return Err(Error::Input(format!(
-            "the tokenizer made token {id}, but the model's vocabulary ends at {}; do tokenizer.json and config.json belong together?",
-            vocab_size - 1
-        )));
-    }
-    let (trained, context_size) = (model.config().max_position_embeddings, limits.context_size);
+    model.check_ids(prompt)?;
+    let context_size = limits.context_size;
     let context = context_size as usize;
     if prompt.len() > context && options.overflow == Overflow::Error {
         return Err(Error::Input(format!(
@@ -244,17 +239,13 @@ pub fn generate_with_progress<'a>(
             prompt.len()
         )));
     }
-    if context_size > trained {
-        log::warn!("the context of {context_size} tokens is longer than the {trained} that the model was made for");
-    }
     let max_tokens = match options.overflow {
         // The last token is generated without being fed back, so it needs no room.
         Overflow::Error => options.max_tokens.min(context - prompt.len() + 1),
         Overflow::Stream | Overflow::Truncate => options.max_tokens,
     };
-    if prompt.len().saturating_add(max_tokens) > context + 1 {
-        warn_of_streaming(limits, model.dtype());
-    }
+    // The last token generated is not fed back.
+    warn_of_limits(model, limits, (prompt.len() + max_tokens.min(usize::MAX / 2)).saturating_sub(1));
     let read = match options.overflow {
         Overflow::Truncate if prompt.len() > context => {
             let (sinks, window) = (limits.num_sink_tokens as usize, limits.window() as usize);
@@ -263,6 +254,10 @@ pub fn generate_with_progress<'a>(
         _ => prompt,
     };
     let cache = match cached {
+        Some(_) if read.len() < prompt.len() => {
+            log::warn!("the prompt was truncated, so the prompt cache is not used");
+            model.new_cache(limits)
+        }
         Some(cached) => cached.resume(model, limits, read)?,
         None => model.new_cache(limits),
     };
@@ -293,13 +288,21 @@ pub fn generate_with_progress<'a>(
     })
 }
 
-/// What a user should know before tokens are evicted.
-fn warn_of_streaming(limits: CacheLimits, dtype: Dtype) {
+/// Tell the user what to expect of a cache with these limits that `tokens` tokens go through.
+pub fn warn_of_limits(model: &Model, limits: CacheLimits, tokens: usize) {
+    let CacheLimits { context_size, num_sink_tokens, .. } = limits;
+    let trained = model.config().max_position_embeddings;
+    if context_size > trained {
+        log::warn!("the context of {context_size} tokens is longer than the {trained} that the model was made for");
+    }
+    if tokens <= context_size as usize {
+        return;
+    }
     let (batch, window) = (limits.eviction_batch(), limits.window());
-    if limits.num_sink_tokens == 0 {
+    if num_sink_tokens == 0 {
         log::warn!("without sink tokens, text falls apart once the context is full; 4 are usual");
     }
-    if dtype != Dtype::Float32 && i64::from(batch) * 20 < i64::from(window) {
+    if model.dtype() != Dtype::Float32 && i64::from(batch) * 20 < i64::from(window) {
         log::warn!(
             "evicting {batch} of {window} tokens at a time rounds the 16-bit keys of each token {} times; a batch of 10 percent does well",
             window / batch

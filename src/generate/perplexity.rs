@@ -36,16 +36,10 @@ pub fn losses(
     past: Past,
     on_losses: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
 ) -> Result<u64> {
-    let vocab_size = model.config().vocab_size;
     if ids.len() < 2 {
         return Err(Error::Input(format!("a text of {} tokens has nothing to predict; give at least 2", ids.len())));
     }
-    if let Some(id) = ids.iter().find(|&&id| i64::from(id) >= i64::from(vocab_size)) {
-        return Err(Error::Input(format!(
-            "token {id} is beyond the model's vocabulary, which ends at {}",
-            vocab_size - 1
-        )));
-    }
+    model.check_ids(ids)?;
     match past {
         Past::Cached(limits) => {
             let mut cache = model.new_cache(limits);

@@ -45,8 +45,12 @@ impl PromptCache {
     /// Prefill `ids`, `chunk_size` tokens at a time.
     ///
     /// # Errors
-    /// When MLX fails.
+    /// When there are none, or one is not in the model's vocabulary.
     pub fn new(model: &Model, ids: &[u32], limits: CacheLimits, chunk_size: usize) -> Result<Self> {
+        if ids.is_empty() {
+            return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
+        }
+        model.check_ids(ids)?;
         let mut cache = model.new_cache(limits);
         for chunk in ids.chunks(limits.chunk_size(ids.len(), chunk_size)) {
             model.forward(&row(chunk), &mut cache)?;
@@ -83,9 +87,7 @@ impl PromptCache {
         let metadata = serde_json::to_string(&metadata).expect("it has only what JSON has");
         let mut tensors = Vec::new();
         for layer in 0..self.cache.n_layers() {
-            let Some((keys, values)) = self.cache.layer(layer)? else {
-                return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
-            };
+            let (keys, values) = self.cache.layer(layer)?.expect("it holds tokens");
             for (name, array) in [("keys", keys), ("values", values)] {
                 tensors.push((format!("layers.{layer}.{name}"), array.dtype(), array.shape().to_vec(), bytes(&array)?));
             }
@@ -126,9 +128,12 @@ impl PromptCache {
         };
         let config = model.config();
         let len = (metadata.ids.len() as u64).saturating_sub(metadata.evicted);
-        let counts_fit = (1..=limits.context_size as u64).contains(&len)
-            && (0..=len as i64).contains(&metadata.untrimmable.into())
-            && (0..=limits.context_size - 2).contains(&limits.num_sink_tokens)
+        let (context_size, sinks) = (i64::from(limits.context_size), i64::from(limits.num_sink_tokens));
+        let least = if metadata.evicted > 0 { sinks } else { 0 };
+        let counts_fit = i64::try_from(len)
+            .is_ok_and(|len| (1..=context_size).contains(&len) && (least..=len).contains(&metadata.untrimmable.into()))
+            && (0..=context_size - 2).contains(&sinks)
+            && (metadata.evicted == 0 || metadata.ids.len() as i64 > context_size)
             && (1..=50).contains(&limits.eviction_batch_percent);
         if !counts_fit || metadata.ids.iter().any(|&id| i64::from(id) >= i64::from(config.vocab_size)) {
             return Err(invalid(&"its counts contradict each other"));
@@ -159,6 +164,13 @@ impl PromptCache {
         let most = prompt.len() - 1;
         let shared = self.ids.iter().zip(&prompt[..most]).take_while(|(a, b)| a == b).count();
         let mut cache = self.cache.clone();
+        if cache.evicted() > 0 && prompt.len() <= limits.context_size as usize {
+            return Err(Error::Input(format!(
+                "the prompt cache evicted tokens, but this prompt of {} fits into the context of {}; leave the cache out",
+                prompt.len(),
+                limits.context_size
+            )));
+        }
         if cache.evicted() > 0 && cache.limits() != limits {
             let CacheLimits { context_size, num_sink_tokens, eviction_batch_percent } = cache.limits();
             return Err(Error::Input(format!(
@@ -175,7 +187,7 @@ impl PromptCache {
                 limits.context_size
             )));
         }
-        if shared < self.ids.len() {
+        if shared < self.ids.len().min(most) {
             log::warn!("of the {} cached tokens, only the first {shared} begin this prompt", self.ids.len());
         }
         let mut resumed = model.new_cache(limits);

@@ -77,6 +77,19 @@ impl Model {
         self.decoder.dtype()
     }
 
+    /// # Errors
+    /// When one of `ids` has no embedding, which [`Model::forward`] would not notice.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        match ids.iter().find(|&&id| i64::from(id) >= i64::from(vocab_size)) {
+            None => Ok(()),
+            Some(id) => Err(Error::Input(format!(
+                "the tokenizer made token {id}, but the model's vocabulary ends at {}; do tokenizer.json and config.json belong together?",
+                vocab_size - 1
+            ))),
+        }
+    }
+
     /// Token ids `[B, L]` (u32, below `vocab_size`) that follow what `cache` holds, to hidden states `[B, L, D]`.
     ///
     /// # Panics

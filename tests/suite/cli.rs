@@ -155,7 +155,7 @@ fn a_full_context_streams() {
 
 #[test]
 fn sinks_leave_room_for_recent_tokens() {
-    for (context, sinks, code) in [("6", "4", 0), ("5", "4", 2), ("4", "4", 2), ("2", "0", 0), ("1", "0", 2)] {
+    for (context, sinks, code) in [("6", "4", 0), ("5", "4", 2), ("4", "4", 2), ("2", "0", 0), ("3", "2", 2)] {
         let args = ["--context-size", context, "--num-sink-tokens", sinks, "--max-tokens", "12"];
         let output = run_with(&args, "");
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -244,7 +244,7 @@ fn out_of_range_values_are_usage_errors_that_state_the_range() {
         (["--min-p", "-0.1"], "from 0 to 1"),
         (["--eviction-batch-percent", "0"], "from 1 to 50"),
         (["--eviction-batch-percent", "51"], "from 1 to 50"),
-        (["--context-size", "0"], "from 1"),
+        (["--context-size", "1"], "from 2"),
         (["--num-sink-tokens", "-1"], "from 0"),
         (["--prefill-step", "0"], "from 1"),
         (["--repetition-penalty", "0"], "above 0"),

@@ -71,7 +71,9 @@ fn a_cache_that_evicted_can_only_be_appended_to() {
     let generate = [&["--prompt-cache", "x", "--max-tokens", "4"][..], &limits].concat();
     let (code, text, stderr) = with(&generate, &(STORY.repeat(2) + " One day"));
     assert!(code == Some(0) && !text.is_empty(), "{stderr}");
-    let (code, _, stderr) = with(&generate, STORY);
+    let (code, _, stderr) = with(&generate, "The old lighthouse");
+    assert!(code == Some(1) && stderr.contains("leave the cache out"), "{stderr}");
+    let (code, _, stderr) = with(&generate, &STORY.replace("Lucy", "Emma").repeat(2));
     assert!(code == Some(1) && stderr.contains("part after") && stderr.contains("only"), "{stderr}");
     let (code, _, stderr) = with(&["--prompt-cache", "x", "--context-size", "25"], &(STORY.repeat(2) + " One day"));
     assert!(code == Some(1) && stderr.contains("context size of 24, 2 sinks"), "{stderr}");
@@ -100,8 +102,18 @@ fn a_file_that_is_not_this_models_cache_is_refused() {
     };
     refused(&with("context_size\\\":1024", "context_size\\\":0001"), "not a prompt cache");
     refused(&with("context_size\\\":1024", "context_size\\\":   4"), "counts contradict");
-    refused(&with("\\\"evicted\\\":0", "\\\"evicted\\\":9"), "is not [1, 4, ");
+    refused(&with("\\\"evicted\\\":0", "\\\"evicted\\\":9"), "counts contradict");
+    refused(&with("\\\"context_size\\\":1024", "\\\"context_size\\\":-999"), "counts contradict");
     refused(&with("\\\"untrimmable\\\":0", "\\\"untrimmable\\\":-"), "not a prompt cache");
+    // The same shapes with other values are another model.
+    unpack_demo(&root.join("tuned"));
+    let weights = root.join("tuned/model.safetensors");
+    let mut tuned = fs::read(&weights).unwrap();
+    let data = 8 + u64::from_le_bytes(tuned[..8].try_into().unwrap()) as usize;
+    tuned[data] ^= 1;
+    fs::write(weights, tuned).unwrap();
+    let (code, _, stderr) = run(&["--prompt", "x", "--prompt-cache", "x", "--model-root", "tuned"], root);
+    assert!(code == Some(1) && stderr.contains("was made with another model"), "{stderr}");
     let model = fixture("checkpoints/llama-chat");
     let (code, _, stderr) =
         run(&["--prompt", "x", "--prompt-cache", "x", "--model-root", model.to_str().unwrap()], root);
@@ -172,6 +184,10 @@ fn perplexity_is_printed_by_position_and_overall() {
     let (_, text, _) = run(&args, root);
     assert!(text.starts_with("tokens 1-8: loss ") && text.lines().last().unwrap().starts_with("all "), "{text}");
     assert_eq!(run(&["perplexity", "--file", "nowhere"], root).0, Some(1));
+    let (code, again, _) = run(&["perplexity", "--file", "text", "--recompute", "--context-size", "3"], root);
+    assert!(code == Some(0) && again.contains("; 0 evicted; "), "{again}");
+    let (_, _, stderr) = run(&[&args[..5], &["--context-size", "16", "--num-sink-tokens", "0"]].concat(), root);
+    assert!(stderr.contains("without sink tokens"), "{stderr}");
     fs::write(root.join("empty"), "").unwrap();
     let (code, _, stderr) = run(&["perplexity", "--file", "empty"], root);
     assert!(code == Some(1) && stderr.contains("nothing to predict"), "{stderr}");
