@@ -75,4 +75,10 @@ fn a_cache_grows_in_steps_and_never_beyond_the_context() {
         assert!(cache.arrays().all(|a| a.dim(2) == capacity), "{} tokens", cache.len());
     }
     assert_eq!(cache.len(), context);
+    for chunk in [1, 100, 1, 40] {
+        let tokens = Array::from_slice(&vec![5u32; chunk as usize], &[1, chunk]);
+        model.forward(&tokens, &mut cache).unwrap();
+        assert!(cache.arrays().all(|a| a.dim(2) == context), "after an eviction");
+    }
+    assert_eq!((cache.seen(), cache.evicted() > 0), (442, true));
 }

@@ -350,7 +350,7 @@ fn help_completions_and_man_pages_exist() {
 
 /// A model too big to be packed in the time that a test takes, of holes: `kill` then finds the program at work.
 fn big_model(scratch: &Scratch) {
-    File::create(scratch.path("in/model.safetensors")).unwrap().set_len(1 << 40).unwrap();
+    File::create(scratch.path("in/model.safetensors")).unwrap().set_len(1 << 36).unwrap();
 }
 
 /// Start to pack the big model, wait until its unfinished file has bytes, and send `signal`.
