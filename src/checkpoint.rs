@@ -213,23 +213,30 @@ impl Checkpoint {
 
     fn weight_file(&self, name: &str, with_data: bool) -> Result<WeightFile<'_>> {
         let path = self.path(name);
-        match &self.source {
+        let mapped = |file: &File, range| map(file, range).map(Bytes::Mapped).map_err(Error::io(&path));
+        let (index, bytes) = match &self.source {
             Source::Directory => {
                 let file = File::open(&path).map_err(Error::io(&path))?;
                 let found = file.metadata().map_err(Error::io(&path))?;
                 if !found.is_file() {
                     return Err(Error::malformed(&path, "not a regular file"));
                 }
-                WeightFile::in_file(path, &file, 0..found.len(), with_data)
+                let index = TensorIndex::read(&path, found.len(), |buffer, at| file.read_exact_at(buffer, at))?;
+                (index, if with_data { Some(mapped(&file, 0..found.len())?) } else { None })
             }
             Source::Pack(pack) => {
                 let missing = || Error::Missing { path: path.clone(), expected: "the pack does not hold it".into() };
-                match pack.place(pack.entry(name).ok_or_else(missing)?) {
-                    Place::File(file, range) => WeightFile::in_file(path, file, range, with_data),
-                    Place::Memory(bytes) => WeightFile::in_memory(path, bytes, with_data),
-                }
+                let entry = pack.entry(name).ok_or_else(missing)?;
+                let index = TensorIndex::read(&path, entry.length, |buffer, at| pack.read_at(entry, buffer, at))?;
+                let bytes = match pack.place(entry) {
+                    _ if !with_data => None,
+                    Place::File(file, range) => Some(mapped(file, range)?),
+                    Place::Memory(bytes) => Some(Bytes::Borrowed(bytes)),
+                };
+                (index, bytes)
             }
-        }
+        };
+        Ok(WeightFile { path, index, bytes })
     }
 
     /// What tells this model from others: the SHA-256 of its configuration, and of each tensor's name, type, shape and first
@@ -320,22 +327,7 @@ fn map(file: &File, range: Range<u64>) -> std::io::Result<Mmap> {
     Ok(map)
 }
 
-impl<'c> WeightFile<'c> {
-    fn in_file(path: PathBuf, file: &File, range: Range<u64>, with_data: bool) -> Result<Self> {
-        let read_at = |buffer: &mut [u8], at| file.read_exact_at(buffer, range.start + at);
-        let index = TensorIndex::read(&path, range.end - range.start, read_at)?;
-        let bytes = if with_data { Some(Bytes::Mapped(map(file, range).map_err(Error::io(&path))?)) } else { None };
-        Ok(WeightFile { path, index, bytes })
-    }
-
-    fn in_memory(path: PathBuf, bytes: &'c [u8], with_data: bool) -> Result<Self> {
-        let index = TensorIndex::read(&path, bytes.len() as u64, |buffer, at| {
-            buffer.copy_from_slice(&bytes[at as usize..][..buffer.len()]);
-            Ok(())
-        })?;
-        Ok(WeightFile { path, index, bytes: with_data.then_some(Bytes::Borrowed(bytes)) })
-    }
-
+impl WeightFile<'_> {
     /// The bytes of one of its tensors; `None` when only the header was read.
     pub fn data(&self, tensor: &TensorEntry) -> Option<&[u8]> {
         let bytes = match self.bytes.as_ref()? {

@@ -73,11 +73,15 @@ impl Partial {
             _ => Error::Io { path: target.clone(), error: e.error },
         })?;
         drop(file);
-        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The name is on disk when its directory is; some file systems cannot promise that.
-        let _ = File::open(parent).and_then(|directory| directory.sync_all());
+        let _ = File::open(directory_of(&target)).and_then(|directory| directory.sync_all());
         Ok(())
     }
+}
+
+/// The directory that a file is in.
+pub(crate) fn directory_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Whatever stands at `target` may be replaced only if it is a file and `overwrite` says so.

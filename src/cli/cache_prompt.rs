@@ -1,12 +1,12 @@
 //! `mlx_lm cache-prompt`: prefill a prompt once, for `--prompt-cache`.
 
 use anyhow::{Result, bail};
+use mlx_lm::Tokenizer;
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::warn_of_limits;
-use mlx_lm::{Model, Tokenizer};
 
 use super::args::CachePromptArgs;
-use super::generate::set_device;
+use super::generate::{load_model, set_device};
 use super::process::SUCCESS;
 use super::prompt::Prompt;
 
@@ -19,7 +19,7 @@ pub fn cache_prompt(args: CachePromptArgs) -> Result<u8> {
     let prompt = Prompt::read(&args.prompt)?;
     let checkpoint = super::open(&args.model)?;
     let (_, ids) = prompt.encode(&Tokenizer::load(&checkpoint)?)?;
-    let model = Model::load(&checkpoint, |_, _| ())?;
+    let model = load_model(&checkpoint)?;
     let limits = options.cache_limits(model.config())?;
     warn_of_limits(&model, limits, ids.len());
     let cached = PromptCache::new(&model, &ids, limits, options.prefill_step)?;

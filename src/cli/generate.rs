@@ -1,5 +1,6 @@
 //! One generation, from flags to text.
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{FinishReason, Piece, generate_with_progress};
-use mlx_lm::{GenerateOptions, Model, Tokenizer};
+use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 
 use super::args::{DeviceArg, Format, GenerateArgs};
@@ -30,9 +31,7 @@ impl Session {
         let started = Instant::now();
         let checkpoint = super::open(&args.model)?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
-        let progress = std::cell::RefCell::new(Progress::new("loading", "{bytes}/{total_bytes}"));
-        let model = Model::load(&checkpoint, |done, total| progress.borrow_mut().update(done as u64, total as u64))?;
-        drop(progress);
+        let model = load_model(&checkpoint)?;
         if args.verbose {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
         }
@@ -98,6 +97,12 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
         print_stats(&outcome.stats);
     }
     Ok(if interrupted { INTERRUPTED } else { SUCCESS })
+}
+
+/// Load the model with a progress bar.
+pub fn load_model(checkpoint: &Checkpoint) -> mlx_lm::Result<Model> {
+    let progress = RefCell::new(Progress::new("loading", "{bytes}/{total_bytes}"));
+    Model::load(checkpoint, |done, total| progress.borrow_mut().update(done as u64, total as u64))
 }
 
 /// MLX's own default is the GPU when it has one.

@@ -150,14 +150,8 @@ fn peak_memory_bytes() -> u64 {
     mlx.max(peak_resident_bytes())
 }
 
-#[cfg(unix)]
 fn peak_resident_bytes() -> u64 {
     use nix::sys::resource::{UsageWho, getrusage};
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as u64 * unit)
-}
-
-#[cfg(not(unix))]
-fn peak_resident_bytes() -> u64 {
-    0
 }

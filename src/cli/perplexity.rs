@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Result;
+use mlx_lm::Tokenizer;
 use mlx_lm::generate::perplexity::{Past, losses};
 use mlx_lm::generate::warn_of_limits;
-use mlx_lm::{Model, Tokenizer};
 use serde_json::json;
 
 use super::args::{PerplexityArgs, PerplexityFormat};
-use super::generate::set_device;
+use super::generate::{load_model, set_device};
 use super::output::write_line;
 use super::process::SUCCESS;
 use super::prompt::read_text;
@@ -44,13 +44,13 @@ pub fn perplexity(mut args: PerplexityArgs) -> Result<u8> {
     let text = read_text(&args.file)?;
     let checkpoint = super::open(&args.model)?;
     let ids = Tokenizer::load(&checkpoint)?.encode(&text, true)?;
-    let model = Model::load(&checkpoint, |_, _| ())?;
+    let model = load_model(&checkpoint)?;
     let past = if args.recompute {
         let trained = i64::from(model.config().max_position_embeddings);
         Past::Recomputed(options.context_size.unwrap_or(trained) as usize)
     } else {
         let limits = options.cache_limits(model.config())?;
-        warn_of_limits(&model, limits, ids.len() - 1);
+        warn_of_limits(&model, limits, ids.len().saturating_sub(1));
         Past::Cached(limits)
     };
 

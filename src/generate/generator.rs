@@ -74,23 +74,12 @@ impl<'m> Generator<'m> {
     ) -> Result<Option<Self>> {
         let (last, body) = prompt.split_last().expect("a prompt has at least one token");
         let chunk_size = cache.limits().chunk_size(prompt.len(), prefill_step);
-        let mut done = cache.seen() as usize;
-        if done > 0 {
-            sampler.observe(&row(&body[..done]))?;
-        }
-        for chunk in body[done..].chunks(chunk_size) {
-            if on_prefill(done, prompt.len()).is_break() {
-                return Ok(None);
-            }
-            let tokens = row(chunk);
-            model.forward(&tokens, &mut cache)?;
-            sampler.observe(&tokens)?;
-            eval(cache.arrays())?;
-            clear_cache()?;
-            done += chunk.len();
-        }
-        if on_prefill(done, prompt.len()).is_break() {
+        let mut on_prefill = |done| on_prefill(done, prompt.len());
+        if read(model, &mut cache, body, chunk_size, &mut on_prefill)?.is_break() || on_prefill(body.len()).is_break() {
             return Ok(None);
+        }
+        if !body.is_empty() {
+            sampler.observe(&row(body))?;
         }
         let state = if max_tokens == 0 { State::Finished } else { State::Prefilled(*last) };
         Ok(Some(Generator { model, cache, sampler, logprobs, max_tokens, generated: 0, state }))
@@ -161,6 +150,26 @@ impl Drop for Generator<'_> {
             let _ = step.token.eval(); // nobody reads this token, nor its error
         }
     }
+}
+
+/// Take into `cache` what it has not [seen](KvCache::seen) of `ids`, `chunk_size` tokens at a time. `before_chunk` is told
+/// how many are done, and may stop there.
+pub(super) fn read(
+    model: &Model,
+    cache: &mut KvCache,
+    ids: &[u32],
+    chunk_size: usize,
+    before_chunk: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    for chunk in ids[cache.seen() as usize..].chunks(chunk_size) {
+        if before_chunk(cache.seen() as usize).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        model.forward(&row(chunk), cache)?;
+        eval(cache.arrays())?;
+        clear_cache()?;
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Token ids as `[1, L]`.

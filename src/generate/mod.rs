@@ -245,7 +245,7 @@ pub fn generate_with_progress<'a>(
         Overflow::Stream | Overflow::Truncate => options.max_tokens,
     };
     // The last token generated is not fed back.
-    warn_of_limits(model, limits, (prompt.len() + max_tokens.min(usize::MAX / 2)).saturating_sub(1));
+    warn_of_limits(model, limits, prompt.len().saturating_add(max_tokens).saturating_sub(1));
     let read = match options.overflow {
         Overflow::Truncate if prompt.len() > context => {
             let (sinks, window) = (limits.num_sink_tokens as usize, limits.window() as usize);

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use mlx_rs::{Array, Dtype};
@@ -13,7 +14,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::generator::row;
+use super::generator::read;
 use super::kv_cache::{CacheLimits, KvCache};
 use crate::error::{Error, Result};
 use crate::mlx_rs_patch::array_from_bytes;
@@ -52,10 +53,8 @@ impl PromptCache {
         }
         model.check_ids(ids)?;
         let mut cache = model.new_cache(limits);
-        for chunk in ids.chunks(limits.chunk_size(ids.len(), chunk_size)) {
-            model.forward(&row(chunk), &mut cache)?;
-            mlx_rs::transforms::eval(cache.arrays())?;
-        }
+        let chunk_size = limits.chunk_size(ids.len(), chunk_size);
+        let _ = read(model, &mut cache, ids, chunk_size, &mut |_| ControlFlow::Continue(()))?; // nothing stops it
         Ok(PromptCache { ids: ids.to_vec(), cache })
     }
 

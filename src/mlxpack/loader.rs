@@ -1,6 +1,5 @@
 //! What running a model takes from a pack, and what a model must be to be worth packing.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -10,7 +9,7 @@ use serde_json::{Map, Value};
 use super::header::Entry;
 use super::reader::{Pack, Storage};
 use super::summary::Summary;
-use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
+use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX, WeightFile};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::tokenizer::Tokenizer;
@@ -26,7 +25,7 @@ pub(crate) enum Place<'p> {
 impl Pack {
     /// For the weights.
     pub(crate) fn place(&self, entry: &Entry) -> Place<'_> {
-        let range = entry.offset..entry.offset + entry.length; // within the pack, or the header was refused
+        let range = entry.offset..entry.end(); // within the pack, or the header was refused
         match self.storage() {
             Storage::File(file) => Place::File(file, range),
             Storage::Memory(bytes) => Place::Memory(&bytes[range.start as usize..range.end as usize]),
@@ -51,27 +50,31 @@ pub fn inspect(checkpoint: &Checkpoint, strict: bool) -> Result<Summary> {
     }
     if strict {
         Model::check(checkpoint)?;
-        check_index(checkpoint)?;
     }
     let config: Map<String, Value> = lenient(checkpoint.json("config.json"), strict)?.unwrap_or_default();
     let weights = lenient(checkpoint.weight_headers(), strict)?;
+    if strict {
+        check_index(checkpoint, &weights)?;
+    }
     let tokenizer = lenient(Tokenizer::load(checkpoint).map(Some), strict)?;
     Ok(Summary::new(&config, tokenizer.as_ref(), &weights))
 }
 
 /// Each tensor that `model.safetensors.index.json` names must be in the file that it names.
-fn check_index(checkpoint: &Checkpoint) -> Result<()> {
+fn check_index(checkpoint: &Checkpoint, weights: &[WeightFile]) -> Result<()> {
     let Some(index) = checkpoint.index()? else {
         return Ok(());
     };
-    let path = checkpoint.path(WEIGHTS_INDEX);
     let mut found = HashMap::new();
-    for file in checkpoint.weight_headers()? {
-        let name = file.path.file_name().map_or(Cow::default(), |name| name.to_string_lossy().into_owned().into());
-        found.extend(file.index.tensors.into_iter().map(|tensor| (tensor.name, name.clone())));
+    for file in weights {
+        found.extend(file.index.tensors.iter().map(|tensor| (&tensor.name, &file.path)));
     }
-    match index.weight_map.iter().find(|(tensor, file)| found.get(*tensor).is_none_or(|name| name != *file)) {
-        Some((tensor, file)) => Err(Error::tensor(&path, tensor, format!("is not in {file}, as the index says"))),
+    let is_misplaced = |(tensor, file): &(&String, &String)| found.get(tensor) != Some(&&checkpoint.path(file));
+    match index.weight_map.iter().find(is_misplaced) {
+        Some((tensor, file)) => {
+            let problem = format!("is not in {file}, as the index says");
+            Err(Error::tensor(&checkpoint.path(WEIGHTS_INDEX), tensor, problem))
+        }
         None => Ok(()),
     }
 }

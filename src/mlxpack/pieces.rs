@@ -125,7 +125,10 @@ pub(super) fn stream(
         let mut all = work();
         for other in others {
             let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            all = all.and_then(|mut all| theirs.map(|theirs| (all.extend(theirs), all).1));
+            all = all.and_then(|mut all| {
+                all.extend(theirs?);
+                Ok(all)
+            });
         }
         all
     })?;

@@ -15,7 +15,6 @@ use super::summary::Summary;
 use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
 use crate::error::{Error, Result};
 use crate::partial::{self, Partial};
-use crate::tensor_index::TensorIndex;
 
 /// The files besides the weights that running a model needs.
 const TEXTS: [&str; 7] = [
@@ -75,7 +74,7 @@ impl Plan {
         }
         let names = texts.difference(&weights).chain(&weights);
         header::check_names(names.clone().map(String::as_str)).map_err(|e| Error::malformed(&root, e))?;
-        let files = names.map(|name| Source::new(&root, name)).collect::<Result<Vec<_>>>()?;
+        let files = names.map(|name| Source::new(checkpoint, name)).collect::<Result<Vec<_>>>()?;
         if files.is_empty() {
             return Err(Error::malformed(&root, "holds no file of a model"));
         }
@@ -144,7 +143,7 @@ impl Plan {
     }
 
     fn refuse_inside(&self, output: &Path) -> Result<()> {
-        let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = partial::directory_of(output);
         let parent = fs::canonicalize(parent).map_err(Error::io(parent))?;
         let root = fs::canonicalize(&self.root).map_err(Error::io(&self.root))?;
         match parent.starts_with(&root) {
@@ -155,22 +154,19 @@ impl Plan {
 }
 
 impl Source {
-    fn new(root: &Path, name: &str) -> Result<Self> {
-        let path = root.join(name);
+    fn new(checkpoint: &Checkpoint, name: &str) -> Result<Self> {
+        let path = checkpoint.path(name);
         // Follows links, of which the Hugging Face cache is made.
         let found = fs::metadata(&path).map_err(Error::io(&path))?;
         if !found.is_file() {
             return Err(Error::malformed(&path, "not a regular file"));
         }
-        let mut source = Source { name: name.to_owned(), path, found, anchor: 0 };
-        if name.ends_with(".safetensors") {
-            let file = source.open()?;
-            let index =
-                TensorIndex::read(&source.path, source.found.len(), |buffer, at| file.read_exact_at(buffer, at));
+        let anchor = match name.ends_with(".safetensors") {
             // Only an unchecked pack gets this far with a file that is not safetensors inside.
-            source.anchor = index.map_or(0, |index| index.data_start);
-        }
-        Ok(source)
+            true => checkpoint.tensor_index(name).map_or(0, |index| index.data_start),
+            false => 0,
+        };
+        Ok(Source { name: name.to_owned(), path, found, anchor })
     }
 
     fn open(&self) -> Result<File> {

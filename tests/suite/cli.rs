@@ -277,7 +277,6 @@ fn a_closed_pipe_ends_quietly() {
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), NOTICE));
 }
 
-#[cfg(unix)]
 #[test]
 fn ctrl_c_stops_a_generation_and_keeps_its_text() {
     use nix::sys::signal::{Signal, kill};
