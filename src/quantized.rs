@@ -11,6 +11,7 @@ use mlx_rs::ops::{self, addmm, dequantize, matmul, quantized_matmul};
 use mlx_rs::{Array, Dtype};
 
 use crate::error::Result;
+use crate::kernels::{self, leaves};
 use crate::weights::{Kind, Scope};
 
 /// The widths of a quantized value that MLX packs.
@@ -44,7 +45,7 @@ impl Quantization {
 
 /// A matrix `[output, input]`.
 #[derive(Debug, Clone)]
-enum Weight {
+pub(crate) enum Weight {
     Dense(Array),
     Affine { packed: Array, scales: Array, biases: Array, packing: Packing },
 }
@@ -89,8 +90,18 @@ impl Weight {
         })
     }
 
+    /// The type of its numbers, or of its scales.
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self {
+            Weight::Dense(values) | Weight::Affine { scales: values, .. } => values.dtype(),
+        }
+    }
+
     /// `x · Wᵀ (+ bias)`: `[…, input]` to `[…, output]`.
     fn project(&self, x: &Array, bias: Option<&Array>) -> Result<Array> {
+        if let Some(kernels) = kernels::active() {
+            return Ok(leaves::linear(kernels, x, self, bias));
+        }
         Ok(match (self, bias) {
             (Weight::Dense(weight), None) => matmul(x, weight.t())?,
             (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight.t(), None, None)?,
@@ -158,9 +169,7 @@ impl Embedding {
 
     /// The type of the vectors.
     pub fn dtype(&self) -> Dtype {
-        match &self.weight {
-            Weight::Dense(values) | Weight::Affine { scales: values, .. } => values.dtype(),
-        }
+        self.weight.dtype()
     }
 
     /// The table as output projection, for models with tied embeddings: `[…, D]` to logits `[…, V]`.

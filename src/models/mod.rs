@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{Checkpoint, WeightFile};
 use crate::error::{Error, Result};
 use crate::generate::kv_cache::{CacheLimits, KvCache};
+use crate::kernels;
 use crate::weights::Weights;
 use config::{DecoderConfig, Fields};
 use decoder::Decoder;
@@ -39,6 +40,7 @@ impl Model {
     /// configuration.
     pub fn load(checkpoint: &Checkpoint, on_progress: impl Fn(usize, usize)) -> Result<Self> {
         let config = read_config(checkpoint)?;
+        kernels::choose()?;
         Model::build(config, &checkpoint.weight_files()?, on_progress)
     }
 

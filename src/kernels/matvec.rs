@@ -1,0 +1,308 @@
+//! `y = W · x (+ bias)` for a few vectors: decoding, which is bound by reading W once.
+//!
+//! Four- and eight-bit weights are multiplied as they lie: a vector of words is shifted and masked to one field of each,
+//! so the activations are put in that order first. A row's group has one scale and bias, so
+//! `Σ (s·q + b)·x = s·Σ q·x + b·Σ x`, and the sums of x are made once for all rows.
+
+use super::pool;
+use super::simd::{Op, Simd};
+use super::types::{Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, typed};
+use super::unpack;
+
+/// Rows of one task; enough to hide its start, few enough to share out small weights.
+const BLOCK: usize = 32;
+/// Rows computed together, which share the loads of x.
+const ROWS: usize = 4;
+
+/// `x` `[m, columns]`, `y` `[m, rows]`; m small, since every vector goes through the weight on its own.
+pub(super) struct MatVec<'a> {
+    pub x: Floats<'a>,
+    pub w: Matrix<'a>,
+    pub bias: Option<Floats<'a>>,
+    pub y: FloatsMut<'a>,
+}
+
+impl Op for MatVec<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) {
+        let MatVec { x, w, bias, y } = self;
+        let vectors = x.len() / w.columns;
+        let layout = Layout::of(s, &w);
+        let prepared: Vec<Prepared> = (0..vectors).map(|i| prepare(&x, i * w.columns, &w, layout)).collect();
+        let bias: Option<Vec<f32>> = bias.map(|b| typed!(Floats, b, b => b.iter().map(|b| b.to_f32()).collect()));
+        typed!(FloatsMut, y, y => {
+            let y = Shared(y.as_mut_ptr());
+            pool::for_each(w.rows.div_ceil(BLOCK), |block| {
+                let rows = block * BLOCK..((block + 1) * BLOCK).min(w.rows);
+                for (i, x) in prepared.iter().enumerate() {
+                    let mut sums = [0.0; BLOCK];
+                    s.run(Rows { w: &w, x, layout, first: rows.start, sums: &mut sums[..rows.len()] });
+                    for (row, &sum) in rows.clone().zip(&sums) {
+                        let value = Element::from_f32(sum + bias.as_ref().map_or(0.0, |b| b[row]));
+                        // SAFETY: row `i` of y has `w.rows` values, and this task alone writes those of `rows`.
+                        unsafe { y.at(i * w.rows + row).write(value) };
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// How x is laid out for a weight.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Values in one word that a vector of words takes apart; 1 when weights are turned into f32 first.
+    fields: usize,
+    /// Lanes of a vector.
+    lanes: usize,
+    /// Values that share a scale; 0 for none.
+    group: usize,
+}
+
+impl Layout {
+    fn of<S: Simd>(_: S, w: &Matrix) -> Self {
+        match w.values {
+            Values::Affine(Affine { bits: bits @ (2 | 4 | 8), group_size, .. }) => {
+                Layout { fields: 32 / bits as usize, lanes: S::LANES, group: group_size }
+            }
+            _ => Layout { fields: 1, lanes: S::LANES, group: 0 },
+        }
+    }
+}
+
+/// A vector in the order in which a weight's rows are read.
+struct Prepared {
+    /// For each vector of words, the first field's values of all lanes, then the second's, …; padded with zeros.
+    values: Vec<f32>,
+    /// Of each group; padded with zeros to whole vectors.
+    sums: Vec<f32>,
+    /// Which of the groups whose scales are loaded together each lane of a vector of words belongs to, for the vectors
+    /// that those groups fill.
+    group_of: Vec<[u32; 16]>,
+}
+
+fn prepare(x: &Floats, from: usize, w: &Matrix, layout: Layout) -> Prepared {
+    let Layout { fields, lanes, group } = layout;
+    let chunk = fields * lanes;
+    let padded = w.columns.next_multiple_of(chunk.max(lanes * group));
+    let mut natural = vec![0.0; padded];
+    typed!(Floats, x, x => {
+        for (to, x) in natural.iter_mut().zip(&x[from..from + w.columns]) {
+            *to = x.to_f32();
+        }
+    });
+    let sums = if group == 0 { Vec::new() } else { natural.chunks(group).map(|g| g.iter().sum()).collect() };
+    let values = if fields == 1 {
+        natural
+    } else {
+        let mut values = Vec::with_capacity(padded);
+        for chunk in natural.chunks(chunk) {
+            values.extend((0..fields).flat_map(|j| (0..lanes).map(move |i| chunk[i * fields + j])));
+        }
+        values
+    };
+    let vectors = group / fields;
+    let group_of = (0..vectors).map(|c| std::array::from_fn(|l| ((c * lanes + l % lanes) / vectors) as u32)).collect();
+    Prepared { values, sums, group_of }
+}
+
+/// Rows `first..` of the product, before the layer's bias.
+struct Rows<'a> {
+    w: &'a Matrix<'a>,
+    x: &'a Prepared,
+    layout: Layout,
+    first: usize,
+    sums: &'a mut [f32],
+}
+
+impl Op for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) {
+        let Rows { w, x, layout, first, sums } = self;
+        match w.values {
+            Values::Dense(values) => typed!(Floats, values, values => {
+                for (i, sums) in sums.chunks_mut(ROWS).enumerate() {
+                    let row = first + i * ROWS;
+                    let values = &values[row * w.columns..(row + sums.len()) * w.columns];
+                    match sums {
+                        [a, b, c, d] => [*a, *b, *c, *d] = dot::<S, _, 4>(s, values, w.columns, &x.values),
+                        rest => for (sum, values) in rest.iter_mut().zip(values.chunks(w.columns)) {
+                            [*sum] = dot::<S, _, 1>(s, values, w.columns, &x.values);
+                        }
+                    }
+                }
+            }),
+            Values::Affine(affine) => match affine.bits {
+                2 => affine_block::<S, 2>(s, w, affine, x, layout, first, sums),
+                4 => affine_block::<S, 4>(s, w, affine, x, layout, first, sums),
+                8 => affine_block::<S, 8>(s, w, affine, x, layout, first, sums),
+                _ => {
+                    let mut values = vec![0.0; w.columns];
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        unpack::row(&affine, w.columns, first + i, &mut values);
+                        [*sum] = dot::<S, f32, 1>(s, &values, w.columns, &x.values);
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// Products of R rows of `columns` values with x.
+#[inline(always)]
+fn dot<S: Simd, E: Element, const R: usize>(s: S, rows: &[E], columns: usize, x: &[f32]) -> [f32; R] {
+    assert!(rows.len() == R * columns && x.len() >= columns);
+    let (mut acc, mut acc2) = ([s.splat(0.0); R], [s.splat(0.0); R]);
+    let mut k = 0;
+    // SAFETY: `k + 2 · LANES` stays within the columns of each row and of x.
+    unsafe {
+        while k + 2 * S::LANES <= columns {
+            let (x0, x1) = (s.load(x.as_ptr().add(k)), s.load(x.as_ptr().add(k + S::LANES)));
+            for r in 0..R {
+                let row = rows.as_ptr().add(r * columns + k);
+                acc[r] = s.fma(E::load(s, row), x0, acc[r]);
+                acc2[r] = s.fma(E::load(s, row.add(S::LANES)), x1, acc2[r]);
+            }
+            k += 2 * S::LANES;
+        }
+    }
+    std::array::from_fn(|r| {
+        let rest = rows[r * columns + k..(r + 1) * columns].iter().zip(&x[k..columns]);
+        s.sum(s.add(acc[r], acc2[r])) + rest.map(|(w, x)| w.to_f32() * x).sum::<f32>()
+    })
+}
+
+/// The rows of an affine weight, by type.
+struct AffineRows<'a, E> {
+    packed: &'a [u32],
+    scales: &'a [E],
+    biases: &'a [E],
+    /// Words of a row.
+    words: usize,
+    /// Groups of a row.
+    groups: usize,
+}
+
+#[inline(always)]
+fn affine_block<S: Simd, const BITS: u32>(
+    s: S,
+    w: &Matrix,
+    affine: Affine,
+    x: &Prepared,
+    layout: Layout,
+    first: usize,
+    sums: &mut [f32],
+) {
+    typed!(Floats, affine.scales, scales => {
+        let rows = AffineRows {
+            packed: affine.packed,
+            scales,
+            biases: same_type(scales, affine.biases),
+            words: w.columns / layout.fields,
+            groups: w.columns / layout.group,
+        };
+        for (i, sums) in sums.chunks_mut(ROWS).enumerate() {
+            let row = first + i * ROWS;
+            match sums {
+                [a, b, c, d] => [*a, *b, *c, *d] = affine_rows::<S, _, BITS, ROWS>(s, &rows, x, layout, row),
+                rest => for (r, sum) in rest.iter_mut().enumerate() {
+                    [*sum] = affine_rows::<S, _, BITS, 1>(s, &rows, x, layout, row + r);
+                }
+            }
+        }
+    });
+}
+
+fn same_type<'a, E: Element>(_: &[E], floats: Floats<'a>) -> &'a [E] {
+    E::slice(floats)
+}
+
+/// Products of rows `row..row + R` with x.
+#[inline(always)]
+fn affine_rows<S: Simd, E: Element, const BITS: u32, const R: usize>(
+    s: S,
+    w: &AffineRows<E>,
+    x: &Prepared,
+    layout: Layout,
+    row: usize,
+) -> [f32; R] {
+    let fields = (32 / BITS) as usize;
+    // One vector of scales serves so many vectors of words: group / fields.
+    let chunks = layout.group / fields;
+    assert!(w.packed.len() >= (row + R) * w.words && w.scales.len() >= (row + R) * w.groups);
+    assert!(x.values.len() >= w.words.next_multiple_of(chunks * S::LANES) * fields);
+    assert!(w.biases.len() == w.scales.len() && x.group_of.len() == chunks && x.sums.len() >= w.groups.next_multiple_of(S::LANES));
+    let mut acc = [s.splat(0.0); R];
+    for (i, first_group) in (0..w.groups).step_by(S::LANES).enumerate() {
+        let n_groups = (w.groups - first_group).min(S::LANES);
+        let mut scales = [s.splat(0.0); R];
+        for r in 0..R {
+            let at = (row + r) * w.groups + first_group;
+            // SAFETY: `n_groups` lie in the row, and x has sums for whole vectors.
+            unsafe {
+                scales[r] = load_first(s, w.scales.as_ptr().add(at), n_groups);
+                let biases = load_first(s, w.biases.as_ptr().add(at), n_groups);
+                acc[r] = s.fma(biases, s.load(x.sums.as_ptr().add(first_group)), acc[r]);
+            }
+        }
+        let first_word = i * chunks * S::LANES;
+        let n_chunks = (w.words - first_word).div_ceil(S::LANES).min(chunks);
+        for c in 0..n_chunks {
+            let word = first_word + c * S::LANES;
+            let n_words = (w.words - word).min(S::LANES);
+            // SAFETY: `n_words` lie in the row, x has values for whole chunks, and `group_of` has 16 lanes.
+            unsafe {
+                let lanes = s.load_words(x.group_of[c].as_ptr());
+                let mut words = [lanes; R];
+                for r in 0..R {
+                    words[r] = load_first_words(s, w.packed.as_ptr().add((row + r) * w.words + word), n_words);
+                }
+                let mut dots = [s.splat(0.0); R];
+                for j in 0..fields {
+                    let x = s.load(x.values.as_ptr().add(word * fields + j * S::LANES));
+                    for r in 0..R {
+                        dots[r] = s.fma(s.field::<BITS>(words[r], j as u32), x, dots[r]);
+                    }
+                }
+                for r in 0..R {
+                    acc[r] = s.fma(dots[r], s.permute(scales[r], lanes), acc[r]);
+                }
+            }
+        }
+    }
+    acc.map(|acc| s.sum(acc))
+}
+
+/// The first `n` values in the first lanes, zeros in the others.
+/// # Safety
+/// `n` values can be read.
+#[inline(always)]
+unsafe fn load_first<S: Simd, E: Element>(s: S, from: *const E, n: usize) -> S::F {
+    if n == S::LANES {
+        return unsafe { E::load(s, from) };
+    }
+    let mut padded = [E::from_f32(0.0); 16];
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), n);
+        E::load(s, padded.as_ptr())
+    }
+}
+
+/// The first `n` words in the first lanes, zeros in the others.
+/// # Safety
+/// `n` words can be read.
+#[inline(always)]
+unsafe fn load_first_words<S: Simd>(s: S, from: *const u32, n: usize) -> S::U {
+    if n == S::LANES {
+        return unsafe { s.load_words(from) };
+    }
+    let mut padded = [0; 16];
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), n);
+        s.load_words(padded.as_ptr())
+    }
+}

@@ -1,0 +1,134 @@
+//! CPU kernels on slices: what the decoder spends its time on, for each instruction set. No MLX in here but for
+//! [`bridge`] and [`leaves`], which make them nodes of MLX's graph.
+//!
+//! Every kernel is written once, over vectors of [`simd`], and compiled for plain Rust (every machine), AVX2 and AVX-512;
+//! which one runs is decided at run time. Sums are made in f32 in an order that depends on the shapes and the instruction
+//! set alone, so results are the same for any number of threads.
+
+#![allow(unsafe_code)] // vector instructions, disjoint writes by threads, MLX's memory; each block says why it is sound
+
+mod bridge;
+pub(crate) mod leaves;
+mod matvec;
+mod pool;
+mod simd;
+mod types;
+mod unpack;
+
+use std::sync::OnceLock;
+
+use mlx_rs::{Device, DeviceType};
+use simd::{Op, Simd};
+pub use types::{Affine, Floats, FloatsMut, Matrix, Values};
+
+use crate::error::{Error, Result};
+
+/// The environment variable that forces a set of kernels.
+pub const VARIABLE: &str = "MLX_LM_KERNELS";
+
+/// A set of kernels, the slowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kernels {
+    /// None: MLX's own CPU backend.
+    Mlx,
+    /// Plain Rust.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+}
+
+const ALL: [(&str, Kernels); 4] = [
+    ("mlx", Kernels::Mlx),
+    ("portable", Kernels::Portable),
+    ("avx2", Kernels::Avx2),
+    ("avx512", Kernels::Avx512),
+];
+
+impl Kernels {
+    /// Those that this machine can run, the fastest last.
+    pub fn available() -> Vec<Kernels> {
+        ALL.into_iter().map(|(_, kernels)| kernels).filter(|kernels| kernels.runs_here()).collect()
+    }
+
+    fn runs_here(self) -> bool {
+        match self {
+            Kernels::Mlx | Kernels::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Avx2 => simd::Avx2::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Avx512 => simd::Avx512::detect().is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// As [`VARIABLE`] spells it.
+    pub fn name(self) -> &'static str {
+        ALL.iter().find(|(_, kernels)| *kernels == self).expect("every set has a name").0
+    }
+
+    fn run<O: Op<Output = ()>>(self, op: O) {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            Kernels::Avx512 => return simd::Avx512::detect().expect("chosen where it runs").run(op),
+            Kernels::Avx2 => return simd::Avx2::detect().expect("chosen where it runs").run(op),
+            Kernels::Mlx | Kernels::Portable => {}
+        }
+        simd::Portable.run(op)
+    }
+
+    /// `y = x · Wᵀ (+ bias)`: `x` `[m, columns]`, `bias` `[rows]`, `y` `[m, rows]`.
+    ///
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub fn matmul(self, x: Floats, w: &Matrix, bias: Option<Floats>, y: FloatsMut) {
+        w.check();
+        let m = x.len() / w.columns;
+        assert!(x.len() == m * w.columns && y.len() == m * w.rows && bias.is_none_or(|b| b.len() == w.rows));
+        self.run(matvec::MatVec { x, w: *w, bias, y });
+    }
+}
+
+static CHOSEN: OnceLock<Kernels> = OnceLock::new();
+
+/// The kernels in use: those that [`VARIABLE`] names, else the fastest that this machine has.
+///
+/// # Errors
+/// When the variable names none, or one that this machine does not have.
+pub fn choose() -> Result<Kernels> {
+    if let Some(&kernels) = CHOSEN.get() {
+        return Ok(kernels);
+    }
+    let best = *Kernels::available().last().expect("portable runs everywhere");
+    let chosen = match std::env::var(VARIABLE) {
+        Err(_) => best,
+        Ok(name) => match ALL.into_iter().find(|(known, _)| *known == name) {
+            Some((_, kernels)) if kernels.runs_here() => kernels,
+            Some(_) => return Err(Error::Setting { setting: VARIABLE, found: name, expected: "a set that this machine has" }),
+            None => return Err(Error::Setting { setting: VARIABLE, found: name, expected: "mlx, portable, avx2 or avx512" }),
+        },
+    };
+    Ok(*CHOSEN.get_or_init(|| chosen))
+}
+
+/// Share the work out to so many threads. Counts only before the first work in a process.
+pub fn set_threads(threads: usize) {
+    pool::set_threads(threads);
+}
+
+/// Threads that share the work.
+pub fn threads() -> usize {
+    pool::threads()
+}
+
+/// The kernels to use instead of MLX's operations: none where MLX computes on a GPU, or its own backend was asked for.
+pub(crate) fn active() -> Option<Kernels> {
+    if !cfg!(cpu_kernels) {
+        return None;
+    }
+    let kernels = *CHOSEN.get()?;
+    let on_cpu = || matches!(Device::try_default().and_then(|device| device.get_type()), Ok(DeviceType::Cpu));
+    (kernels != Kernels::Mlx && on_cpu()).then_some(kernels)
+}

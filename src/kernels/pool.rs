@@ -1,0 +1,60 @@
+//! Work shared out to threads: rayon's, one fewer than asked for, and the one that calls.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+struct Pool {
+    helpers: Option<ThreadPool>,
+    threads: usize,
+}
+
+/// As many threads as this process may use physical cores: a second thread of a core finds its vector units taken.
+pub(super) fn default_threads() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    allowed.min(num_cpus::get_physical()).max(1)
+}
+
+fn build(threads: usize) -> Pool {
+    let name = |i| format!("kernels-{i}");
+    // Where no threads can be started, the caller does all the work.
+    let pool = || ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(name).build().ok();
+    Pool { helpers: if threads > 1 { pool() } else { None }, threads }
+}
+
+/// Use `threads` threads, the caller's included. Only the first call in a process counts, and only before any work.
+pub(super) fn set_threads(threads: usize) {
+    POOL.get_or_init(|| build(threads.max(1)));
+}
+
+/// Threads that share the work, the caller's included.
+pub(super) fn threads() -> usize {
+    POOL.get_or_init(|| build(default_threads())).threads
+}
+
+/// Do `work` for each of `0..n`, once each, in any order and on any thread.
+pub(super) fn for_each(n: usize, work: impl Fn(usize) + Sync) {
+    let pool = POOL.get_or_init(|| build(default_threads()));
+    let next = AtomicUsize::new(0);
+    let drain = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= n {
+                return;
+            }
+            work(i);
+        }
+    };
+    match &pool.helpers {
+        Some(helpers) if n > 1 => helpers.in_place_scope(|scope| {
+            for _ in 1..pool.threads.min(n) {
+                scope.spawn(|_| drain());
+            }
+            drain();
+        }),
+        _ => drain(),
+    }
+}

@@ -1,0 +1,86 @@
+// A node of MLX's graph that calls a Rust closure: the C++ half of bridge.rs, which documents it.
+
+#include <memory>
+#include <vector>
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/c/array.h"
+#include "mlx/c/stream.h"
+#include "mlx/primitives.h"
+
+namespace mx = mlx::core;
+
+extern "C" {
+
+// `View` of bridge.rs.
+struct mlx_lm_view {
+  void* data;
+  int dtype;
+  int ndim;
+  int shape[4];
+  int64_t strides[4];
+};
+
+struct mlx_lm_closure {
+  void* state;
+  void (*call)(void* state, const mlx_lm_view* inputs, size_t n_inputs, const mlx_lm_view* output);
+  void (*drop)(void* state);
+};
+}
+
+namespace {
+
+mlx_lm_view view(const mx::array& a) {
+  mlx_lm_view v{const_cast<void*>(a.data<void>()), static_cast<int>(a.dtype().val()), static_cast<int>(a.ndim()), {}, {}};
+  for (int i = 0; i < v.ndim; i++) {
+    v.shape[i] = a.shape(i);
+    v.strides[i] = a.strides(i);
+  }
+  return v;
+}
+
+struct Closure : mlx_lm_closure {
+  explicit Closure(mlx_lm_closure c) : mlx_lm_closure(c) {}
+  Closure(const Closure&) = delete;
+  ~Closure() { drop(state); }
+};
+
+class Leaf : public mx::Primitive {
+ public:
+  Leaf(mx::Stream stream, std::shared_ptr<Closure> closure) : Primitive(stream), closure_(std::move(closure)) {}
+
+  const char* name() const override { return "mlx_lm::Leaf"; }
+
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("CPU kernels do not run on a GPU");
+  }
+
+  // MLX keeps the buffers of inputs and outputs until all that is dispatched here has run; not the arrays.
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    outputs[0].set_data(mx::allocator::malloc(outputs[0].nbytes()));
+    std::vector<mlx_lm_view> views;
+    for (const auto& input : inputs) views.push_back(view(input));
+    mx::cpu::get_command_encoder(stream()).dispatch(
+        [closure = closure_, views = std::move(views), output = view(outputs[0])] {
+          closure->call(closure->state, views.data(), views.size(), &output);
+        });
+  }
+
+ private:
+  std::shared_ptr<Closure> closure_;
+};
+
+} // namespace
+
+extern "C" mlx_array mlx_lm_leaf(
+    const mlx_array* inputs, size_t n_inputs, const int* shape, size_t ndim, int dtype, int item_size,
+    mlx_stream stream, mlx_lm_closure closure) {
+  auto owned = std::make_shared<Closure>(closure);
+  std::vector<mx::array> arrays;
+  for (size_t i = 0; i < n_inputs; i++) arrays.push_back(*static_cast<mx::array*>(inputs[i].ctx));
+  mx::Dtype type(static_cast<mx::Dtype::Val>(dtype), item_size);
+  auto primitive = std::make_shared<Leaf>(*static_cast<mx::Stream*>(stream.ctx), std::move(owned));
+  auto* array = new mx::array(mx::Shape(shape, shape + ndim), type, std::move(primitive), std::move(arrays));
+  return mlx_array{array};
+}

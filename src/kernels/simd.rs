@@ -1,0 +1,494 @@
+//! Vectors of f32 lanes on one instruction set, as a type: a kernel is written once over [`Simd`] and compiled for each.
+//!
+//! A value of such a type proves that the machine has the instructions, so calculating is safe; only reading and writing
+//! through pointers is not. A kernel is an [`Op`]; [`Simd::run`] compiles it with the instructions enabled.
+
+use half::{bf16, f16};
+
+/// Something to compute with the vectors of any instruction set. `with` must be `#[inline(always)]`, as must all that it
+/// calls in turn, or the calls are not compiled for the instruction set.
+pub(super) trait Op {
+    type Output;
+    fn with<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Vectors of [`Simd::LANES`] lanes. Pointers are to as many values, of any alignment.
+pub(super) trait Simd: Copy + Send + Sync + 'static {
+    const LANES: usize;
+    /// Tokens that a matrix product takes at once, so that its sums fit into the registers.
+    const TILE: usize;
+    /// Lanes of f32.
+    type F: Copy;
+    /// Lanes of u32.
+    type U: Copy;
+
+    /// Run `op`, compiled for these instructions.
+    fn run<O: Op>(self, op: O) -> O::Output;
+
+    fn splat(self, x: f32) -> Self::F;
+    /// # Safety
+    /// `from` can be read for all lanes; so for all that read.
+    unsafe fn load(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// `from` can be read for all lanes.
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::F;
+    /// # Safety
+    /// `from` can be read for all lanes.
+    unsafe fn load_f16(self, from: *const f16) -> Self::F;
+    /// # Safety
+    /// `from` can be read for all lanes.
+    unsafe fn load_words(self, from: *const u32) -> Self::U;
+    /// The word at `from`, and those `stride` words after one another.
+    /// # Safety
+    /// All of them can be read, and lie within 2^31 words.
+    unsafe fn gather_words(self, from: *const u32, stride: usize) -> Self::U;
+    /// # Safety
+    /// `to` can be written for all lanes; so for all that write.
+    unsafe fn store(self, to: *mut f32, x: Self::F);
+    /// Round to nearest, ties to even.
+    /// # Safety
+    /// `to` can be written for all lanes.
+    unsafe fn store_bf16(self, to: *mut bf16, x: Self::F);
+    /// Round to nearest, ties to even.
+    /// # Safety
+    /// `to` can be written for all lanes.
+    unsafe fn store_f16(self, to: *mut f16, x: Self::F);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of each; `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of each; `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once where the machine can.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// All lanes added up, in a fixed order.
+    fn sum(self, a: Self::F) -> f32;
+    /// The largest lane.
+    fn max_lane(self, a: Self::F) -> f32;
+    /// 2 to the power of whole numbers from -126 to 127.
+    fn exp2_whole(self, a: Self::F) -> Self::F;
+    /// Value `index` of `bits` bits (2, 4 or 8) of each word, counted from the lowest.
+    fn field<const BITS: u32>(self, words: Self::U, index: u32) -> Self::F;
+    /// Lane `i` is lane `lanes[i]` of `table`.
+    fn permute(self, table: Self::F, lanes: Self::U) -> Self::F;
+}
+
+/// `e^x`, within 2 units in the last place; 0 below -87.3, infinite above 88.7.
+#[inline(always)]
+pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    const ROUND: f32 = 12582912.0; // 1.5 · 2^23: adding it leaves no bits for a fraction
+    let x = s.max(s.splat(-87.4), s.min(s.splat(89.0), x));
+    let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
+    let n = s.sub(shifted, s.splat(ROUND));
+    // ln 2 in two parts, the first with few bits, so that their product with n is exact.
+    let r = s.fma(n, s.splat(-0.693_359_4), x);
+    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
+    // Minimax polynomial of (e^r - 1 - r) / r² on |r| ≤ ln 2 / 2.
+    let mut p = s.splat(1.987_569_1e-4);
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    let p = s.fma(s.mul(p, r), r, s.add(r, s.splat(1.0)));
+    // Two factors, so that neither leaves the range of normal numbers where the product does.
+    let half = s.sub(s.fma(n, s.splat(0.5), s.splat(ROUND)), s.splat(ROUND));
+    s.mul(s.mul(p, s.exp2_whole(half)), s.exp2_whole(s.sub(n, half)))
+}
+
+/// Plain Rust on eight lanes, for every machine.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+#[inline(always)]
+fn lanes<T: Copy, R>(a: [T; 8], f: impl Fn(T) -> R) -> [R; 8] {
+    a.map(f)
+}
+
+#[inline(always)]
+fn pairs(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    const TILE: usize = 2;
+    type F = [f32; 8];
+    type U = [u32; 8];
+
+    fn run<O: Op>(self, op: O) -> O::Output {
+        op.with(self)
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        unsafe { from.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::F {
+        lanes(unsafe { from.cast::<[u16; 8]>().read_unaligned() }, |x| f32::from_bits(u32::from(x) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> Self::F {
+        lanes(unsafe { from.cast::<[f16; 8]>().read_unaligned() }, f16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, from: *const u32) -> Self::U {
+        unsafe { from.cast::<[u32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn gather_words(self, from: *const u32, stride: usize) -> Self::U {
+        std::array::from_fn(|i| unsafe { from.add(i * stride).read() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: Self::F) {
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: Self::F) {
+        unsafe { to.cast::<[bf16; 8]>().write_unaligned(lanes(x, bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: Self::F) {
+        unsafe { to.cast::<[f16; 8]>().write_unaligned(lanes(x, f16::from_f32)) }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        pairs(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        pairs(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        pairs(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        pairs(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        pairs(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        pairs(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // `mul_add` is a library call where the target has no instruction for it.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        let [a, b, c, d]: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+        (a + c) + (b + d)
+    }
+    #[inline(always)]
+    fn max_lane(self, a: Self::F) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    fn exp2_whole(self, a: Self::F) -> Self::F {
+        // Adding 2^23 leaves the whole number in the lowest bits, without a conversion that must mind NaN.
+        lanes(a, |a| f32::from_bits((a + (8388608.0 + 127.0)).to_bits() << 23))
+    }
+    #[inline(always)]
+    fn field<const BITS: u32>(self, words: Self::U, index: u32) -> Self::F {
+        lanes(words, |word| ((word >> (index * BITS)) & ((1 << BITS) - 1)) as i32 as f32)
+    }
+    #[inline(always)]
+    fn permute(self, table: Self::F, lanes: Self::U) -> Self::F {
+        lanes.map(|lane| table[lane as usize % 8])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Op, Simd, bf16, f16};
+
+    /// AVX2 with FMA and F16C: x86-64-v3.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx2(());
+
+    impl Avx2 {
+        pub fn detect() -> Option<Self> {
+            let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            (has && is_x86_feature_detected!("f16c")).then_some(Avx2(()))
+        }
+    }
+
+    // SAFETY, for every block below: an `Avx2` exists only where the machine has avx2, fma and f16c; pointers are the
+    // caller's promise.
+    impl Simd for Avx2 {
+        const LANES: usize = 8;
+        const TILE: usize = 6;
+        type F = __m256;
+        type U = __m256i;
+
+        fn run<O: Op>(self, op: O) -> O::Output {
+            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+            unsafe fn compiled<O: Op>(s: Avx2, op: O) -> O::Output {
+                op.with(s)
+            }
+            unsafe { compiled(self, op) }
+        }
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m256 {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(self, from: *const f32) -> __m256 {
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(self, from: *const bf16) -> __m256 {
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())), 16)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(self, from: *const f16) -> __m256 {
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_words(self, from: *const u32) -> __m256i {
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn gather_words(self, from: *const u32, stride: usize) -> __m256i {
+            unsafe {
+                let steps = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                _mm256_i32gather_epi32::<4>(from.cast(), _mm256_mullo_epi32(steps, _mm256_set1_epi32(stride as i32)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32, x: __m256) {
+            unsafe { _mm256_storeu_ps(to, x) }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut bf16, x: __m256) {
+            unsafe {
+                let bits = _mm256_castps_si256(x);
+                let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+                let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+                // A NaN must not round to infinity.
+                let nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+                let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+                let high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+                let packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+                _mm_storeu_si128(to.cast(), packed)
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut f16, x: __m256) {
+            unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)) }
+        }
+        #[inline(always)]
+        fn add(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn div(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_div_ps(a, b) }
+        }
+        #[inline(always)]
+        fn max(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn min(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_min_ps(a, b) }
+        }
+        #[inline(always)]
+        fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn sum(self, a: __m256) -> f32 {
+            unsafe {
+                let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+                let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+                _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+            }
+        }
+        #[inline(always)]
+        fn max_lane(self, a: __m256) -> f32 {
+            unsafe {
+                let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+                let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+                _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+            }
+        }
+        #[inline(always)]
+        fn exp2_whole(self, a: __m256) -> __m256 {
+            unsafe {
+                let biased = _mm256_add_ps(a, _mm256_set1_ps(8388608.0 + 127.0));
+                _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(biased), 23))
+            }
+        }
+        #[inline(always)]
+        fn field<const BITS: u32>(self, words: __m256i, index: u32) -> __m256 {
+            unsafe {
+                let low = _mm256_srlv_epi32(words, _mm256_set1_epi32((index * BITS) as i32));
+                _mm256_cvtepi32_ps(_mm256_and_si256(low, _mm256_set1_epi32((1 << BITS) - 1)))
+            }
+        }
+        #[inline(always)]
+        fn permute(self, table: __m256, lanes: __m256i) -> __m256 {
+            unsafe { _mm256_permutevar8x32_ps(table, lanes) }
+        }
+    }
+
+    /// AVX-512 F, BW, DQ, VL and VNNI: Ice Lake and Zen 4 onwards.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx512(());
+
+    impl Avx512 {
+        pub fn detect() -> Option<Self> {
+            let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
+            (has && is_x86_feature_detected!("avx512vnni") && Avx2::detect().is_some()).then_some(Avx512(()))
+        }
+    }
+
+    // SAFETY, for every block below: an `Avx512` exists only where the machine has these instructions; pointers are the
+    // caller's promise.
+    impl Simd for Avx512 {
+        const LANES: usize = 16;
+        const TILE: usize = 12;
+        type F = __m512;
+        type U = __m512i;
+
+        fn run<O: Op>(self, op: O) -> O::Output {
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+            unsafe fn compiled<O: Op>(s: Avx512, op: O) -> O::Output {
+                op.with(s)
+            }
+            unsafe { compiled(self, op) }
+        }
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m512 {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(self, from: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(self, from: *const bf16) -> __m512 {
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())), 16)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(self, from: *const f16) -> __m512 {
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_words(self, from: *const u32) -> __m512i {
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn gather_words(self, from: *const u32, stride: usize) -> __m512i {
+            unsafe {
+                let steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+                let offsets = _mm512_mullo_epi32(steps, _mm512_set1_epi32(stride as i32));
+                _mm512_i32gather_epi32::<4>(offsets, from.cast())
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32, x: __m512) {
+            unsafe { _mm512_storeu_ps(to, x) }
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
+            unsafe {
+                let bits = _mm512_castps_si512(x);
+                let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+                // A NaN must not round to infinity.
+                let nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+                let whole = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(whole, 16)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut f16, x: __m512) {
+            unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)) }
+        }
+        #[inline(always)]
+        fn add(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn div(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_div_ps(a, b) }
+        }
+        #[inline(always)]
+        fn max(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn min(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_min_ps(a, b) }
+        }
+        #[inline(always)]
+        fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn sum(self, a: __m512) -> f32 {
+            unsafe { _mm512_reduce_add_ps(a) }
+        }
+        #[inline(always)]
+        fn max_lane(self, a: __m512) -> f32 {
+            unsafe { _mm512_reduce_max_ps(a) }
+        }
+        #[inline(always)]
+        fn exp2_whole(self, a: __m512) -> __m512 {
+            unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), a) }
+        }
+        #[inline(always)]
+        fn field<const BITS: u32>(self, words: __m512i, index: u32) -> __m512 {
+            unsafe {
+                let low = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
+                if BITS <= 4 {
+                    // A permutation looks at the lowest four bits of each index only, so it masks and converts in one.
+                    let mask = ((1u32 << BITS) - 1) as f32;
+                    let table: [f32; 16] = std::array::from_fn(|i| (i as u32 & mask as u32) as f32);
+                    _mm512_permutexvar_ps(low, _mm512_loadu_ps(table.as_ptr()))
+                } else {
+                    _mm512_cvtepi32_ps(_mm512_and_si512(low, _mm512_set1_epi32((1 << BITS) - 1)))
+                }
+            }
+        }
+        #[inline(always)]
+        fn permute(self, table: __m512, lanes: __m512i) -> __m512 {
+            unsafe { _mm512_permutexvar_ps(lanes, table) }
+        }
+    }
+}

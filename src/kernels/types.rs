@@ -1,0 +1,189 @@
+//! What kernels read and write: slices of the three floating-point types, and weights.
+
+use half::{bf16, f16};
+
+use super::simd::Simd;
+
+/// A floating-point type of checkpoints and activations.
+pub(super) trait Element: Copy + Send + Sync + 'static {
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F;
+    /// # Safety
+    /// As [`Simd::store`].
+    unsafe fn store<S: Simd>(s: S, to: *mut Self, x: S::F);
+    fn to_f32(self) -> f32;
+    fn from_f32(x: f32) -> Self;
+    /// The slice inside.
+    /// # Panics
+    /// When it is of another type.
+    fn slice(floats: Floats<'_>) -> &[Self];
+}
+
+macro_rules! element {
+    ($type:ty, $variant:ident, $load:ident, $store:ident, $to:expr, $from:expr) => {
+        impl Element for $type {
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F {
+                unsafe { s.$load(from) }
+            }
+            #[inline(always)]
+            unsafe fn store<S: Simd>(s: S, to: *mut Self, x: S::F) {
+                unsafe { s.$store(to, x) }
+            }
+            #[inline(always)]
+            fn to_f32(self) -> f32 {
+                $to(self)
+            }
+            #[inline(always)]
+            fn from_f32(x: f32) -> Self {
+                $from(x)
+            }
+            fn slice(floats: Floats<'_>) -> &[Self] {
+                match floats {
+                    Floats::$variant(slice) => slice,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    };
+}
+element!(f32, F32, load, store, std::convert::identity, std::convert::identity);
+element!(f16, F16, load_f16, store_f16, f16::to_f32, f16::from_f32);
+element!(bf16, Bf16, load_bf16, store_bf16, bf16::to_f32, bf16::from_f32);
+
+/// Numbers of one of the three types.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub enum Floats<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+/// Numbers of one of the three types, to be written.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum FloatsMut<'a> {
+    F32(&'a mut [f32]),
+    F16(&'a mut [f16]),
+    Bf16(&'a mut [bf16]),
+}
+
+/// Evaluate an expression with `$slice` bound to the slice inside, whatever its type.
+macro_rules! typed {
+    ($enum:ident, $floats:expr, $slice:ident => $body:expr) => {
+        match $floats {
+            $crate::kernels::types::$enum::F32($slice) => $body,
+            $crate::kernels::types::$enum::F16($slice) => $body,
+            $crate::kernels::types::$enum::Bf16($slice) => $body,
+        }
+    };
+}
+pub(super) use typed;
+
+impl Floats<'_> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        typed!(Floats, self, x => x.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bits of one number.
+    pub(super) fn bits(&self) -> usize {
+        if matches!(self, Floats::F32(_)) { 32 } else { 16 }
+    }
+}
+
+impl FloatsMut<'_> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        typed!(FloatsMut, self, y => y.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A weight `[rows, columns]` in row-major order.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// Outputs of a linear layer; tokens of an embedding.
+    pub rows: usize,
+    /// Inputs of a linear layer; the width of an embedding.
+    pub columns: usize,
+    /// The numbers.
+    pub values: Values<'a>,
+}
+
+/// How a weight's numbers are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// As they are.
+    Dense(Floats<'a>),
+    /// In MLX's affine quantization: see [`crate::quantized`].
+    Affine(Affine<'a>),
+}
+
+/// A weight in MLX's affine quantization: value k of a row is `scale * q + bias`, with q bits `k * bits..` of the row's
+/// words, lowest first, and one scale and bias for `group_size` values.
+#[derive(Debug, Clone, Copy)]
+pub struct Affine<'a> {
+    /// `[rows, columns * bits / 32]`.
+    pub packed: &'a [u32],
+    /// `[rows, columns / group_size]`.
+    pub scales: Floats<'a>,
+    /// `[rows, columns / group_size]`, of the type of `scales`.
+    pub biases: Floats<'a>,
+    /// 32, 64 or 128.
+    pub group_size: usize,
+    /// 2, 3, 4, 5, 6 or 8.
+    pub bits: u32,
+}
+
+impl Matrix<'_> {
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub(super) fn check(&self) {
+        match self.values {
+            Values::Dense(values) => assert_eq!(values.len(), self.rows * self.columns, "dense weight"),
+            Values::Affine(Affine { packed, scales, biases, group_size, bits }) => {
+                assert!([32, 64, 128].contains(&group_size) && [2, 3, 4, 5, 6, 8].contains(&bits));
+                assert_eq!(self.columns % group_size, 0, "groups");
+                assert_eq!(packed.len(), self.rows * self.columns / 32 * bits as usize, "packed weight");
+                assert_eq!(scales.len(), self.rows * self.columns / group_size, "scales");
+                assert_eq!(biases.len(), scales.len(), "biases");
+                assert_eq!(std::mem::discriminant(&scales), std::mem::discriminant(&biases), "types");
+            }
+        }
+    }
+}
+
+/// A pointer for threads that write disjoint parts.
+pub(super) struct Shared<T>(pub *mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// # Safety
+    /// `offset` lies within what the pointer was made from, and no other thread reads or writes there meanwhile.
+    #[inline(always)]
+    pub unsafe fn at(self, offset: usize) -> *mut T {
+        unsafe { self.0.add(offset) }
+    }
+}
+
+// SAFETY: `at` leaves it to its caller that threads keep apart.
+unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Sync for Shared<T> {}
