@@ -155,6 +155,9 @@ impl Embedding {
 
     /// Token ids `[B, L]` (u32, below `vocab_size`) to vectors `[B, L, D]`.
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
+        if let Some(kernels) = kernels::active() {
+            return Ok(leaves::embedding(kernels, tokens, &self.weight));
+        }
         Ok(match &self.weight {
             Weight::Dense(weight) => take_axis(weight, tokens, 0)?,
             Weight::Affine { packed, scales, biases, packing } => dequantize(

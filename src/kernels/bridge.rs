@@ -30,7 +30,7 @@ pub(crate) struct View {
 #[repr(C)]
 struct Closure {
     state: *mut c_void,
-    call: unsafe extern "C" fn(*mut c_void, *const View, usize, *const View),
+    call: unsafe extern "C" fn(*mut c_void, *const View, usize, *mut View),
     drop: unsafe extern "C" fn(*mut c_void),
 }
 
@@ -59,17 +59,17 @@ pub(crate) fn leaf<F>(inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) ->
 #[cfg(cpu_kernels)]
 pub(crate) fn leaf<F>(inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Array
 where
-    F: Fn(&[View], &View) + Send + Sync + 'static,
+    F: Fn(&[View], &mut View) + Send + Sync + 'static,
 {
-    unsafe extern "C" fn call<F: Fn(&[View], &View)>(
+    unsafe extern "C" fn call<F: Fn(&[View], &mut View)>(
         state: *mut c_void,
         inputs: *const View,
         n_inputs: usize,
-        output: *const View,
+        output: *mut View,
     ) {
         // SAFETY: `state` is the `F` below, alive until `drop`; the others are `primitive.cpp`'s for this call. A panic ends
         // the process here, since it may not unwind into C++.
-        unsafe { (*state.cast::<F>())(slice::from_raw_parts(inputs, n_inputs), &*output) }
+        unsafe { (*state.cast::<F>())(slice::from_raw_parts(inputs, n_inputs), &mut *output) }
     }
     unsafe extern "C" fn drop<F>(state: *mut c_void) {
         // SAFETY: `state` came from `Box::into_raw` below, and `primitive.cpp` calls this once, after the last call.
@@ -182,14 +182,18 @@ impl View {
         }
     }
 
-    /// The output's elements.
-    ///
-    /// # Safety
-    /// This is an output, and nothing else refers to its memory meanwhile.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn floats_mut(&self) -> FloatsMut<'_> {
+    /// Truth values in row-major order.
+    pub fn flags(&self) -> &[bool] {
+        assert!(self.dtype == Dtype::Bool as i32 && self.is_contiguous());
+        // SAFETY: the type was checked; MLX writes 0 and 1 only.
+        unsafe { self.slice() }
+    }
+
+    /// The elements of an output: the only view that [`leaf`] gives out to be changed.
+    pub fn floats_mut(&mut self) -> FloatsMut<'_> {
         let n = self.len();
-        // SAFETY: `primitive.cpp` allocated it for these elements; they hold any bits, which are numbers of these types.
+        // SAFETY: `primitive.cpp` allocated it for these elements, and no other view refers to it; whatever bits it holds
+        // are numbers of these types.
         unsafe {
             match self.dtype {
                 t if t == Dtype::Float32 as i32 => FloatsMut::F32(slice::from_raw_parts_mut(self.data.cast(), n)),

@@ -2,8 +2,10 @@
 
 use mlx_rs::{Array, Dtype};
 
+use mlx_rs::fast::ScaledDotProductAttentionMask;
+
 use super::bridge::{View, leaf};
-use super::{Affine, Kernels, Matrix, Values};
+use super::{Affine, Heads, Kernels, Mask, Matrix, Values};
 use crate::quantized::{Packing, Weight};
 
 /// The type that MLX gives the result of an operation on two types of floats.
@@ -59,8 +61,89 @@ pub(crate) fn linear(kernels: Kernels, x: &Array, weight: &Weight, bias: Option<
     leaf(&inputs, &shape, dtype, move |inputs, output| {
         let weight = matrix(&inputs[1..1 + n], packing);
         let bias = inputs.get(1 + n).map(View::floats);
-        // SAFETY: `output` is the output.
-        let y = unsafe { output.floats_mut() };
-        inputs[0].contiguous(|x| kernels.matmul(x, &weight, bias, y));
+        inputs[0].contiguous(|x| kernels.matmul(x, &weight, bias, output.floats_mut()));
+    })
+}
+
+/// Rows of an embedding: ids `[B, L]` (u32) to `[B, L, D]`.
+pub(crate) fn embedding(kernels: Kernels, ids: &Array, weight: &Weight) -> Array {
+    let packing = weight.packing();
+    let arrays = weight.arrays();
+    let columns = match packing {
+        None => arrays[0].dim(1),
+        Some(packing) => arrays[1].dim(1) * packing.group_size,
+    };
+    let inputs: Vec<&Array> = [ids].into_iter().chain(arrays).collect();
+    leaf(&inputs, &[ids.dim(0), ids.dim(1), columns], weight.dtype(), move |inputs, output| {
+        kernels.embed(inputs[0].words(), &matrix(&inputs[1..], packing), output.floats_mut());
+    })
+}
+
+/// Root-mean-square normalisation over the last axis, with `weight` `[D]`.
+pub(crate) fn rms_norm(kernels: Kernels, x: &Array, weight: &Array, eps: f32) -> Array {
+    leaf(&[x, weight], x.shape(), promoted(x.dtype(), weight.dtype()), move |inputs, output| {
+        inputs[0].contiguous(|x| kernels.rms_norm(x, inputs[1].floats(), eps, output.floats_mut()));
+    })
+}
+
+/// Place by place, of one shape; the sum in the wider type.
+pub(crate) fn add(kernels: Kernels, a: &Array, b: &Array) -> Option<Array> {
+    (a.dtype() == b.dtype()).then(|| {
+        leaf(&[a, b], a.shape(), a.dtype(), move |inputs, output| {
+            inputs[0].contiguous(|a| inputs[1].contiguous(|b| kernels.add(a, b, output.floats_mut())));
+        })
+    })
+}
+
+/// `silu(gate) · up`.
+pub(crate) fn swiglu(kernels: Kernels, gate: &Array, up: &Array) -> Option<Array> {
+    (gate.dtype() == up.dtype()).then(|| {
+        leaf(&[gate, up], gate.shape(), gate.dtype(), move |inputs, output| {
+            inputs[0].contiguous(|gate| inputs[1].contiguous(|up| kernels.swiglu(gate, up, output.floats_mut())));
+        })
+    })
+}
+
+/// `[B, H, L, D]` of any strides, if the components of a row lie together.
+fn heads(view: &View) -> Heads<'_> {
+    let &[b, h, l, d] = view.shape() else { panic!("heads have four dimensions, not {:?}", view.shape()) };
+    let &[sb, sh, sl, sd] = view.strides() else { unreachable!("as many strides as dimensions") };
+    assert!(sd == 1 || d == 1, "a row's components lie {sd} apart");
+    let shape = [b, h, l, d].map(|n| n as usize);
+    Heads { values: view.floats(), shape, strides: [sb, sh, sl].map(|stride| stride as usize) }
+}
+
+/// Rotary position embedding of `[B, H, L, D]`; see [`Kernels::rope`].
+pub(crate) fn rope(kernels: Kernels, x: &Array, frequencies: &[f64], offset: i32, factor: f32) -> Array {
+    let frequencies = frequencies.to_vec();
+    leaf(&[x], x.shape(), x.dtype(), move |inputs, output| {
+        kernels.rope(heads(&inputs[0]), &frequencies, offset as usize, factor, output.floats_mut());
+    })
+}
+
+/// Attention of queries `[B, H, L, D]` over keys and values `[B, n_kv_heads, T, D]`, to `[B, L, H · D]`.
+pub(crate) fn attention(
+    kernels: Kernels,
+    queries: &Array,
+    keys: &Array,
+    values: &Array,
+    scale: f32,
+    mask: Option<&ScaledDotProductAttentionMask>,
+) -> Array {
+    let causal = matches!(mask, Some(ScaledDotProductAttentionMask::Causal));
+    let table = match mask {
+        Some(ScaledDotProductAttentionMask::Array(table)) => Some(*table),
+        _ => None,
+    };
+    let inputs: Vec<&Array> = [queries, keys, values].into_iter().chain(table).collect();
+    let shape = [queries.dim(0), queries.dim(2), queries.dim(1) * queries.dim(3)];
+    leaf(&inputs, &shape, queries.dtype(), move |inputs, output| {
+        let mask = match inputs.get(3) {
+            Some(table) => Mask::Table(table.flags()),
+            None if causal => Mask::Causal,
+            None => Mask::All,
+        };
+        let [q, k, v] = [0, 1, 2].map(|i| heads(&inputs[i]));
+        kernels.attention(q, k, v, scale, mask, output.floats_mut());
     })
 }

@@ -7,7 +7,11 @@
 
 #![allow(unsafe_code)] // vector instructions, disjoint writes by threads, MLX's memory; each block says why it is sound
 
+mod attention;
 mod bridge;
+mod elementwise;
+mod fixed;
+mod gemm;
 pub(crate) mod leaves;
 mod matvec;
 mod pool;
@@ -19,6 +23,7 @@ use std::sync::OnceLock;
 
 use mlx_rs::{Device, DeviceType};
 use simd::{Op, Simd};
+pub use attention::{Heads, Mask};
 pub use types::{Affine, Floats, FloatsMut, Matrix, Values};
 
 use crate::error::{Error, Result};
@@ -87,7 +92,84 @@ impl Kernels {
         w.check();
         let m = x.len() / w.columns;
         assert!(x.len() == m * w.columns && y.len() == m * w.rows && bias.is_none_or(|b| b.len() == w.rows));
-        self.run(matvec::MatVec { x, w: *w, bias, y });
+        // Unpacking a weight costs about as much as two products with it.
+        if m <= 4 {
+            return self.run(matvec::MatVec { x, w: *w, bias, y });
+        }
+        // Sums of a tile fit into the registers: 16 vectors for AVX2, 32 for AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        match (simd::Avx512::detect(), simd::Avx2::detect()) {
+            (Some(s), _) if self >= Kernels::Avx512 => {
+                return gemm::multiply(&gemm::InFloats::<_, 12>(s), x, w, bias, y);
+            }
+            (_, Some(s)) if self >= Kernels::Avx2 => {
+                return gemm::multiply(&gemm::InFloats::<_, 6>(s), x, w, bias, y);
+            }
+            _ => {}
+        }
+        gemm::multiply(&gemm::InFloats::<_, 2>(simd::Portable), x, w, bias, y);
+    }
+
+    /// `y = a + b`, all of one type and length.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub fn add(self, a: Floats, b: Floats, y: FloatsMut) {
+        assert!(a.len() == y.len() && b.len() == y.len());
+        self.run(elementwise::Zip { f: elementwise::Add, a, b, y });
+    }
+
+    /// `y = silu(gate) · up`, all of one type and length.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub fn swiglu(self, gate: Floats, up: Floats, y: FloatsMut) {
+        assert!(gate.len() == y.len() && up.len() == y.len());
+        self.run(elementwise::Zip { f: elementwise::SwiGlu, a: gate, b: up, y });
+    }
+
+    /// `y = x / sqrt(mean(x²) + eps) · weight`, over each `weight.len()` numbers (arXiv 1910.07467).
+    ///
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub fn rms_norm(self, x: Floats, weight: Floats, eps: f32, y: FloatsMut) {
+        assert!(x.len() == y.len() && x.len().is_multiple_of(weight.len()));
+        self.run(elementwise::RmsNorm { x, weight, eps, y });
+    }
+
+    /// Rotary position embedding of the half-split kind: `y` `[B, H, L, D]`, contiguous and of the type of `x`, has the rows
+    /// of `x` with component i turned with component i + D/2 by `frequencies[i]` radians times the token's position, which
+    /// counts from `offset`, and all multiplied with `factor` (arXiv 2104.09864; the factor is YaRN's).
+    ///
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub fn rope(self, x: Heads, frequencies: &[f64], offset: usize, factor: f32, y: FloatsMut) {
+        x.check();
+        assert!(y.len() == x.shape.iter().product::<usize>() && x.shape[3] == 2 * frequencies.len());
+        self.run(elementwise::Rotate { x, frequencies, offset, factor, y });
+    }
+
+    /// `softmax(scale · q · kᵀ) · v`: `q` `[B, H, L, D]`, `k` and `v` `[B, H / group, T, D]`, `y` `[B, L, H, D]`, which is
+    /// contiguous. A query that sees no key gets NaN.
+    ///
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub fn attention(self, q: Heads, k: Heads, v: Heads, scale: f32, mask: Mask, y: FloatsMut) {
+        [&q, &k, &v].into_iter().for_each(Heads::check);
+        let ([b, h, l, d], [_, kv, t, _]) = (q.shape, k.shape);
+        assert!(k.shape == v.shape && k.shape == [b, kv, t, d] && h % kv == 0 && l <= t && y.len() == b * h * l * d);
+        assert!(!matches!(mask, Mask::Table(table) if table.len() != l * t));
+        self.run(attention::Attention { q, k, v, scale, mask, y });
+    }
+
+    /// Row `ids[i]` of `w` as row i of `y` `[ids.len(), columns]`.
+    ///
+    /// # Panics
+    /// When an id is not below `w.rows`, or the sizes do not fit together.
+    pub fn embed(self, ids: &[u32], w: &Matrix, y: FloatsMut) {
+        w.check();
+        assert!(y.len() == ids.len() * w.columns && ids.iter().all(|&id| (id as usize) < w.rows));
+        unpack::rows(ids, w, y);
     }
 }
 

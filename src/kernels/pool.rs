@@ -35,6 +35,11 @@ pub(super) fn threads() -> usize {
     POOL.get_or_init(|| build(default_threads())).threads
 }
 
+/// How many of `n` items to make one task, so that threads that are held up leave work to the others.
+pub(super) fn share(n: usize) -> usize {
+    n.div_ceil(threads() * 8)
+}
+
 /// Do `work` for each of `0..n`, once each, in any order and on any thread.
 pub(super) fn for_each(n: usize, work: impl Fn(usize) + Sync) {
     let pool = POOL.get_or_init(|| build(default_threads()));

@@ -24,7 +24,7 @@ struct mlx_lm_view {
 
 struct mlx_lm_closure {
   void* state;
-  void (*call)(void* state, const mlx_lm_view* inputs, size_t n_inputs, const mlx_lm_view* output);
+  void (*call)(void* state, const mlx_lm_view* inputs, size_t n_inputs, mlx_lm_view* output);
   void (*drop)(void* state);
 };
 }
@@ -62,7 +62,7 @@ class Leaf : public mx::Primitive {
     std::vector<mlx_lm_view> views;
     for (const auto& input : inputs) views.push_back(view(input));
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [closure = closure_, views = std::move(views), output = view(outputs[0])] {
+        [closure = closure_, views = std::move(views), output = view(outputs[0])]() mutable {
           closure->call(closure->state, views.data(), views.size(), &output);
         });
   }

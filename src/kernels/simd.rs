@@ -15,8 +15,6 @@ pub(super) trait Op {
 /// Vectors of [`Simd::LANES`] lanes. Pointers are to as many values, of any alignment.
 pub(super) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
-    /// Tokens that a matrix product takes at once, so that its sums fit into the registers.
-    const TILE: usize;
     /// Lanes of f32.
     type F: Copy;
     /// Lanes of u32.
@@ -54,6 +52,9 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// `to` can be written for all lanes.
     unsafe fn store_f16(self, to: *mut f16, x: Self::F);
 
+    /// Begin to bring the cache line of this address near, if it is memory at all.
+    fn prefetch<T>(self, address: *const T);
+
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -66,12 +67,21 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// All lanes added up, in a fixed order.
     fn sum(self, a: Self::F) -> f32;
-    /// The largest lane.
+    /// [`Simd::sum`] of four at once, in an order of their own.
+    fn sum4(self, a: [Self::F; 4]) -> [f32; 4];
+    /// The largest lane that is a number.
     fn max_lane(self, a: Self::F) -> f32;
     /// 2 to the power of whole numbers from -126 to 127.
     fn exp2_whole(self, a: Self::F) -> Self::F;
     /// Value `index` of `bits` bits (2, 4 or 8) of each word, counted from the lowest.
     fn field<const BITS: u32>(self, words: Self::U, index: u32) -> Self::F;
+    /// Whether [`Simd::word_dots`] is there for values of so many bits.
+    fn has_word_dots(bits: u32) -> bool;
+    /// For each word, the sum of the products of its values with whole numbers: those of value `f` of byte `p` (counted over
+    /// all words) are 256 times byte `p` of row 2f of `x` plus byte `p` of row 2f + 1.
+    /// # Safety
+    /// `x` can be read for `2 · 8 / BITS` rows of `4 · LANES` bytes.
+    unsafe fn word_dots<const BITS: u32>(self, words: Self::U, x: *const i8) -> Self::F;
     /// Lane `i` is lane `lanes[i]` of `table`.
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F;
 }
@@ -113,7 +123,6 @@ fn pairs(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
 
 impl Simd for Portable {
     const LANES: usize = 8;
-    const TILE: usize = 2;
     type F = [f32; 8];
     type U = [u32; 8];
 
@@ -157,6 +166,8 @@ impl Simd for Portable {
         unsafe { to.cast::<[f16; 8]>().write_unaligned(lanes(x, f16::from_f32)) }
     }
     #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         pairs(a, b, |a, b| a + b)
     }
@@ -191,6 +202,10 @@ impl Simd for Portable {
         (a + c) + (b + d)
     }
     #[inline(always)]
+    fn sum4(self, a: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(a[0]), self.sum(a[1]), self.sum(a[2]), self.sum(a[3])]
+    }
+    #[inline(always)]
     fn max_lane(self, a: Self::F) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
@@ -202,6 +217,12 @@ impl Simd for Portable {
     #[inline(always)]
     fn field<const BITS: u32>(self, words: Self::U, index: u32) -> Self::F {
         lanes(words, |word| ((word >> (index * BITS)) & ((1 << BITS) - 1)) as i32 as f32)
+    }
+    fn has_word_dots(_: u32) -> bool {
+        false
+    }
+    unsafe fn word_dots<const BITS: u32>(self, _: Self::U, _: *const i8) -> Self::F {
+        unreachable!("floats are as fast in plain Rust")
     }
     #[inline(always)]
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F {
@@ -233,7 +254,6 @@ mod x86 {
     // caller's promise.
     impl Simd for Avx2 {
         const LANES: usize = 8;
-        const TILE: usize = 6;
         type F = __m256;
         type U = __m256i;
 
@@ -294,6 +314,10 @@ mod x86 {
             unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)) }
         }
         #[inline(always)]
+        fn prefetch<T>(self, address: *const T) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
+        #[inline(always)]
         fn add(self, a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_add_ps(a, b) }
         }
@@ -330,6 +354,14 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn sum4(self, a: [__m256; 4]) -> [f32; 4] {
+            unsafe {
+                let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+                let sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+                std::mem::transmute::<__m128, [f32; 4]>(sums)
+            }
+        }
+        #[inline(always)]
         fn max_lane(self, a: __m256) -> f32 {
             unsafe {
                 let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -349,6 +381,26 @@ mod x86 {
             unsafe {
                 let low = _mm256_srlv_epi32(words, _mm256_set1_epi32((index * BITS) as i32));
                 _mm256_cvtepi32_ps(_mm256_and_si256(low, _mm256_set1_epi32((1 << BITS) - 1)))
+            }
+        }
+        fn has_word_dots(bits: u32) -> bool {
+            bits <= 4 // products of pairs of bytes are added in 16 bits
+        }
+        #[inline(always)]
+        unsafe fn word_dots<const BITS: u32>(self, words: __m256i, x: *const i8) -> __m256 {
+            unsafe {
+                let mask = _mm256_set1_epi8((1 << BITS) - 1);
+                let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+                for f in 0..(8 / BITS) as usize {
+                    let q = _mm256_srlv_epi32(words, _mm256_set1_epi32((f as u32 * BITS) as i32));
+                    let q = _mm256_and_si256(q, mask);
+                    let row = x.add(f * 64).cast();
+                    // At most 8 / BITS · 2 · 128 · (2^BITS - 1) = 7680.
+                    high = _mm256_add_epi16(high, _mm256_maddubs_epi16(q, _mm256_loadu_si256(row)));
+                    low = _mm256_add_epi16(low, _mm256_maddubs_epi16(q, _mm256_loadu_si256(row.add(1))));
+                }
+                let high = _mm256_madd_epi16(high, _mm256_set1_epi16(256));
+                _mm256_cvtepi32_ps(_mm256_add_epi32(high, _mm256_madd_epi16(low, _mm256_set1_epi16(1))))
             }
         }
         #[inline(always)]
@@ -373,7 +425,6 @@ mod x86 {
     // caller's promise.
     impl Simd for Avx512 {
         const LANES: usize = 16;
-        const TILE: usize = 12;
         type F = __m512;
         type U = __m512i;
 
@@ -433,6 +484,10 @@ mod x86 {
             unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)) }
         }
         #[inline(always)]
+        fn prefetch<T>(self, address: *const T) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
+        #[inline(always)]
         fn add(self, a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
         }
@@ -465,6 +520,16 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(a) }
         }
         #[inline(always)]
+        fn sum4(self, a: [__m512; 4]) -> [f32; 4] {
+            unsafe {
+                let a0 = _mm256_add_ps(_mm512_castps512_ps256(a[0]), _mm512_extractf32x8_ps(a[0], 1));
+                let a1 = _mm256_add_ps(_mm512_castps512_ps256(a[1]), _mm512_extractf32x8_ps(a[1], 1));
+                let a2 = _mm256_add_ps(_mm512_castps512_ps256(a[2]), _mm512_extractf32x8_ps(a[2], 1));
+                let a3 = _mm256_add_ps(_mm512_castps512_ps256(a[3]), _mm512_extractf32x8_ps(a[3], 1));
+                Avx2(()).sum4([a0, a1, a2, a3])
+            }
+        }
+        #[inline(always)]
         fn max_lane(self, a: __m512) -> f32 {
             unsafe { _mm512_reduce_max_ps(a) }
         }
@@ -484,6 +549,23 @@ mod x86 {
                 } else {
                     _mm512_cvtepi32_ps(_mm512_and_si512(low, _mm512_set1_epi32((1 << BITS) - 1)))
                 }
+            }
+        }
+        fn has_word_dots(bits: u32) -> bool {
+            bits <= 8
+        }
+        #[inline(always)]
+        unsafe fn word_dots<const BITS: u32>(self, words: __m512i, x: *const i8) -> __m512 {
+            unsafe {
+                let mask = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
+                let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+                for f in 0..(8 / BITS) as usize {
+                    let q = _mm512_srlv_epi32(words, _mm512_set1_epi32((f as u32 * BITS) as i32));
+                    let q = _mm512_and_si512(q, mask);
+                    high = _mm512_dpbusd_epi32(high, q, _mm512_loadu_si512(x.add(f * 128).cast()));
+                    low = _mm512_dpbusd_epi32(low, q, _mm512_loadu_si512(x.add(f * 128 + 64).cast()));
+                }
+                _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low))
             }
         }
         #[inline(always)]

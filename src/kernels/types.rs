@@ -82,6 +82,11 @@ macro_rules! typed {
 }
 pub(super) use typed;
 
+/// The slice inside `floats`, which are of the type of the other slice.
+pub(super) fn same_type<'a, E: Element>(_: &[E], floats: Floats<'a>) -> &'a [E] {
+    E::slice(floats)
+}
+
 impl Floats<'_> {
     /// How many there are.
     pub fn len(&self) -> usize {

@@ -2,7 +2,7 @@
 //!
 //! Reference: `mlx_lm.models.llama`, `mlx_lm.models.qwen3`. Shapes: B batch, L tokens of this pass, D hidden size.
 
-use mlx_rs::fast::{rms_norm, scaled_dot_product_attention};
+use mlx_rs::fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention};
 use mlx_rs::ops::{add, multiply, sigmoid};
 use mlx_rs::{Array, Dtype};
 
@@ -10,6 +10,7 @@ use super::config::DecoderConfig;
 use super::rope::Rope;
 use crate::error::Result;
 use crate::generate::kv_cache::{KvCache, Step};
+use crate::kernels::{self, leaves};
 use crate::quantized::{Embedding, Linear};
 use crate::weights::{Kind, Scope};
 
@@ -94,9 +95,9 @@ impl Block {
 
     fn forward(&self, x: &Array, layer: usize, step: &Step, cache: &mut KvCache) -> Result<Array> {
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, layer, step, cache)?;
-        let x = add(x, attended)?;
+        let x = residual(x, &attended)?;
         let expanded = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok(add(&x, expanded)?)
+        residual(&x, &expanded)
     }
 }
 
@@ -155,10 +156,23 @@ impl Attention {
         let (keys, values) = cache.update(layer, step, keys, values)?;
 
         let scale = (self.head_dim as f32).powf(-0.5);
-        let output = scaled_dot_product_attention(queries, keys, values, scale, step.mask(), None)?;
-        let merged = output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[b, l, self.n_heads * self.head_dim])?;
-        self.o_proj.forward(&merged)
+        self.o_proj.forward(&attention(&queries, &keys, &values, scale, step.mask())?)
     }
+}
+
+/// Queries `[B, n_heads, L, head_dim]` over keys and values `[B, n_kv_heads, T, head_dim]`, to `[B, L, n_heads * head_dim]`.
+fn attention(
+    queries: &Array,
+    keys: &Array,
+    values: &Array,
+    scale: f32,
+    mask: Option<ScaledDotProductAttentionMask>,
+) -> Result<Array> {
+    if let Some(kernels) = kernels::active() {
+        return Ok(leaves::attention(kernels, queries, keys, values, scale, mask.as_ref()));
+    }
+    let output = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
+    Ok(output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[queries.dim(0), queries.dim(2), -1])?)
 }
 
 #[derive(Debug)]
@@ -189,7 +203,18 @@ impl Mlp {
 /// `silu(gate) · up`. Not mlx-rs' `silu`, which is a compiled function: on a CPU, MLX compiles those with the
 /// machine's C++ compiler, which a machine that only runs models does not have.
 fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
+    if let Some(result) = kernels::active().and_then(|kernels| leaves::swiglu(kernels, gate, up)) {
+        return Ok(result);
+    }
     Ok(multiply(multiply(gate, sigmoid(gate)?)?, up)?)
+}
+
+/// What a layer adds to the hidden states.
+fn residual(x: &Array, change: &Array) -> Result<Array> {
+    if let Some(result) = kernels::active().and_then(|kernels| leaves::add(kernels, x, change)) {
+        return Ok(result);
+    }
+    Ok(add(x, change)?)
 }
 
 /// Root-mean-square normalisation over the last axis (arXiv 1910.07467).
@@ -205,6 +230,9 @@ impl RmsNorm {
     }
 
     fn forward(&self, x: &Array) -> Result<Array> {
+        if let Some(kernels) = kernels::active() {
+            return Ok(leaves::rms_norm(kernels, x, &self.weight, self.eps));
+        }
         Ok(rms_norm(x, Some(&self.weight), self.eps)?)
     }
 }

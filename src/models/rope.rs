@@ -10,6 +10,7 @@ use mlx_rs::{fast, ops};
 
 use super::config::Fields;
 use crate::error::Result;
+use crate::kernels::{self, leaves};
 
 /// `rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,12 +178,15 @@ pub struct Rope {
     scale: f32,
     freqs: Option<Array>,
     attention_factor: f32,
+    /// Radians per position, for CPU kernels.
+    frequencies: Vec<f64>,
 }
 
 impl Rope {
     /// For heads of `head_dim` components.
     pub fn new(config: &RopeConfig, head_dim: i32) -> Self {
-        let mut rope = Rope { head_dim, base: None, scale: 1.0, freqs: None, attention_factor: 1.0 };
+        let frequencies = config.frequencies(head_dim);
+        let mut rope = Rope { head_dim, base: None, scale: 1.0, freqs: None, attention_factor: 1.0, frequencies };
         match config.scaling {
             RopeScaling::Default => rope.base = Some(config.rope_theta as f32),
             RopeScaling::Linear { factor } => {
@@ -202,6 +206,9 @@ impl Rope {
 
     /// Rotate `x` `[B, heads, L, head_dim]`, whose first row is at position `offset`.
     pub fn apply(&self, x: &Array, offset: i32) -> Result<Array> {
+        if let Some(kernels) = kernels::active() {
+            return Ok(leaves::rope(kernels, x, &self.frequencies, offset, self.attention_factor));
+        }
         let rotate =
             |x: &Array| fast::rope(x, self.head_dim, false, self.base, self.scale, offset, self.freqs.as_ref());
         Ok(if self.attention_factor == 1.0 {

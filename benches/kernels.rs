@@ -1,0 +1,91 @@
+//! Each CPU kernel alone, for every instruction set of the machine: `cargo bench --bench kernels [-- FILTER]`.
+//!
+//! Throughput is in bytes of weights read (GB/s) where reading them is the limit, in multiplications (one element is one
+//! multiply-add) where arithmetic is. Weights are as large as all of Llama-3.2-1B's, so that no cache holds them.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use half::bf16;
+use mlx_lm::kernels::{Affine, Floats, FloatsMut, Kernels, Matrix, Values};
+
+/// Numbers between -1 and 1 that look random.
+fn numbers(n: usize) -> Vec<bf16> {
+    (0..n as u32).map(|i| bf16::from_f32((i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0)).collect()
+}
+
+fn words(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| i.wrapping_mul(2_654_435_761) ^ (i << 7)).collect()
+}
+
+struct Packed {
+    rows: usize,
+    columns: usize,
+    bits: u32,
+    packed: Vec<u32>,
+    scales: Vec<bf16>,
+}
+
+impl Packed {
+    fn new(rows: usize, columns: usize, bits: u32) -> Self {
+        let packed = words(rows * columns / 32 * bits as usize);
+        Packed { rows, columns, bits, packed, scales: numbers(rows * columns / 64) }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        let scales = Floats::Bf16(&self.scales);
+        let affine = Affine { packed: &self.packed, scales, biases: scales, group_size: 64, bits: self.bits };
+        Matrix { rows: self.rows, columns: self.columns, values: Values::Affine(affine) }
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.packed.len() * 4 + self.scales.len() * 4) as u64
+    }
+}
+
+fn sets() -> Vec<Kernels> {
+    Kernels::available().into_iter().filter(|&kernels| kernels != Kernels::Mlx).collect()
+}
+
+fn matmul(c: &mut Criterion) {
+    for (bits, columns) in [(4, 2048), (4, 8192), (8, 2048)] {
+        let weight = Packed::new((1 << 29) / columns, columns, bits);
+        let mut y = vec![bf16::ZERO; weight.rows];
+        let x = numbers(columns);
+        let mut group = c.benchmark_group(format!("matvec {bits}-bit, {columns} columns"));
+        group.sample_size(10).throughput(Throughput::Bytes(weight.bytes()));
+        for kernels in sets() {
+            group.bench_function(kernels.name(), |b| {
+                b.iter(|| kernels.matmul(Floats::Bf16(&x), black_box(&weight.matrix()), None, FloatsMut::Bf16(&mut y)))
+            });
+        }
+    }
+    let (columns, rows) = (2048, 1 << 17);
+    let (values, x) = (numbers(rows * columns), numbers(columns));
+    let mut y = vec![bf16::ZERO; rows];
+    let mut group = c.benchmark_group("matvec bf16, 2048 columns");
+    group.sample_size(10).throughput(Throughput::Bytes(values.len() as u64 * 2));
+    for kernels in sets() {
+        let matrix = Matrix { rows, columns, values: Values::Dense(Floats::Bf16(&values)) };
+        group.bench_function(kernels.name(), |b| {
+            b.iter(|| kernels.matmul(Floats::Bf16(&x), black_box(&matrix), None, FloatsMut::Bf16(&mut y)))
+        });
+    }
+    group.finish();
+
+    let mut group = c.benchmark_group("matmul 4-bit 8192 x 2048");
+    let weight = Packed::new(8192, 2048, 4);
+    for tokens in [8, 512] {
+        let x = numbers(tokens * 2048);
+        let mut y = vec![bf16::ZERO; tokens * 8192];
+        group.sample_size(10).throughput(Throughput::Elements((tokens * 2048 * 8192) as u64));
+        for kernels in sets() {
+            group.bench_function(BenchmarkId::new(kernels.name(), tokens), |b| {
+                b.iter(|| kernels.matmul(Floats::Bf16(&x), black_box(&weight.matrix()), None, FloatsMut::Bf16(&mut y)))
+            });
+        }
+    }
+}
+
+criterion_group!(benches, matmul);
+criterion_main!(benches);
