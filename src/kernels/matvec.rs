@@ -185,7 +185,7 @@ impl Op for Rows<'_> {
                 _ => {
                     let mut values = vec![0.0; w.columns];
                     for (i, sum) in sums.iter_mut().enumerate() {
-                        unpack::affine_row(&affine, w.columns, first + i, 0, &mut values);
+                        unpack::row(w, first + i, 0, &mut values);
                         [*sum] = dot::<S, f32, 1>(s, &values, w.columns, &x.values);
                     }
                 }

@@ -12,6 +12,8 @@ mod bridge;
 mod elementwise;
 mod fixed;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod gemm_fixed;
 pub(crate) mod leaves;
 mod matvec;
 mod pool;
@@ -96,16 +98,23 @@ impl Kernels {
         if m <= 4 {
             return self.run(matvec::MatVec { x, w: *w, bias, y });
         }
-        // Sums of a tile fit into the registers: 16 vectors for AVX2, 32 for AVX-512.
+        // Tiles are as large as the registers allow: 16 for AVX2, 32 for AVX-512.
         #[cfg(target_arch = "x86_64")]
-        match (simd::Avx512::detect(), simd::Avx2::detect()) {
-            (Some(s), _) if self >= Kernels::Avx512 => {
-                return gemm::multiply(&gemm::InFloats::<_, 12>(s), x, w, bias, y);
+        match self {
+            Kernels::Avx512 => {
+                let s = simd::Avx512::detect().expect("chosen where it runs");
+                return match w.values {
+                    Values::Affine(Affine { bits: 2 | 4 | 8, group_size, .. }) if x.bits() == 16 => {
+                        gemm::multiply(&gemm_fixed::InFixed { s, group: group_size }, x, w, bias, y)
+                    }
+                    _ => gemm::multiply(&gemm::InFloats::<_, 12>(s), x, w, bias, y),
+                };
             }
-            (_, Some(s)) if self >= Kernels::Avx2 => {
+            Kernels::Avx2 => {
+                let s = simd::Avx2::detect().expect("chosen where it runs");
                 return gemm::multiply(&gemm::InFloats::<_, 6>(s), x, w, bias, y);
             }
-            _ => {}
+            Kernels::Mlx | Kernels::Portable => {}
         }
         gemm::multiply(&gemm::InFloats::<_, 2>(simd::Portable), x, w, bias, y);
     }

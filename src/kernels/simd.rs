@@ -36,10 +36,10 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` can be read for all lanes.
     unsafe fn load_words(self, from: *const u32) -> Self::U;
-    /// The word at `from`, and those `stride` words after one another.
+    /// The words at these offsets.
     /// # Safety
-    /// All of them can be read, and lie within 2^31 words.
-    unsafe fn gather_words(self, from: *const u32, stride: usize) -> Self::U;
+    /// All of them can be read; offsets are below 2^31.
+    unsafe fn gather_words(self, from: *const u32, offsets: Self::U) -> Self::U;
     /// # Safety
     /// `to` can be written for all lanes; so for all that write.
     unsafe fn store(self, to: *mut f32, x: Self::F);
@@ -150,8 +150,8 @@ impl Simd for Portable {
         unsafe { from.cast::<[u32; 8]>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn gather_words(self, from: *const u32, stride: usize) -> Self::U {
-        std::array::from_fn(|i| unsafe { from.add(i * stride).read() })
+    unsafe fn gather_words(self, from: *const u32, offsets: Self::U) -> Self::U {
+        lanes(offsets, |offset| unsafe { from.add(offset as usize).read() })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: Self::F) {
@@ -285,11 +285,8 @@ mod x86 {
             unsafe { _mm256_loadu_si256(from.cast()) }
         }
         #[inline(always)]
-        unsafe fn gather_words(self, from: *const u32, stride: usize) -> __m256i {
-            unsafe {
-                let steps = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-                _mm256_i32gather_epi32::<4>(from.cast(), _mm256_mullo_epi32(steps, _mm256_set1_epi32(stride as i32)))
-            }
+        unsafe fn gather_words(self, from: *const u32, offsets: __m256i) -> __m256i {
+            unsafe { _mm256_i32gather_epi32::<4>(from.cast(), offsets) }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32, x: __m256) {
@@ -456,12 +453,8 @@ mod x86 {
             unsafe { _mm512_loadu_si512(from.cast()) }
         }
         #[inline(always)]
-        unsafe fn gather_words(self, from: *const u32, stride: usize) -> __m512i {
-            unsafe {
-                let steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-                let offsets = _mm512_mullo_epi32(steps, _mm512_set1_epi32(stride as i32));
-                _mm512_i32gather_epi32::<4>(offsets, from.cast())
-            }
+        unsafe fn gather_words(self, from: *const u32, offsets: __m512i) -> __m512i {
+            unsafe { _mm512_i32gather_epi32::<4>(offsets, from.cast()) }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32, x: __m512) {

@@ -4,6 +4,7 @@ mod chat_template;
 mod cli;
 mod errors;
 mod fidelity;
+mod kernels;
 mod loading;
 mod mlxpack;
 mod mlxpack_cli;
