@@ -3,7 +3,7 @@
 
 use super::pool;
 use super::simd::{Op, Simd, exp};
-use super::types::{Element, Floats, FloatsMut, Shared, typed};
+use super::types::{Element, Floats, FloatsMut, Shared, load_all, typed};
 
 /// Keys of one block; their scores stay in the first-level cache.
 const KEYS: usize = 64;
@@ -180,17 +180,7 @@ impl<E: Element> Op for Block<'_, E> {
 /// The numbers of `heads` from `from` on, as many as `to` holds.
 #[inline(always)]
 fn load_row<S: Simd>(s: S, heads: &Heads, from: usize, to: &mut [f32]) {
-    typed!(Floats, heads.values, values => {
-        let values = &values[from..from + to.len()];
-        let whole = to.len() / S::LANES * S::LANES;
-        for i in (0..whole).step_by(S::LANES) {
-            // SAFETY: `i + LANES` stays within both.
-            unsafe { s.store(to.as_mut_ptr().add(i), Element::load(s, values.as_ptr().add(i))) };
-        }
-        for i in whole..to.len() {
-            to[i] = values[i].to_f32();
-        }
-    });
+    typed!(Floats, heads.values, values => load_all(s, &values[from..from + to.len()], to));
 }
 
 /// Products of R queries with `count` keys, `padded` numbers each, to R rows of KEYS scores.

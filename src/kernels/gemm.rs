@@ -17,6 +17,10 @@ pub(super) trait Product: Sync {
     const TOKENS: usize;
     /// The tokens, packed.
     type Packed: Sync;
+    /// For what is common to all.
+    type S: Simd;
+
+    fn simd(&self) -> Self::S;
 
     /// `x` `[m, columns]`.
     fn pack(&self, x: Floats, columns: usize) -> Self::Packed;
@@ -38,14 +42,40 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, w: &Matrix, bias: Opt
             let mut sums = vec![0.0; tokens.next_multiple_of(P::TOKENS) * P::ROWS];
             product.add(&packed, w, first, &mut sums);
             for (token, sums) in sums.chunks_exact(P::ROWS).take(tokens).enumerate() {
-                for (i, sum) in sums[..n].iter().enumerate() {
-                    let bias = bias.as_ref().map_or(0.0, |bias| bias[first + i]);
-                    // SAFETY: row `token` of y has `w.rows` numbers; this task alone writes those of its panel.
-                    unsafe { y.at(token * w.rows + first + i).write(Element::from_f32(sum + bias)) };
-                }
+                let bias = bias.as_ref().map(|bias| &bias[first..first + n]);
+                // SAFETY: row `token` of y has `w.rows` numbers; this task alone writes those of its panel.
+                let y = Shared(unsafe { y.at(token * w.rows + first) });
+                product.simd().run(Finish { sums: &sums[..n], bias, y });
             }
         });
     });
+}
+
+/// Write `sums` and bias to `y`, which has room for them.
+struct Finish<'a, E> {
+    sums: &'a [f32],
+    bias: Option<&'a [f32]>,
+    y: Shared<E>,
+}
+
+impl<E: Element> Op for Finish<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) {
+        let Finish { sums, bias, y } = self;
+        let bias_of = |i: usize| bias.map_or(0.0, |bias| bias[i]);
+        let whole = if bias.is_none() { sums.len() / S::LANES * S::LANES } else { 0 };
+        // SAFETY: `i + LANES` stays within the sums, and y has room for as many.
+        unsafe {
+            for i in (0..whole).step_by(S::LANES) {
+                E::store(s, y.at(i), s.load(sums.as_ptr().add(i)));
+            }
+            for i in whole..sums.len() {
+                y.at(i).write(E::from_f32(sums[i] + bias_of(i)));
+            }
+        }
+    }
 }
 
 /// Columns of a panel of floats: with 32 rows of AVX-512, a quarter of the second-level cache at most.
@@ -63,6 +93,11 @@ impl<S: Simd, const TOKENS: usize> Product for InFloats<S, TOKENS> {
     const TOKENS: usize = TOKENS;
     /// `[tiles, columns, TOKENS]`.
     type Packed = Vec<f32>;
+    type S = S;
+
+    fn simd(&self) -> S {
+        self.0
+    }
 
     fn pack(&self, x: Floats, columns: usize) -> Vec<f32> {
         let tokens = x.len() / columns;

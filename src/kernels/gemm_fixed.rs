@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use super::fixed::Fixed;
 use super::gemm::Product;
 use super::pool;
-use super::simd::{Avx512, Simd};
-use super::types::{Affine, Element, Floats, Matrix, Shared, Values, same_type, typed};
+use super::simd::{Avx512, Op, Simd};
+use super::types::{Affine, Floats, Matrix, Shared, Values, load_all, same_type, typed};
 use super::unpack::{Offsets, lane_rows};
 
 const ROWS: usize = 32;
@@ -36,6 +36,11 @@ impl Product for InFixed {
     const ROWS: usize = ROWS;
     const TOKENS: usize = TOKENS;
     type Packed = Packed;
+    type S = Avx512;
+
+    fn simd(&self) -> Avx512 {
+        self.s
+    }
 
     fn pack(&self, x: Floats, columns: usize) -> Packed {
         let (group, groups, tokens) = (self.group, columns / self.group, x.len() / columns);
@@ -50,10 +55,7 @@ impl Product for InFixed {
         let (scales, sums) = (Shared(packed.scales.as_mut_ptr()), Shared(packed.sums.as_mut_ptr()));
         pool::for_each(tokens, |token| {
             let (tile, t) = (token / TOKENS, token % TOKENS);
-            let values: Vec<f32> = typed!(Floats, x, x => {
-                x[token * columns..(token + 1) * columns].iter().map(|x| x.to_f32()).collect()
-            });
-            let fixed = Fixed::new(&values, group);
+            let fixed = self.s.run(FixToken { x, token, columns, group });
             // SAFETY: this task alone writes this token's places.
             unsafe {
                 for (i, pair) in fixed.numbers.chunks_exact(2).enumerate() {
@@ -79,6 +81,25 @@ impl Product for InFixed {
                 _ => add::<8>(self.s, packed, w, &affine, first, sums),
             }
         }
+    }
+}
+
+/// One token of `x` in fixed point.
+struct FixToken<'a> {
+    x: Floats<'a>,
+    token: usize,
+    columns: usize,
+    group: usize,
+}
+
+impl Op for FixToken<'_> {
+    type Output = Fixed;
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) -> Fixed {
+        let mut values = vec![0.0; self.columns];
+        typed!(Floats, self.x, x => load_all(s, &x[self.token * self.columns..][..self.columns], &mut values));
+        Fixed::new(&values, self.group)
     }
 }
 

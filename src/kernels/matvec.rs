@@ -10,7 +10,7 @@
 use super::fixed::Fixed;
 use super::pool;
 use super::simd::{Op, Simd};
-use super::types::{Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, same_type, typed};
+use super::types::{Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, load_all, same_type, typed};
 use super::unpack;
 
 /// The most rows of one task.
@@ -110,15 +110,11 @@ impl Op for Prepare<'_> {
     type Output = Prepared;
 
     #[inline(always)]
-    fn with<S: Simd>(self, _: S) -> Prepared {
+    fn with<S: Simd>(self, s: S) -> Prepared {
         let Prepare { x, i, w, layout: Layout { fields, lanes, group, fixed } } = self;
         let chunk = fields * lanes;
         let mut natural = vec![0.0; w.columns.next_multiple_of(chunk.max(lanes * group))];
-        typed!(Floats, x, x => {
-            for (to, x) in natural.iter_mut().zip(&x[i * w.columns..(i + 1) * w.columns]) {
-                *to = x.to_f32();
-            }
-        });
+        typed!(Floats, x, x => load_all(s, &x[i * w.columns..(i + 1) * w.columns], &mut natural[..w.columns]));
         if group == 0 {
             return Prepared { values: natural, ..Prepared::default() };
         }

@@ -13,6 +13,8 @@ mod elementwise;
 mod fixed;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
+mod gemm_amx;
+#[cfg(target_arch = "x86_64")]
 mod gemm_fixed;
 pub(crate) mod leaves;
 mod matvec;
@@ -44,13 +46,16 @@ pub enum Kernels {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// AVX-512 with BF16, and AMX for what is computed in bf16.
+    Amx,
 }
 
-const ALL: [(&str, Kernels); 4] = [
+const ALL: [(&str, Kernels); 5] = [
     ("mlx", Kernels::Mlx),
     ("portable", Kernels::Portable),
     ("avx2", Kernels::Avx2),
     ("avx512", Kernels::Avx512),
+    ("amx", Kernels::Amx),
 ];
 
 impl Kernels {
@@ -66,6 +71,8 @@ impl Kernels {
             Kernels::Avx2 => simd::Avx2::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             Kernels::Avx512 => simd::Avx512::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Amx => gemm_amx::Amx::detect().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -79,7 +86,9 @@ impl Kernels {
     fn run<O: Op<Output = ()>>(self, op: O) {
         #[cfg(target_arch = "x86_64")]
         match self {
-            Kernels::Avx512 => return simd::Avx512::detect().expect("chosen where it runs").run(op),
+            Kernels::Amx | Kernels::Avx512 => {
+                return simd::Avx512::detect().expect("chosen where it runs").run(op);
+            }
             Kernels::Avx2 => return simd::Avx2::detect().expect("chosen where it runs").run(op),
             Kernels::Mlx | Kernels::Portable => {}
         }
@@ -101,7 +110,10 @@ impl Kernels {
         // Tiles are as large as the registers allow: 16 for AVX2, 32 for AVX-512.
         #[cfg(target_arch = "x86_64")]
         match self {
-            Kernels::Avx512 => {
+            Kernels::Amx if gemm_amx::takes(&x, w) => {
+                return gemm::multiply(&gemm_amx::Amx::detect().expect("chosen where it runs"), x, w, bias, y);
+            }
+            Kernels::Amx | Kernels::Avx512 => {
                 let s = simd::Avx512::detect().expect("chosen where it runs");
                 return match w.values {
                     Values::Affine(Affine { bits: 2 | 4 | 8, group_size, .. }) if x.bits() == 16 => {
@@ -198,7 +210,7 @@ pub fn choose() -> Result<Kernels> {
         Ok(name) => match ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, kernels)) if kernels.runs_here() => kernels,
             Some(_) => return Err(Error::Setting { setting: VARIABLE, found: name, expected: "a set that this machine has" }),
-            None => return Err(Error::Setting { setting: VARIABLE, found: name, expected: "mlx, portable, avx2 or avx512" }),
+            None => return Err(Error::Setting { setting: VARIABLE, found: name, expected: "mlx, portable, avx2, avx512 or amx" }),
         },
     };
     Ok(*CHOSEN.get_or_init(|| chosen))

@@ -82,6 +82,20 @@ macro_rules! typed {
 }
 pub(super) use typed;
 
+/// Numbers of any type to f32.
+#[inline(always)]
+pub(super) fn load_all<S: Simd, E: Element>(s: S, from: &[E], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    let whole = to.len() / S::LANES * S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: `i + LANES` stays within both.
+        unsafe { s.store(to.as_mut_ptr().add(i), E::load(s, from.as_ptr().add(i))) };
+    }
+    for i in whole..to.len() {
+        to[i] = from[i].to_f32();
+    }
+}
+
 /// The slice inside `floats`, which are of the type of the other slice.
 pub(super) fn same_type<'a, E: Element>(_: &[E], floats: Floats<'a>) -> &'a [E] {
     E::slice(floats)

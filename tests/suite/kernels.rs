@@ -382,31 +382,35 @@ fn attention_is_that_of_f64() {
         };
         let (wq, wk, wv) = (q.wide(), k.wide(), v.wide());
         let scale = 1.0 / (d as f32).sqrt();
+        let mut expected = vec![0.0; b * l * h * d];
+        for (row, expected) in expected.chunks_mut(d).enumerate() {
+            let (bi, i, hi) = (row / h / l, row / h % l, row % h);
+            let at = |j: usize| ((bi * kv + hi / group) * capacity + j) * d;
+            let query = &wq[((bi * h + hi) * l + i) * d..][..d];
+            let score = |j: usize| {
+                let dot: f64 = query.iter().zip(&wk[at(j)..]).map(|(q, k)| q * k).sum();
+                if sees(i, j) { dot * f64::from(scale) } else { f64::NEG_INFINITY }
+            };
+            let scores: Vec<f64> = (0..t).map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            for (j, score) in scores.iter().enumerate() {
+                let weight = (score - max).exp() / sum;
+                expected.iter_mut().zip(&wv[at(j)..]).for_each(|(y, v)| *y += weight * v);
+            }
+        }
         for kernels in sets() {
             let mut y = Numbers::zeros(kind, b * l * h * d);
             let heads = |numbers, n, tokens, capacity| in_buffer(numbers, [b, n, tokens, d], capacity);
             let (q, k, v) = (heads(&q, h, l, l), heads(&k, kv, t, capacity), heads(&v, kv, t, capacity));
             kernels.attention(q, k, v, scale, mask, y.floats_mut());
-            let y = y.wide();
-            for (bi, i, hi) in (0..b).flat_map(|bi| (0..l).flat_map(move |i| (0..h).map(move |hi| (bi, i, hi)))) {
-                let at = |j: usize| ((bi * kv + hi / group) * capacity + j) * d;
-                let query = &wq[((bi * h + hi) * l + i) * d..][..d];
-                let scores: Vec<f64> = (0..t)
-                    .map(|j| {
-                        let dot: f64 = query.iter().zip(&wk[at(j)..]).map(|(q, k)| q * k).sum();
-                        if sees(i, j) { dot * f64::from(scale) } else { f64::NEG_INFINITY }
-                    })
-                    .collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for c in 0..d {
-                    let expected = (0..t).map(|j| weights[j] / sum * wv[at(j) + c]).sum::<f64>();
-                    let found = y[((bi * l + i) * h + hi) * d + c];
-                    let bound = expected.abs() * TYPES[kind] + 3e-5;
-                    let what = format!("{}: [{b}, {h}/{kv}, {l}, {t}, {d}] {mask:?}", kernels.name());
-                    assert!((found - expected).abs() <= bound, "{what}: {found}, expected {expected}");
-                }
+            for (found, expected) in y.wide().into_iter().zip(&expected) {
+                let bound = expected.abs() * TYPES[kind] + 3e-5;
+                assert!(
+                    (found - expected).abs() <= bound,
+                    "{}: [{b}, {h}/{kv}, {l}, {t}, {d}] {mask:?}: {found}, expected {expected}",
+                    kernels.name()
+                );
             }
         }
     }
