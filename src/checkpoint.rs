@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 use serde::Deserialize;
@@ -41,7 +42,7 @@ pub struct WeightFile<'c> {
 
 #[derive(Debug)]
 enum Bytes<'c> {
-    Mapped(Mmap),
+    Mapped(Arc<Mmap>),
     Borrowed(&'c [u8]),
 }
 
@@ -213,7 +214,7 @@ impl Checkpoint {
 
     fn weight_file(&self, name: &str, with_data: bool) -> Result<WeightFile<'_>> {
         let path = self.path(name);
-        let mapped = |file: &File, range| map(file, range).map(Bytes::Mapped).map_err(Error::io(&path));
+        let mapped = |file: &File, range| map(file, range).map(|map| Bytes::Mapped(map.into())).map_err(Error::io(&path));
         let (index, bytes) = match &self.source {
             Source::Directory => {
                 let file = File::open(&path).map_err(Error::io(&path))?;
@@ -318,12 +319,11 @@ fn is_shard(name: &str) -> bool {
 /// These bytes of a file, in memory as they are touched.
 fn map(file: &File, range: Range<u64>) -> std::io::Result<Mmap> {
     let length = usize::try_from(range.end - range.start).map_err(std::io::Error::other)?;
-    // SAFETY: the map is only read, and only while tensors are copied out of it. Another process that shortens the file
-    // meanwhile would raise SIGBUS; like every reader of mapped weights we rely on model files being replaced, not
+    // SAFETY: the map is only read. Another process that shortens the file meanwhile would raise SIGBUS; like every reader of mapped weights we rely on model files being replaced, not
     // rewritten in place. The range is within the file: all of it, or checked when the pack was opened.
     #[allow(unsafe_code)]
     let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(file) }?;
-    let _ = map.advise(Advice::Sequential); // a hint; failure costs only speed
+    let _ = map.advise(Advice::WillNeed); // a hint; failure costs only speed
     Ok(map)
 }
 
@@ -335,6 +335,19 @@ impl WeightFile<'_> {
             Bytes::Borrowed(bytes) => *bytes,
         };
         Some(&bytes[tensor.bytes.start as usize..tensor.bytes.end as usize])
+    }
+
+    /// The map that holds the tensors' bytes, if they come from a file.
+    pub(crate) fn map(&self) -> Option<&Arc<Mmap>> {
+        match self.bytes.as_ref()? {
+            Bytes::Mapped(map) => Some(map),
+            Bytes::Borrowed(_) => None,
+        }
+    }
+
+    /// A file that exists in memory alone.
+    pub(crate) fn in_memory(index: TensorIndex, bytes: Mmap) -> WeightFile<'static> {
+        WeightFile { path: PathBuf::from("<synthetic>"), index, bytes: Some(Bytes::Mapped(bytes.into())) }
     }
 
     /// Hand the pages of `part` (a slice that [`WeightFile::data`] gave) back to the system once they have been copied,

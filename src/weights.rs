@@ -12,6 +12,7 @@ use safetensors::Dtype as FileDtype;
 
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::mlx_rs_patch::array_from_bytes;
 use crate::tensor_index::TensorEntry;
 
@@ -121,8 +122,14 @@ impl<'f> Weights<'f> {
         let Some(data) = file.data(entry) else {
             return Ok(Array::from_int(0)); // only the header is there, to be checked
         };
-        let array = array_from_bytes(data, shape, dtype);
-        file.release(data);
+        let array = match file.map().and_then(|map| kernels::in_place(map, data, shape, dtype)) {
+            Some(array) => array,
+            None => {
+                let array = array_from_bytes(data, shape, dtype);
+                file.release(data);
+                array
+            }
+        };
         let mut taken = self.taken_bytes.borrow_mut();
         *taken += data.len();
         (self.on_progress)(*taken, self.total_bytes);

@@ -7,8 +7,10 @@
 
 use std::ffi::c_void;
 use std::slice;
+use std::sync::Arc;
 
 use half::{bf16, f16};
+use memmap2::Mmap;
 use mlx_rs::{Array, Dtype, StreamOrDevice};
 
 use super::{Floats, FloatsMut};
@@ -46,6 +48,55 @@ unsafe extern "C" {
         stream: mlx_sys::mlx_stream,
         closure: Closure,
     ) -> mlx_sys::mlx_array;
+
+    fn mlx_lm_borrow(
+        data: *const c_void,
+        shape: *const i32,
+        ndim: usize,
+        dtype: i32,
+        item_size: i32,
+        owner: *mut c_void,
+        drop: unsafe extern "C" fn(*mut c_void),
+    ) -> mlx_sys::mlx_array;
+}
+
+fn item_size(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::Float16 | Dtype::Bfloat16 => 2,
+        Dtype::Float32 | Dtype::Uint32 => 4,
+        other => panic!("no kernel reads or makes {other:?}"),
+    }
+}
+
+/// An array over a part of a mapped file, which it keeps mapped. `None` where that cannot be: the elements are not aligned,
+/// or MLX computes on a GPU.
+///
+/// # Panics
+/// When `bytes` are not in `map`, or not as many as `shape` says.
+pub(crate) fn borrow(map: &Arc<Mmap>, bytes: &[u8], shape: &[i32], dtype: Dtype) -> Option<Array> {
+    let item_size = item_size(dtype);
+    assert!(map.as_ptr_range().start <= bytes.as_ptr() && bytes.as_ptr_range().end <= map.as_ptr_range().end);
+    assert_eq!(bytes.len(), shape.iter().map(|&n| n as usize).product::<usize>() * item_size);
+    if super::active().is_none() || !bytes.as_ptr().addr().is_multiple_of(item_size) {
+        return None;
+    }
+    #[cfg(not(cpu_kernels))]
+    return None;
+    #[cfg(cpu_kernels)]
+    {
+        unsafe extern "C" fn drop(owner: *mut c_void) {
+            // SAFETY: `owner` came from `Arc::into_raw` below, and the array calls this once.
+            unsafe { std::mem::drop(Arc::from_raw(owner.cast::<Mmap>())) }
+        }
+        let owner = Arc::into_raw(Arc::clone(map)).cast_mut().cast();
+        // SAFETY: the memory is the map's, which the array holds until `drop`. MLX only writes to an array's memory when
+        // nothing else refers to it, and a model refers to its weights for as long as it lives.
+        unsafe {
+            let (data, dtype) = (bytes.as_ptr().cast(), dtype as i32);
+            let array = mlx_lm_borrow(data, shape.as_ptr(), shape.len(), dtype, item_size as i32, owner, drop);
+            (!array.ctx.is_null()).then(|| Array::from_ptr(array))
+        }
+    }
 }
 
 /// Nodes are only asked for where [`super::active`] has kernels.
@@ -78,11 +129,6 @@ where
     assert!(shape.len() <= DIMS && inputs.iter().all(|input| input.ndim() <= DIMS));
     let handles: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
     let closure = Closure { state: Box::into_raw(Box::new(run)).cast(), call: call::<F>, drop: drop::<F> };
-    let item_size = match dtype {
-        Dtype::Float16 | Dtype::Bfloat16 => 2,
-        Dtype::Float32 | Dtype::Uint32 => 4,
-        other => panic!("no kernel makes {other:?}"),
-    };
     // SAFETY: the handles live through the call, which copies what they refer to; the array it returns is new and ours.
     unsafe {
         Array::from_ptr(mlx_lm_leaf(
@@ -91,7 +137,7 @@ where
             shape.as_ptr(),
             shape.len(),
             dtype as i32,
-            item_size,
+            item_size(dtype) as i32,
             StreamOrDevice::default().as_ref().as_ptr(),
             closure,
         ))

@@ -9,6 +9,7 @@
 
 mod attention;
 mod bridge;
+pub(crate) use bridge::borrow as in_place;
 mod elementwise;
 mod fixed;
 mod gemm;

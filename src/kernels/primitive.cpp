@@ -73,6 +73,18 @@ class Leaf : public mx::Primitive {
 
 } // namespace
 
+// An array over memory of another's. MLX's CPU allocator puts the length of a buffer before it, and hands out the address
+// after that; here nothing frees or asks for the length, so any address can be handed out. Null when it is not.
+extern "C" mlx_array mlx_lm_borrow(
+    const void* data, const int* shape, size_t ndim, int dtype, int item_size, void* owner, void (*drop)(void*)) {
+  mx::array array(mx::Shape(shape, shape + ndim), mx::Dtype(static_cast<mx::Dtype::Val>(dtype), item_size), nullptr, {});
+  auto* buffer = static_cast<char*>(const_cast<void*>(data)) - sizeof(size_t);
+  array.set_data(mx::allocator::Buffer{buffer}, [owner, drop](mx::allocator::Buffer) { drop(owner); });
+  array.set_status(mx::array::Status::available);
+  if (array.data<void>() != data) return mlx_array{nullptr};
+  return mlx_array{new mx::array(std::move(array))};
+}
+
 extern "C" mlx_array mlx_lm_leaf(
     const mlx_array* inputs, size_t n_inputs, const int* shape, size_t ndim, int dtype, int item_size,
     mlx_stream stream, mlx_lm_closure closure) {
