@@ -90,6 +90,19 @@ impl Weight {
         })
     }
 
+    /// Bytes in memory.
+    fn nbytes(&self) -> usize {
+        self.arrays().into_iter().map(Array::nbytes).sum()
+    }
+
+    /// The arrays that it is made of: the numbers, or words, scales and biases.
+    pub(crate) fn arrays(&self) -> Vec<&Array> {
+        match self {
+            Weight::Dense(values) => vec![values],
+            Weight::Affine { packed, scales, biases, .. } => vec![packed, scales, biases],
+        }
+    }
+
     /// The type of its numbers, or of its scales.
     pub(crate) fn dtype(&self) -> Dtype {
         match self {
@@ -135,6 +148,19 @@ impl Linear {
         })
     }
 
+    /// Bytes of the weight.
+    pub fn nbytes(&self) -> usize {
+        self.weight.nbytes()
+    }
+
+    /// Numbers in the weight.
+    pub fn size(&self) -> usize {
+        match &self.weight {
+            Weight::Dense(values) => values.size(),
+            Weight::Affine { scales, packing, .. } => scales.size() * packing.group_size as usize,
+        }
+    }
+
     /// `[…, input]` to `[…, output]`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         self.weight.project(x, self.bias.as_ref())
@@ -168,6 +194,11 @@ impl Embedding {
                 packing.bits,
             )?,
         })
+    }
+
+    /// Bytes of the table.
+    pub fn nbytes(&self) -> usize {
+        self.weight.nbytes()
     }
 
     /// The type of the vectors.

@@ -22,6 +22,9 @@ pub struct Cli {
     pub command: Option<Command>,
     #[command(flatten)]
     pub generate: GenerateArgs,
+    /// CPU threads to compute with [default: one for each physical core]
+    #[arg(long, value_name = "N", global = true)]
+    pub threads: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -32,6 +35,8 @@ pub enum Command {
     CachePrompt(CachePromptArgs),
     /// Measure how well a model predicts a text, through the same cache that generation uses.
     Perplexity(PerplexityArgs),
+    /// Measure how fast a model reads a prompt and generates on this machine.
+    Bench(BenchArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
     /// Write the man pages into a directory.
@@ -132,6 +137,59 @@ pub struct PerplexityArgs {
     /// Where to compute [default: the GPU when MLX has one]
     #[arg(long, value_enum)]
     pub device: Option<DeviceArg>,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Make a model of these shapes with random weights in memory; speed does not depend on the weights
+    #[arg(long, value_enum, conflicts_with = "model_root")]
+    pub synthetic: Option<SyntheticArg>,
+    /// Bits of the synthetic model's weights: quantized in groups of 64, or 16 for bf16 [default: 4]
+    #[arg(long, value_name = "BITS", value_parser = bits)]
+    pub bits: Option<u32>,
+    /// Tokens of the prompt
+    #[arg(long, short, value_name = "N", default_value = "512", value_parser = positive)]
+    pub prompt: usize,
+    /// Tokens to generate
+    #[arg(long = "gen", short, value_name = "N", default_value = "128", value_parser = positive)]
+    pub gen_tokens: usize,
+    /// Measurements, after one that warms up
+    #[arg(long, short = 'n', value_name = "N", default_value = "5")]
+    pub repetitions: NonZeroUsize,
+    /// Tokens in the cache before the prompt
+    #[arg(long, short, value_name = "N", default_value = "0")]
+    pub depth: usize,
+    /// Temperature
+    #[arg(long, value_name = "T", default_value_t = SamplerOptions::default().temp)]
+    pub temp: f32,
+    /// Keep the most likely tokens that together have this probability (0-1)
+    #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().top_p)]
+    pub top_p: f32,
+    /// How to show the result
+    #[arg(long, value_enum, default_value_t = BenchFormat::Text)]
+    pub format: BenchFormat,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SyntheticArg {
+    #[value(name = "llama-3.2-1b")]
+    Llama3_2_1b,
+    Tinyllama,
+    #[value(name = "qwen3-4b")]
+    Qwen3_4b,
+    #[value(name = "mistral-7b")]
+    Mistral7b,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BenchFormat {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -309,6 +367,14 @@ impl GenerateArgs {
         options.validate()?;
         Ok(options)
     }
+}
+
+fn bits(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|bits| [4, 8, 16].contains(bits)).ok_or_else(|| "expected 4, 8 or 16".to_owned())
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| (1..1 << 24).contains(&n)).ok_or_else(|| "expected a whole number from 1".to_owned())
 }
 
 fn template_arg(text: &str) -> Result<(String, Value), String> {

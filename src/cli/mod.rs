@@ -5,6 +5,7 @@ mod process;
 
 mod args;
 mod batch;
+mod bench;
 mod cache_prompt;
 mod generate;
 mod output;
@@ -29,11 +30,15 @@ fn run() -> Result<u8> {
     let cli = Cli::parse();
     let verbose = cli.command.is_none() && cli.generate.verbose;
     process::log_from(if verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn });
+    if let Some(threads) = cli.threads {
+        mlx_lm::kernels::set_threads(threads.get());
+    }
     match cli.command {
         None => generate::generate(cli.generate),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
+        Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
     }

@@ -145,7 +145,7 @@ pub fn print_stats(stats: &Stats) {
 }
 
 /// The larger of the process' peak resident memory and the most that MLX had allocated (which may be on a GPU).
-fn peak_memory_bytes() -> u64 {
+pub fn peak_memory_bytes() -> u64 {
     let mlx = mlx_rs::memory::peak_memory().unwrap_or(0) as u64;
     mlx.max(peak_resident_bytes())
 }

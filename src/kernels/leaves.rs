@@ -14,14 +14,6 @@ fn promoted(a: Dtype, b: Dtype) -> Dtype {
 }
 
 impl Weight {
-    /// The arrays that [`matrix`] takes.
-    fn arrays(&self) -> Vec<&Array> {
-        match self {
-            Weight::Dense(values) => vec![values],
-            Weight::Affine { packed, scales, biases, .. } => vec![packed, scales, biases],
-        }
-    }
-
     fn packing(&self) -> Option<Packing> {
         match self {
             Weight::Dense(_) => None,

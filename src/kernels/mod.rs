@@ -20,6 +20,7 @@ mod gemm_fixed;
 pub(crate) mod leaves;
 mod matvec;
 mod pool;
+mod read;
 mod simd;
 mod types;
 mod unpack;
@@ -193,6 +194,14 @@ impl Kernels {
         assert!(y.len() == ids.len() * w.columns && ids.iter().all(|&id| (id as usize) < w.rows));
         unpack::rows(ids, w, y);
     }
+}
+
+/// How fast `bytes` are read by all threads, in bytes per second: the limit of a decode step.
+pub fn read_bandwidth(bytes: &[u64]) -> f64 {
+    let kernels = *Kernels::available().last().expect("portable runs everywhere");
+    let started = std::time::Instant::now();
+    kernels.run(read::Read { numbers: bytes });
+    std::mem::size_of_val(bytes) as f64 / started.elapsed().as_secs_f64()
 }
 
 static CHOSEN: OnceLock<Kernels> = OnceLock::new();

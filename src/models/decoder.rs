@@ -65,6 +65,25 @@ impl Decoder {
         self.embed_tokens.dtype()
     }
 
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(|layer| {
+            let (attention, mlp) = (&layer.self_attn, &layer.mlp);
+            let projections = [&attention.q_proj, &attention.k_proj, &attention.v_proj, &attention.o_proj];
+            projections.into_iter().chain([&mlp.gate_proj, &mlp.up_proj, &mlp.down_proj])
+        })
+    }
+
+    /// Bytes of the matrices that a decode step multiplies with.
+    pub fn step_bytes(&self) -> usize {
+        let head = self.lm_head.as_ref().map_or_else(|| self.embed_tokens.nbytes(), Linear::nbytes);
+        self.linears().map(Linear::nbytes).sum::<usize>() + head
+    }
+
+    /// Multiplications and additions for one token in the layers' matrices.
+    pub fn token_flops(&self) -> f64 {
+        self.linears().map(|linear| 2.0 * linear.size() as f64).sum()
+    }
+
     /// Hidden states `[…, D]` to logits `[…, V]`.
     pub fn logits(&self, hidden_states: &Array) -> Result<Array> {
         match &self.lm_head {

@@ -7,6 +7,9 @@ pub mod rope;
 mod llama;
 mod mistral;
 mod qwen3;
+mod synthetic;
+
+pub use synthetic::Architecture;
 
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
@@ -53,6 +56,17 @@ impl Model {
         Model::build(config, &checkpoint.weight_headers()?, |_, _| ()).map(drop)
     }
 
+    /// A model with random weights, quantized to `bits` (4 or 8, in groups of 64) or in bf16 (16), for measuring speed.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn synthetic(architecture: Architecture, bits: u32) -> Result<Self> {
+        kernels::choose()?;
+        let map = architecture.config(bits);
+        let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
+        Model::build(config, &[synthetic::weights(&map, bits)?], |_, _| ())
+    }
+
     fn build(config: DecoderConfig, files: &[WeightFile], on_progress: impl Fn(usize, usize)) -> Result<Self> {
         let weights = Weights::new(files, on_progress)?;
         let decoder = Decoder::load(&weights.scope(""), &config)?;
@@ -77,6 +91,16 @@ impl Model {
     /// The type that hidden states, keys and values have.
     pub fn dtype(&self) -> Dtype {
         self.decoder.dtype()
+    }
+
+    /// What a decode step reads of the weights, in bytes: all but an embedding that is not the output projection too.
+    pub fn step_bytes(&self) -> usize {
+        self.decoder.step_bytes()
+    }
+
+    /// Multiplications and additions for one token of a prefill in the layers' matrices.
+    pub fn token_flops(&self) -> f64 {
+        self.decoder.token_flops()
     }
 
     /// # Errors
@@ -115,13 +139,16 @@ pub fn read_config(checkpoint: &Checkpoint) -> Result<DecoderConfig> {
     let map: Map<String, Value> =
         checkpoint.required_json(CONFIG, "a model directory holds a config.json, as Hugging Face writes it")?;
     let path = checkpoint.path(CONFIG);
-    let fields = Fields::new(&path, &map);
+    read_fields(&Fields::new(&path, &map))
+}
+
+fn read_fields(fields: &Fields) -> Result<DecoderConfig> {
     let supported = FAMILIES.map(|(name, _)| name).join(", ");
     let Some(model_type) = fields.optional_str("model_type")? else {
         return Err(fields.error("model_type", "missing", format!("one of {supported}")));
     };
     match FAMILIES.iter().find(|(name, _)| *name == model_type) {
-        Some((_, read)) => read(&fields),
-        None => Err(Error::unsupported(&path, format!("model_type {model_type:?}"), format!("supported: {supported}"))),
+        Some((_, read)) => read(fields),
+        None => Err(fields.unsupported(format!("model_type {model_type:?}"), format!("supported: {supported}"))),
     }
 }

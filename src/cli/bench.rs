@@ -1,0 +1,178 @@
+//! `mlx_lm bench`: how fast a model reads and writes on this machine. Names and meanings follow `llama-bench` and
+//! `mlx_lm.benchmark`.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use mlx_lm::Model;
+use mlx_lm::generate::generator::Generator;
+use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
+use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
+use mlx_lm::kernels;
+use mlx_lm::models::Architecture;
+use mlx_rs::{Device, DeviceType, Dtype};
+use serde_json::{Value, json};
+
+use super::args::{BenchArgs, BenchFormat, SyntheticArg};
+use super::generate::{load_model, set_device};
+use super::output::{peak_memory_bytes, write_line};
+use super::process::SUCCESS;
+
+/// What is read to measure the bandwidth: far more than caches hold.
+const READ_BYTES: usize = 512 << 20;
+
+pub fn bench(args: BenchArgs) -> Result<u8> {
+    set_device(args.device)?;
+    let started = Instant::now();
+    let (name, model) = load(&args)?;
+    let load_s = started.elapsed().as_secs_f64();
+    let vocab_size = model.config().vocab_size as u32;
+    // Any ids do: what they are does not change the work.
+    let ids = |n: usize| -> Vec<u32> { (0..n as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab_size).collect() };
+    let (depth, prompt) = (ids(args.depth), ids(args.depth + args.prompt));
+    let room = i32::try_from(prompt.len() + args.gen_tokens + 1)?;
+
+    let filled = match depth.len() {
+        0 => None,
+        _ => Some(read(&model, model.new_cache(CacheLimits::new(room)), &depth)?),
+    };
+    let mut trials = Vec::new();
+    for _ in 0..args.repetitions.get() + 1 {
+        let cache = match &filled {
+            Some(cache) => cache.clone(),
+            None => model.new_cache(CacheLimits::new(room)),
+        };
+        trials.push(trial(&model, cache, &prompt, &args)?);
+    }
+    trials.remove(0); // warms up
+    let peak_memory_bytes = peak_memory_bytes();
+    let rate = |n: usize, time: fn(&Trial) -> Duration| {
+        let mut rates: Vec<f64> = trials.iter().map(|trial| n as f64 / time(trial).as_secs_f64()).collect();
+        rates.sort_by(f64::total_cmp);
+        json!({"median": rates[rates.len() / 2], "min": rates[0], "max": rates[rates.len() - 1]})
+    };
+    let (prefill_tps, decode_tps) = (rate(args.prompt, |t| t.prefill), rate(args.gen_tokens, |t| t.decode));
+    let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
+    let bandwidth = on_cpu.then(read_bandwidth);
+    let median = |rates: &Value| rates["median"].as_f64().unwrap_or(0.0);
+    let step_bytes = model.step_bytes() as f64 + cache_bytes(&model, prompt.len() + args.gen_tokens / 2);
+    let result = json!({
+        "model": name,
+        "n_prompt": args.prompt,
+        "n_gen": args.gen_tokens,
+        "n_depth": args.depth,
+        "prefill_tps": prefill_tps,
+        "decode_tps": decode_tps,
+        "load_s": load_s,
+        "peak_memory_bytes": peak_memory_bytes,
+        "read_bandwidth_gbps": bandwidth.map(|bandwidth| bandwidth / 1e9),
+        "decode_bandwidth_share": bandwidth.map(|bandwidth| median(&decode_tps) * step_bytes / bandwidth),
+        "prefill_tflops": median(&prefill_tps) * model.token_flops() / 1e12,
+        "kernels": if on_cpu { kernels::choose()?.name() } else { "mlx" },
+        "threads": on_cpu.then(kernels::threads),
+        "device": if on_cpu { "cpu" } else { "gpu" },
+    });
+    match args.format {
+        BenchFormat::Json => write_line(&mut std::io::stdout().lock(), &result)?,
+        BenchFormat::Text => print(&result),
+    }
+    Ok(SUCCESS)
+}
+
+fn load(args: &BenchArgs) -> Result<(String, Model)> {
+    let Some(architecture) = args.synthetic else {
+        if args.bits.is_some() {
+            bail!("--bits needs --synthetic; a model on disk has the bits it has");
+        }
+        let name = args.model.model_root.as_ref().map_or("demo".into(), |root| root.display().to_string());
+        return Ok((name, load_model(&super::open(&args.model)?)?));
+    };
+    let (name, architecture) = match architecture {
+        SyntheticArg::Llama3_2_1b => ("llama-3.2-1b", Architecture::Llama32_1B),
+        SyntheticArg::Tinyllama => ("tinyllama", Architecture::TinyLlama),
+        SyntheticArg::Qwen3_4b => ("qwen3-4b", Architecture::Qwen3_4B),
+        SyntheticArg::Mistral7b => ("mistral-7b", Architecture::Mistral7B),
+    };
+    let bits = args.bits.unwrap_or(4);
+    Ok((format!("{name}, {bits} bits, random weights"), Model::synthetic(architecture, bits)?))
+}
+
+/// A cache that has read `ids`.
+fn read(model: &Model, cache: KvCache, ids: &[u32]) -> Result<KvCache> {
+    let last = [ids, &[0]].concat(); // the last token of a prompt stays out of the cache until it is decoded
+    let generator = prefill(model, cache, &last, 0, SamplerOptions::default())?;
+    Ok(generator.cache().clone())
+}
+
+fn prefill<'m>(
+    model: &'m Model,
+    cache: KvCache,
+    ids: &[u32],
+    max_tokens: usize,
+    sampling: SamplerOptions,
+) -> Result<Generator<'m>> {
+    let sampler = Sampler::new(sampling, model.config().vocab_size)?;
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    let generator = Generator::prefill(model, cache, sampler, ids, max_tokens, None, 2048, go_on)?;
+    Ok(generator.expect("nothing breaks it off"))
+}
+
+struct Trial {
+    prefill: Duration,
+    decode: Duration,
+}
+
+/// Read the prompt to the first token, and decode the others.
+fn trial(model: &Model, cache: KvCache, prompt: &[u32], args: &BenchArgs) -> Result<Trial> {
+    let sampling = SamplerOptions { temp: args.temp, top_p: args.top_p, ..SamplerOptions::default() };
+    let started = Instant::now();
+    let mut generator = prefill(model, cache, prompt, args.gen_tokens + 1, sampling)?;
+    generator.next().transpose()?;
+    let prefill = started.elapsed();
+    let started = Instant::now();
+    while generator.next().transpose()?.is_some() {}
+    Ok(Trial { prefill, decode: started.elapsed() })
+}
+
+/// Keys and values that a decode step reads with `tokens` in the cache.
+fn cache_bytes(model: &Model, tokens: usize) -> f64 {
+    let config = model.config();
+    let numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+    let size = if model.dtype() == Dtype::Float32 { 4 } else { 2 };
+    f64::from(numbers * size) * tokens as f64
+}
+
+/// The median of seven readings.
+fn read_bandwidth() -> f64 {
+    let numbers = vec![1u64; READ_BYTES / 8];
+    let mut readings: Vec<f64> = (0..7).map(|_| kernels::read_bandwidth(&numbers)).collect();
+    readings.sort_by(f64::total_cmp);
+    readings[3]
+}
+
+fn print(result: &Value) {
+    let number = |key: &str| result[key].as_f64().unwrap_or(f64::NAN);
+    let rate = |key: &str| {
+        let of = |which: &str| result[key][which].as_f64().unwrap_or(f64::NAN);
+        format!("{:.2} tokens/s (min {:.2}, max {:.2})", of("median"), of("min"), of("max"))
+    };
+    println!("model:           {}", result["model"].as_str().unwrap_or_default());
+    let threads = result["threads"].as_u64().map_or(String::new(), |n| format!(", {n} threads"));
+    println!(
+        "device:          {}, kernels {}{threads}",
+        result["device"].as_str().unwrap_or_default(),
+        result["kernels"].as_str().unwrap_or_default()
+    );
+    println!("load:            {:.3} s", number("load_s"));
+    println!("prefill {:>6}:  {}, {:.3} TFLOP/s", result["n_prompt"], rate("prefill_tps"), number("prefill_tflops"));
+    println!("decode {:>7}:  {}", result["n_gen"], rate("decode_tps"));
+    if !result["read_bandwidth_gbps"].is_null() {
+        println!(
+            "memory read:     {:.1} GB/s, of which decoding reaches {:.0} %",
+            number("read_bandwidth_gbps"),
+            100.0 * number("decode_bandwidth_share")
+        );
+    }
+    println!("peak memory:     {:.3} GB", number("peak_memory_bytes") / 1e9);
+}
