@@ -145,7 +145,7 @@ fn cache_bytes(model: &Model, tokens: usize) -> f64 {
 
 /// The median of seven readings.
 fn read_bandwidth() -> f64 {
-    let numbers = vec![1u64; READ_BYTES / 8];
+    let numbers = vec![1f32; READ_BYTES / 4];
     let mut readings: Vec<f64> = (0..7).map(|_| kernels::read_bandwidth(&numbers)).collect();
     readings.sort_by(f64::total_cmp);
     readings[3]

@@ -196,12 +196,12 @@ impl Kernels {
     }
 }
 
-/// How fast `bytes` are read by all threads, in bytes per second: the limit of a decode step.
-pub fn read_bandwidth(bytes: &[u64]) -> f64 {
+/// How fast `numbers` are read by all threads, in bytes per second: the limit of a decode step.
+pub fn read_bandwidth(numbers: &[f32]) -> f64 {
     let kernels = *Kernels::available().last().expect("portable runs everywhere");
     let started = std::time::Instant::now();
-    kernels.run(read::Read { numbers: bytes });
-    std::mem::size_of_val(bytes) as f64 / started.elapsed().as_secs_f64()
+    kernels.run(read::Read { numbers });
+    std::mem::size_of_val(numbers) as f64 / started.elapsed().as_secs_f64()
 }
 
 static CHOSEN: OnceLock<Kernels> = OnceLock::new();

@@ -10,7 +10,7 @@ const PART: usize = 1 << 16;
 
 /// Add all numbers up.
 pub(super) struct Read<'a> {
-    pub numbers: &'a [u64],
+    pub numbers: &'a [f32],
 }
 
 impl Op for Read<'_> {
@@ -18,26 +18,27 @@ impl Op for Read<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let parts: Vec<&[u64]> = self.numbers.chunks(PART).collect();
+        let parts: Vec<&[f32]> = self.numbers.chunks(PART).collect();
         pool::for_each(parts.len(), |i| {
             black_box(s.run(Part(parts[i])));
         });
     }
 }
 
-struct Part<'a>(&'a [u64]);
+struct Part<'a>(&'a [f32]);
 
 impl Op for Part<'_> {
-    type Output = u64;
+    type Output = f32;
 
     #[inline(always)]
-    fn with<S: Simd>(self, _: S) -> u64 {
-        let mut sums = [0u64; 32];
-        for numbers in self.0.chunks_exact(32) {
-            for (sum, number) in sums.iter_mut().zip(numbers) {
-                *sum = sum.wrapping_add(*number);
+    fn with<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.splat(0.0); 4];
+        for part in self.0.chunks_exact(4 * S::LANES) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: a part has four vectors.
+                *sum = s.add(*sum, unsafe { s.load(part.as_ptr().add(i * S::LANES)) });
             }
         }
-        sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+        sums.into_iter().map(|sum| s.sum(sum)).sum()
     }
 }
