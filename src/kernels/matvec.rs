@@ -15,9 +15,11 @@ use super::unpack;
 
 /// The most rows of one task.
 const BLOCK: usize = 256;
-/// Bytes that are asked for ahead of the weight. Rows are read one after another: several side by side, which would share
-/// the loads of x, read memory at two thirds of the speed.
+/// Bytes that are asked for ahead of a weight whose rows are read one after another. Rows side by side, which share the
+/// loads of x, read memory at two thirds of the speed when several are in one page, and faster when x is long.
 const AHEAD: usize = 4096;
+/// Columns from which rows are read four side by side.
+const LONG: usize = 6144;
 
 /// `x` `[m, columns]`, `y` `[m, rows]`; m small, since every vector goes through the weight on its own.
 pub(super) struct MatVec<'a> {
@@ -231,25 +233,36 @@ fn affine_block<S: Simd, const BITS: u32>(
             words: w.columns / layout.fields,
             groups: w.columns / layout.group,
         };
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = if layout.fixed {
-                affine_row::<S, _, BITS, true>(s, &rows, x, layout, first + i)
+        let mut done = 0;
+        if w.columns >= LONG {
+            for sums in sums.as_chunks_mut::<4>().0 {
+                *sums = if layout.fixed {
+                    affine_rows::<S, _, BITS, true, 4>(s, &rows, x, layout, first + done)
+                } else {
+                    affine_rows::<S, _, BITS, false, 4>(s, &rows, x, layout, first + done)
+                };
+                done += 4;
+            }
+        }
+        for (i, sum) in sums.iter_mut().enumerate().skip(done) {
+            [*sum] = if layout.fixed {
+                affine_rows::<S, _, BITS, true, 1>(s, &rows, x, layout, first + i)
             } else {
-                affine_row::<S, _, BITS, false>(s, &rows, x, layout, first + i)
+                affine_rows::<S, _, BITS, false, 1>(s, &rows, x, layout, first + i)
             };
         }
     });
 }
 
-/// The product of row `row` with x.
+/// The products of rows `row..row + R` with x.
 #[inline(always)]
-fn affine_row<S: Simd, E: Element, const BITS: u32, const FIXED: bool>(
+fn affine_rows<S: Simd, E: Element, const BITS: u32, const FIXED: bool, const R: usize>(
     s: S,
     w: &AffineRows<E>,
     x: &Prepared,
     layout: Layout,
     row: usize,
-) -> f32 {
+) -> [f32; R] {
     let fields = (32 / BITS) as usize;
     // One vector of scales serves so many vectors of words.
     let chunks = layout.group / fields;
@@ -257,23 +270,27 @@ fn affine_row<S: Simd, E: Element, const BITS: u32, const FIXED: bool>(
     assert!(if FIXED { x.bytes.len() >= 2 * padded } else { x.values.len() >= padded });
     assert!(!FIXED || x.scales.len() == x.sums.len());
     assert!(x.group_of.len() == chunks && x.sums.len() >= w.groups.next_multiple_of(S::LANES));
-    let packed = &w.packed[row * w.words..(row + 1) * w.words];
-    let (scales, biases) = (&w.scales[row * w.groups..], &w.biases[row * w.groups..]);
-    assert!(scales.len() >= w.groups && biases.len() >= w.groups);
-    s.prefetch(scales.as_ptr().wrapping_byte_add(AHEAD));
-    s.prefetch(biases.as_ptr().wrapping_byte_add(AHEAD));
+    assert!(w.packed.len() >= (row + R) * w.words);
+    assert!(w.scales.len() >= (row + R) * w.groups && w.biases.len() >= (row + R) * w.groups);
+    let ahead = if R == 1 { AHEAD } else { R * w.words * 4 };
 
-    let mut acc = s.splat(0.0);
+    let mut acc = [s.splat(0.0); R];
     for first_group in (0..w.groups).step_by(S::LANES) {
         let n_groups = (w.groups - first_group).min(S::LANES);
         let first_word = first_group * chunks;
-        // SAFETY: `n_groups` and `n_words` lie in the row; x has values for whole vectors of groups and their words.
+        // SAFETY: `n_groups` and `n_words` lie in the rows; x has values for whole vectors of groups and their words.
         unsafe {
-            let mut scale = load_first(s, scales.as_ptr().add(first_group), n_groups);
-            let bias = load_first(s, biases.as_ptr().add(first_group), n_groups);
-            acc = s.fma(bias, s.load(x.sums.as_ptr().add(first_group)), acc);
-            if FIXED {
-                scale = s.mul(scale, s.load(x.scales.as_ptr().add(first_group)));
+            let mut scale = [s.splat(0.0); R];
+            for r in 0..R {
+                let at = (row + r) * w.groups + first_group;
+                let (scales, biases) = (w.scales.as_ptr().add(at), w.biases.as_ptr().add(at));
+                s.prefetch(scales.wrapping_byte_add(AHEAD));
+                s.prefetch(biases.wrapping_byte_add(AHEAD));
+                scale[r] = load_first(s, scales, n_groups);
+                acc[r] = s.fma(load_first(s, biases, n_groups), s.load(x.sums.as_ptr().add(first_group)), acc[r]);
+                if FIXED {
+                    scale[r] = s.mul(scale[r], s.load(x.scales.as_ptr().add(first_group)));
+                }
             }
             for (c, group_of) in x.group_of.iter().enumerate() {
                 let word = first_word + c * S::LANES;
@@ -281,24 +298,37 @@ fn affine_row<S: Simd, E: Element, const BITS: u32, const FIXED: bool>(
                     break;
                 }
                 let n_words = (w.words - word).min(S::LANES);
-                let at = packed.as_ptr().add(word);
-                s.prefetch(at.wrapping_byte_add(AHEAD));
-                let words = load_first_words(s, at, n_words);
-                let dots = if FIXED {
-                    s.word_dots::<BITS>(words, x.bytes.as_ptr().add(2 * word * fields))
+                let group_of = s.load_words(group_of.as_ptr());
+                let mut words = [group_of; R];
+                for r in 0..R {
+                    let at = w.packed.as_ptr().add((row + r) * w.words + word);
+                    s.prefetch(at.wrapping_byte_add(ahead));
+                    words[r] = load_first_words(s, at, n_words);
+                }
+                let mut dots = [s.splat(0.0); R];
+                if FIXED {
+                    for r in 0..R {
+                        dots[r] = s.word_dots::<BITS>(words[r], x.bytes.as_ptr().add(2 * word * fields));
+                    }
                 } else {
-                    let mut dots = s.splat(0.0);
                     for j in 0..fields {
                         let x = s.load(x.values.as_ptr().add(word * fields + j * S::LANES));
-                        dots = s.fma(s.field::<BITS>(words, j as u32), x, dots);
+                        for r in 0..R {
+                            dots[r] = s.fma(s.field::<BITS>(words[r], j as u32), x, dots[r]);
+                        }
                     }
-                    dots
-                };
-                acc = s.fma(dots, s.permute(scale, s.load_words(group_of.as_ptr())), acc);
+                }
+                for r in 0..R {
+                    acc[r] = s.fma(dots[r], s.permute(scale[r], group_of), acc[r]);
+                }
             }
         }
     }
-    s.sum(acc)
+    let mut sums = [0.0; R];
+    for r in 0..R {
+        sums[r] = s.sum(acc[r]);
+    }
+    sums
 }
 
 /// The first `n` values in the first lanes, zeros in the others.
