@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_lm::kernels::{Affine, Floats, FloatsMut, Kernels, Matrix, Values};
+use mlx_lm::kernels::{Affine, Floats, FloatsMut, Join, Kernels, Layer, Matrix, Values};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -47,6 +47,11 @@ fn sets() -> Vec<Kernels> {
     Kernels::available().into_iter().filter(|&kernels| kernels != Kernels::Mlx).collect()
 }
 
+fn linear(kernels: Kernels, x: &[bf16], weight: Matrix, y: &mut [bf16]) {
+    let layers = black_box([Layer { weight, bias: None }]);
+    kernels.linear(Floats::Bf16(x), &layers, Join::Beside, FloatsMut::Bf16(y));
+}
+
 fn matmul(c: &mut Criterion) {
     for (bits, columns) in [(4, 2048), (4, 8192), (8, 2048)] {
         let weight = Packed::new((1 << 29) / columns, columns, bits);
@@ -56,7 +61,7 @@ fn matmul(c: &mut Criterion) {
         group.sample_size(10).throughput(Throughput::Bytes(weight.bytes()));
         for kernels in sets() {
             group.bench_function(kernels.name(), |b| {
-                b.iter(|| kernels.matmul(Floats::Bf16(&x), black_box(&weight.matrix()), None, FloatsMut::Bf16(&mut y)))
+                b.iter(|| linear(kernels, &x, weight.matrix(), &mut y))
             });
         }
     }
@@ -68,7 +73,7 @@ fn matmul(c: &mut Criterion) {
     for kernels in sets() {
         let matrix = Matrix { rows, columns, values: Values::Dense(Floats::Bf16(&values)) };
         group.bench_function(kernels.name(), |b| {
-            b.iter(|| kernels.matmul(Floats::Bf16(&x), black_box(&matrix), None, FloatsMut::Bf16(&mut y)))
+            b.iter(|| linear(kernels, &x, matrix, &mut y))
         });
     }
     group.finish();
@@ -81,7 +86,7 @@ fn matmul(c: &mut Criterion) {
         group.sample_size(10).throughput(Throughput::Elements((tokens * 2048 * 8192) as u64));
         for kernels in sets() {
             group.bench_function(BenchmarkId::new(kernels.name(), tokens), |b| {
-                b.iter(|| kernels.matmul(Floats::Bf16(&x), black_box(&weight.matrix()), None, FloatsMut::Bf16(&mut y)))
+                b.iter(|| linear(kernels, &x, weight.matrix(), &mut y))
             });
         }
     }

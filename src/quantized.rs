@@ -11,7 +11,7 @@ use mlx_rs::ops::{self, addmm, dequantize, matmul, quantized_matmul};
 use mlx_rs::{Array, Dtype};
 
 use crate::error::Result;
-use crate::kernels::{self, leaves};
+use crate::kernels::{self, Join, leaves};
 use crate::weights::{Kind, Scope};
 
 /// The widths of a quantized value that MLX packs.
@@ -110,11 +110,8 @@ impl Weight {
         }
     }
 
-    /// `x · Wᵀ (+ bias)`: `[…, input]` to `[…, output]`.
+    /// `x · Wᵀ (+ bias)` on MLX: `[…, input]` to `[…, output]`.
     fn project(&self, x: &Array, bias: Option<&Array>) -> Result<Array> {
-        if let Some(kernels) = kernels::active() {
-            return Ok(leaves::linear(kernels, x, self, bias));
-        }
         Ok(match (self, bias) {
             (Weight::Dense(weight), None) => matmul(x, weight.t())?,
             (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight.t(), None, None)?,
@@ -163,28 +160,37 @@ impl Linear {
 
     /// `[…, input]` to `[…, output]`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
+        if let Some(kernels) = kernels::active() {
+            return Ok(leaves::linear(kernels, x, &[self], Join::Beside));
+        }
         self.weight.project(x, self.bias.as_ref())
+    }
+
+    /// Weight and bias.
+    pub(crate) fn parts(&self) -> (&Weight, Option<&Array>) {
+        (&self.weight, self.bias.as_ref())
     }
 }
 
 /// A table of `vocab_size` vectors of `hidden_size`.
 #[derive(Debug, Clone)]
 pub struct Embedding {
-    weight: Weight,
+    /// The table as output projection.
+    linear: Linear,
 }
 
 impl Embedding {
     /// Take `weight` (and `scales`, `biases`) from the scope of the module. Errors as [`Linear::load`].
     pub fn load(w: &Scope, vocab_size: i32, hidden_size: i32, quantization: Option<&Quantization>) -> Result<Self> {
-        Ok(Embedding { weight: Weight::load(w, vocab_size, hidden_size, quantization)? })
+        Ok(Embedding { linear: Linear::load(w, vocab_size, hidden_size, false, quantization)? })
     }
 
     /// Token ids `[B, L]` (u32, below `vocab_size`) to vectors `[B, L, D]`.
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
         if let Some(kernels) = kernels::active() {
-            return Ok(leaves::embedding(kernels, tokens, &self.weight));
+            return Ok(leaves::embedding(kernels, tokens, &self.linear.weight));
         }
-        Ok(match &self.weight {
+        Ok(match &self.linear.weight {
             Weight::Dense(weight) => take_axis(weight, tokens, 0)?,
             Weight::Affine { packed, scales, biases, packing } => dequantize(
                 packed.try_index(tokens)?,
@@ -196,18 +202,13 @@ impl Embedding {
         })
     }
 
-    /// Bytes of the table.
-    pub fn nbytes(&self) -> usize {
-        self.weight.nbytes()
-    }
-
     /// The type of the vectors.
     pub fn dtype(&self) -> Dtype {
-        self.weight.dtype()
+        self.linear.weight.dtype()
     }
 
     /// The table as output projection, for models with tied embeddings: `[…, D]` to logits `[…, V]`.
-    pub fn as_linear(&self, x: &Array) -> Result<Array> {
-        self.weight.project(x, None)
+    pub fn as_linear(&self) -> &Linear {
+        &self.linear
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::attention::Heads;
 use super::pool;
 use super::simd::{Op, Simd, exp};
-use super::types::{Element, Floats, FloatsMut, Shared, same_type, typed};
+use super::types::{Element, Floats, FloatsMut, Shared, load_all, same_type, typed};
 
 /// Numbers that one task is worth starting for.
 const TASK: usize = 1 << 14;
@@ -16,85 +16,57 @@ fn share_rows(n: usize, width: usize, rows: impl Fn(Range<usize>) + Sync) {
     pool::for_each(n.div_ceil(size), |i| rows(i * size..((i + 1) * size).min(n)));
 }
 
-/// A function of two numbers of one place, in f32.
-pub(super) trait Binary: Copy + Send + Sync {
-    fn vectors<S: Simd>(s: S, a: S::F, b: S::F) -> S::F;
-}
-
-/// `a + b`.
-#[derive(Clone, Copy)]
-pub(super) struct Add;
-
-impl Binary for Add {
-    #[inline(always)]
-    fn vectors<S: Simd>(s: S, a: S::F, b: S::F) -> S::F {
-        s.add(a, b)
-    }
-}
-
 /// `silu(a) · b`, with `silu(a) = a / (1 + e^-a)`.
-#[derive(Clone, Copy)]
-pub(super) struct SwiGlu;
-
-impl Binary for SwiGlu {
-    #[inline(always)]
-    fn vectors<S: Simd>(s: S, a: S::F, b: S::F) -> S::F {
-        let one = s.splat(1.0);
-        s.mul(s.div(a, s.add(one, exp(s, s.sub(s.splat(0.0), a)))), b)
-    }
+#[inline(always)]
+pub(super) fn swiglu<S: Simd>(s: S, a: S::F, b: S::F) -> S::F {
+    let one = s.splat(1.0);
+    s.mul(s.div(a, s.add(one, exp(s, s.sub(s.splat(0.0), a)))), b)
 }
 
-/// `y = f(a, b)` place by place; all of one type and length.
-pub(super) struct Zip<'a, F> {
-    pub f: F,
+/// `y = a + b` place by place; all of one type and length.
+pub(super) struct Add<'a> {
     pub a: Floats<'a>,
     pub b: Floats<'a>,
     pub y: FloatsMut<'a>,
 }
 
-impl<F: Binary> Op for Zip<'_, F> {
+impl Op for Add<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let Zip { f, a, b, y } = self;
+        let Add { a, b, y } = self;
         typed!(FloatsMut, y, y => {
             let (a, b) = (same_type(y, a), same_type(y, b));
             let (n, y) = (y.len(), Shared(y.as_mut_ptr()));
-            share_rows(n, 1, |part| s.run(ZipPart { _f: f, a: &a[part.clone()], b: &b[part.clone()], y, first: part.start }));
+            share_rows(n, 1, |part| s.run(AddPart { a: &a[part.clone()], b: &b[part.clone()], y, first: part.start }));
         });
     }
 }
 
-struct ZipPart<'a, F, E> {
-    _f: F,
+struct AddPart<'a, E> {
     a: &'a [E],
     b: &'a [E],
     y: Shared<E>,
     first: usize,
 }
 
-impl<F: Binary, E: Element> Op for ZipPart<'_, F, E> {
+impl<E: Element> Op for AddPart<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let ZipPart { a, b, y, first, .. } = self;
+        let AddPart { a, b, y, first } = self;
         assert_eq!(a.len(), b.len());
         let whole = a.len() / S::LANES * S::LANES;
         // SAFETY: `i + LANES` stays within a and b, and this task alone writes y from `first` on as far as a reaches.
         unsafe {
             for i in (0..whole).step_by(S::LANES) {
-                let result = F::vectors(s, E::load(s, a.as_ptr().add(i)), E::load(s, b.as_ptr().add(i)));
-                E::store(s, y.at(first + i), result);
+                let sum = s.add(E::load(s, a.as_ptr().add(i)), E::load(s, b.as_ptr().add(i)));
+                E::store(s, y.at(first + i), sum);
             }
-            if whole < a.len() {
-                let (mut pa, mut pb) = ([E::from_f32(0.0); 16], [E::from_f32(0.0); 16]);
-                pa[..a.len() - whole].copy_from_slice(&a[whole..]);
-                pb[..a.len() - whole].copy_from_slice(&b[whole..]);
-                let mut result = pa;
-                E::store(s, result.as_mut_ptr(), F::vectors(s, E::load(s, pa.as_ptr()), E::load(s, pb.as_ptr())));
-                std::ptr::copy_nonoverlapping(result.as_ptr(), y.at(first + whole), a.len() - whole);
+            for i in whole..a.len() {
+                y.at(first + i).write(E::from_f32(a[i].to_f32() + b[i].to_f32()));
             }
         }
     }
@@ -166,6 +138,7 @@ impl<X: Element, Y: Element> Op for RmsRow<'_, X, Y> {
 /// See [`super::Kernels::rope`].
 pub(super) struct Rotate<'a> {
     pub x: Heads<'a>,
+    pub norm: Option<(Floats<'a>, f32)>,
     pub frequencies: &'a [f64],
     pub offset: usize,
     pub factor: f32,
@@ -177,34 +150,44 @@ impl Op for Rotate<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let Rotate { x, frequencies, offset, factor, y } = self;
+        let Rotate { x, norm, frequencies, offset, factor, y } = self;
         let [batch, heads, length, width] = x.shape;
-        let half = width / 2;
-        let turns: Vec<(Vec<f32>, Vec<f32>)> = (0..length)
-            .map(|t| {
-                let angles = frequencies.iter().map(|f| f * (offset + t) as f64);
-                angles.map(|a| ((a.cos() * f64::from(factor)) as f32, (a.sin() * f64::from(factor)) as f32)).unzip()
-            })
-            .collect();
+        let turn = |t: usize| {
+            let angles = frequencies.iter().map(|f| f * (offset + t) as f64);
+            angles.map(|a| ((a.cos() * f64::from(factor)) as f32, (a.sin() * f64::from(factor)) as f32)).unzip()
+        };
+        let turns: Vec<(Vec<f32>, Vec<f32>)> = (0..length).map(turn).collect();
+        let norm = norm.map(|(weight, eps)| {
+            let weight: Vec<f32> = typed!(Floats, weight, w => w.iter().map(|w| w.to_f32()).collect());
+            (weight, eps)
+        });
         typed!(FloatsMut, y, y => {
             let values = same_type(y, x.values);
             let y = Shared(y.as_mut_ptr());
             share_rows(batch * heads * length, width, |rows| {
+                let mut normed = vec![0.0; width];
                 for row in rows {
                     let (b, h, t) = (row / length / heads, row / length % heads, row % length);
                     let from = x.row(b, h, t);
+                    let x = &values[from..from + width];
+                    match &norm {
+                        Some((weight, eps)) => {
+                            let to = Shared(normed.as_mut_ptr());
+                            s.run(RmsRow { x, weight, eps: *eps, y: to, first: 0 });
+                        }
+                        None => load_all(s, x, &mut normed),
+                    }
                     let (cos, sin) = &turns[t];
-                    let (low, high) = values[from..from + width].split_at(half);
-                    s.run(RotateRow { low, high, cos, sin, y, first: row * width });
+                    s.run(RotateRow { x: &normed, cos, sin, y, first: row * width });
                 }
             });
         });
     }
 }
 
+/// Rotate a row, or only write it where there are no angles.
 struct RotateRow<'a, E> {
-    low: &'a [E],
-    high: &'a [E],
+    x: &'a [f32],
     cos: &'a [f32],
     sin: &'a [f32],
     y: Shared<E>,
@@ -216,20 +199,28 @@ impl<E: Element> Op for RotateRow<'_, E> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let RotateRow { low, high, cos, sin, y, first } = self;
+        let RotateRow { x, cos, sin, y, first } = self;
+        if cos.is_empty() {
+            for (i, x) in x.iter().enumerate() {
+                // SAFETY: this task alone writes this row of y.
+                unsafe { y.at(first + i).write(E::from_f32(*x)) };
+            }
+            return;
+        }
+        let (low, high) = x.split_at(x.len() / 2);
         let half = low.len();
         assert!(high.len() == half && cos.len() == half && sin.len() == half);
         let whole = half / S::LANES * S::LANES;
         // SAFETY: `i + LANES` stays within all four, and this task alone writes this row of y.
         unsafe {
             for i in (0..whole).step_by(S::LANES) {
-                let (a, b) = (E::load(s, low.as_ptr().add(i)), E::load(s, high.as_ptr().add(i)));
+                let (a, b) = (s.load(low.as_ptr().add(i)), s.load(high.as_ptr().add(i)));
                 let (cos, sin) = (s.load(cos.as_ptr().add(i)), s.load(sin.as_ptr().add(i)));
                 E::store(s, y.at(first + i), s.sub(s.mul(a, cos), s.mul(b, sin)));
                 E::store(s, y.at(first + half + i), s.fma(b, cos, s.mul(a, sin)));
             }
             for i in whole..half {
-                let (a, b) = (low[i].to_f32(), high[i].to_f32());
+                let (a, b) = (low[i], high[i]);
                 y.at(first + i).write(E::from_f32(a * cos[i] - b * sin[i]));
                 y.at(first + half + i).write(E::from_f32(b * cos[i] + a * sin[i]));
             }

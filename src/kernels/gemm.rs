@@ -1,9 +1,10 @@
-//! `Y = X · Wᵀ (+ bias)` for many vectors: prefill, which is bound by arithmetic.
+//! `Y = X · Wᵀ + bias` for many vectors: prefill, which is bound by arithmetic.
 //!
 //! Some rows of the weight at a time are unpacked, once for all tokens, into a panel that the caches hold, with the numbers
 //! of all its rows for one column side by side; tokens then go through it in tiles whose sums stay in registers. X is
 //! packed tile by tile first. What a panel and a tile are is a [`Product`]'s own affair.
 
+use super::join::{Finish, Join, Joined};
 use super::pool;
 use super::simd::{Op, Simd};
 use super::types::{Element, Floats, FloatsMut, Matrix, Shared, typed};
@@ -29,53 +30,34 @@ pub(super) trait Product: Sync {
     fn add(&self, packed: &Self::Packed, w: &Matrix, first: usize, sums: &mut [f32]);
 }
 
-/// `x` `[m, columns]`, `bias` `[rows]`, `y` `[m, rows]`.
-pub(super) fn multiply<P: Product>(product: &P, x: Floats, w: &Matrix, bias: Option<Floats>, y: FloatsMut) {
-    let tokens = x.len() / w.columns;
-    let packed = product.pack(x, w.columns);
-    let bias: Option<Vec<f32>> = bias.map(|b| typed!(Floats, b, b => b.iter().map(|b| b.to_f32()).collect()));
+/// `x` `[m, columns]`, `y` `[m, width]`.
+pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: FloatsMut) {
+    let columns = joined.layers[0].weight.columns;
+    let (tokens, width) = (x.len() / columns, joined.width());
+    let packed = product.pack(x, columns);
+    let tasks = joined.tasks(P::ROWS);
     typed!(FloatsMut, y, y => {
         let y = Shared(y.as_mut_ptr());
-        pool::for_each(w.rows.div_ceil(P::ROWS), |panel| {
-            let first = panel * P::ROWS;
-            let n = P::ROWS.min(w.rows - first);
-            let mut sums = vec![0.0; tokens.next_multiple_of(P::TOKENS) * P::ROWS];
-            product.add(&packed, w, first, &mut sums);
-            for (token, sums) in sums.chunks_exact(P::ROWS).take(tokens).enumerate() {
-                let bias = bias.as_ref().map(|bias| &bias[first..first + n]);
-                // SAFETY: row `token` of y has `w.rows` numbers; this task alone writes those of its panel.
-                let y = Shared(unsafe { y.at(token * w.rows + first) });
-                product.simd().run(Finish { sums: &sums[..n], bias, y });
+        pool::for_each(tasks.len(), |i| {
+            let task = &tasks[i];
+            let mut sums = [Vec::new(), Vec::new()];
+            for (layer, sums) in joined.layers_of(task).iter().zip(&mut sums) {
+                sums.resize(tokens.next_multiple_of(P::TOKENS) * P::ROWS, 0.0);
+                for sums in sums.chunks_exact_mut(P::ROWS) {
+                    layer.begin(task.rows.clone(), &mut sums[..task.rows.len()]);
+                }
+                product.add(&packed, &layer.weight, task.rows.start, sums);
+            }
+            let [sums, others] = &mut sums;
+            for (token, sums) in sums.chunks_exact_mut(P::ROWS).take(tokens).enumerate() {
+                let multiplied =
+                    (joined.join == Join::SwiGlu).then(|| &others[token * P::ROWS..][..task.rows.len()]);
+                // SAFETY: a row of y has `width` numbers, and this task alone writes these.
+                let y = Shared(unsafe { y.at(token * width + task.at) });
+                product.simd().run(Finish { sums: &mut sums[..task.rows.len()], multiplied, y });
             }
         });
     });
-}
-
-/// Write `sums` and bias to `y`, which has room for them.
-struct Finish<'a, E> {
-    sums: &'a [f32],
-    bias: Option<&'a [f32]>,
-    y: Shared<E>,
-}
-
-impl<E: Element> Op for Finish<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with<S: Simd>(self, s: S) {
-        let Finish { sums, bias, y } = self;
-        let bias_of = |i: usize| bias.map_or(0.0, |bias| bias[i]);
-        let whole = if bias.is_none() { sums.len() / S::LANES * S::LANES } else { 0 };
-        // SAFETY: `i + LANES` stays within the sums, and y has room for as many.
-        unsafe {
-            for i in (0..whole).step_by(S::LANES) {
-                E::store(s, y.at(i), s.load(sums.as_ptr().add(i)));
-            }
-            for i in whole..sums.len() {
-                y.at(i).write(E::from_f32(sums[i] + bias_of(i)));
-            }
-        }
-    }
 }
 
 /// Columns of a panel of floats: with 32 rows of AVX-512, a quarter of the second-level cache at most.

@@ -7,7 +7,7 @@ use super::fixed::Fixed;
 use super::gemm::Product;
 use super::pool;
 use super::simd::{Avx512, Op, Simd};
-use super::types::{Affine, Floats, Matrix, Shared, Values, load_all, same_type, typed};
+use super::types::{Affine, Floats, Layer, Matrix, Shared, Values, load_all, same_type, typed};
 use super::unpack::{Offsets, lane_rows};
 
 const ROWS: usize = 32;
@@ -18,8 +18,20 @@ const COLUMNS: usize = 512;
 
 /// For weights of 2, 4 or 8 bits in groups of one size.
 pub(super) struct InFixed {
-    pub s: Avx512,
-    pub group: usize,
+    s: Avx512,
+    group: usize,
+}
+
+impl InFixed {
+    /// `None` where activations or weights are of another kind.
+    pub fn for_layers(s: Avx512, x: &Floats, layers: &[Layer]) -> Option<Self> {
+        let group_of = |layer: &Layer| match layer.weight.values {
+            Values::Affine(Affine { bits: 2 | 4 | 8, group_size, .. }) => Some(group_size),
+            _ => None,
+        };
+        let group = group_of(&layers[0]).filter(|_| x.bits() == 16)?;
+        layers.iter().all(|layer| group_of(layer) == Some(group)).then_some(InFixed { s, group })
+    }
 }
 
 /// Tokens as pairs of whole numbers, in tiles of [`TOKENS`].

@@ -5,8 +5,8 @@ use mlx_rs::{Array, Dtype};
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 
 use super::bridge::{View, leaf};
-use super::{Affine, Heads, Kernels, Mask, Matrix, Values};
-use crate::quantized::{Packing, Weight};
+use super::{Affine, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
+use crate::quantized::{Linear, Packing, Weight};
 
 /// The type that MLX gives the result of an operation on two types of floats.
 fn promoted(a: Dtype, b: Dtype) -> Dtype {
@@ -41,19 +41,33 @@ fn matrix(views: &[View], packing: Option<Packing>) -> Matrix<'_> {
     }
 }
 
-/// `x · Wᵀ (+ bias)`: `[…, input]` to `[…, output]`.
-pub(crate) fn linear(kernels: Kernels, x: &Array, weight: &Weight, bias: Option<&Array>) -> Array {
-    let packing = weight.packing();
-    let arrays = weight.arrays();
+/// Linear layers with one input, `[…, input]` to `[…, width]`; see [`Kernels::linear`].
+pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join) -> Array {
+    let mut inputs = vec![x];
+    // For each layer, how it is packed, and whether it has a bias.
+    let mut kinds = Vec::new();
+    let mut dtype = x.dtype();
+    let mut width = 0;
+    for layer in layers {
+        let (weight, bias) = layer.parts();
+        inputs.extend(weight.arrays());
+        inputs.extend(bias);
+        kinds.push((weight.packing(), bias.is_some()));
+        dtype = promoted(dtype, weight.dtype());
+        width += weight.arrays()[0].dim(0);
+    }
     let mut shape = x.shape().to_vec();
-    *shape.last_mut().expect("x has a dimension") = arrays[0].dim(0);
-    let dtype = promoted(x.dtype(), weight.dtype());
-    let n = arrays.len();
-    let inputs: Vec<&Array> = [x].into_iter().chain(arrays).chain(bias).collect();
+    *shape.last_mut().expect("x has a dimension") = if join == Join::SwiGlu { width / 2 } else { width };
     leaf(&inputs, &shape, dtype, move |inputs, output| {
-        let weight = matrix(&inputs[1..1 + n], packing);
-        let bias = inputs.get(1 + n).map(View::floats);
-        inputs[0].contiguous(|x| kernels.matmul(x, &weight, bias, output.floats_mut()));
+        let (x, mut rest) = inputs.split_first().expect("x is an input");
+        let mut layers = Vec::with_capacity(kinds.len());
+        for &(packing, has_bias) in &kinds {
+            let (weight, after) = rest.split_at(if packing.is_some() { 3 } else { 1 });
+            let (bias, after) = after.split_at(usize::from(has_bias));
+            layers.push(Layer { weight: matrix(weight, packing), bias: bias.first().map(View::floats) });
+            rest = after;
+        }
+        x.contiguous(|x| kernels.linear(x, &layers, join, output.floats_mut()));
     })
 }
 
@@ -87,15 +101,6 @@ pub(crate) fn add(kernels: Kernels, a: &Array, b: &Array) -> Option<Array> {
     })
 }
 
-/// `silu(gate) · up`.
-pub(crate) fn swiglu(kernels: Kernels, gate: &Array, up: &Array) -> Option<Array> {
-    (gate.dtype() == up.dtype()).then(|| {
-        leaf(&[gate, up], gate.shape(), gate.dtype(), move |inputs, output| {
-            inputs[0].contiguous(|gate| inputs[1].contiguous(|up| kernels.swiglu(gate, up, output.floats_mut())));
-        })
-    })
-}
-
 /// `[B, H, L, D]` of any strides, if the components of a row lie together.
 fn heads(view: &View) -> Heads<'_> {
     let &[b, h, l, d] = view.shape() else { panic!("heads have four dimensions, not {:?}", view.shape()) };
@@ -105,11 +110,29 @@ fn heads(view: &View) -> Heads<'_> {
     Heads { values: view.floats(), shape, strides: [sb, sh, sl].map(|stride| stride as usize) }
 }
 
-/// Rotary position embedding of `[B, H, L, D]`; see [`Kernels::rope`].
-pub(crate) fn rope(kernels: Kernels, x: &Array, frequencies: &[f64], offset: i32, factor: f32) -> Array {
-    let frequencies = frequencies.to_vec();
-    leaf(&[x], x.shape(), x.dtype(), move |inputs, output| {
-        kernels.rope(heads(&inputs[0]), &frequencies, offset as usize, factor, output.floats_mut());
+/// Heads `first..first + n` of `head_dim` numbers out of `x` `[B, L, heads · head_dim]`, each normalised by `norm` (weight and
+/// eps) and rotated by `rope` (frequencies, position of the first token, factor), as `[B, n, L, head_dim]`.
+pub(crate) fn heads_of(
+    kernels: Kernels,
+    x: &Array,
+    first: i32,
+    n: i32,
+    head_dim: i32,
+    norm: Option<(&Array, f32)>,
+    rope: (&[f64], i32, f32),
+) -> Array {
+    let (frequencies, offset, factor) = (rope.0.to_vec(), rope.1, rope.2);
+    let inputs: Vec<&Array> = [x].into_iter().chain(norm.map(|(weight, _)| weight)).collect();
+    let eps = norm.map_or(0.0, |(_, eps)| eps);
+    leaf(&inputs, &[x.dim(0), n, x.dim(1), head_dim], x.dtype(), move |inputs, output| {
+        let (x, norm) = (&inputs[0], inputs.get(1).map(|weight| (weight.floats(), eps)));
+        let &[b, l, width] = x.shape() else { panic!("projections have three dimensions, not {:?}", x.shape()) };
+        let &[sb, sl, _] = x.strides() else { unreachable!("as many strides as dimensions") };
+        assert!((first + n) * head_dim <= width);
+        let values = x.floats().from((first * head_dim) as usize);
+        let shape = [b, n, l, head_dim].map(|n| n as usize);
+        let heads = Heads { values, shape, strides: [sb as usize, head_dim as usize, sl as usize] };
+        kernels.rope(heads, norm, &frequencies, offset as usize, factor, output.floats_mut());
     })
 }
 

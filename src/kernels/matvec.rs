@@ -1,4 +1,4 @@
-//! `y = W · x (+ bias)` for a few vectors: decoding, which is bound by reading W once.
+//! `y = W · x + bias` for a few vectors: decoding, which is bound by reading W once.
 //!
 //! Four- and eight-bit weights are multiplied as they lie: a vector of words is shifted and masked to one field of each,
 //! so the activations are put in that order first. A row's group has one scale and bias, so
@@ -8,6 +8,7 @@
 //! instructions for bytes multiply twice as fast. Activations in f32 stay floats.
 
 use super::fixed::Fixed;
+use super::join::{Finish, Join, Joined};
 use super::pool;
 use super::simd::{Op, Simd};
 use super::types::{Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, load_all, same_type, typed};
@@ -21,11 +22,10 @@ const AHEAD: usize = 4096;
 /// Columns from which rows are read four side by side.
 const LONG: usize = 6144;
 
-/// `x` `[m, columns]`, `y` `[m, rows]`; m small, since every vector goes through the weight on its own.
+/// `x` `[m, columns]`, `y` `[m, width]`; m small, since every vector goes through the weights on its own.
 pub(super) struct MatVec<'a> {
     pub x: Floats<'a>,
-    pub w: Matrix<'a>,
-    pub bias: Option<Floats<'a>>,
+    pub joined: Joined<'a>,
     pub y: FloatsMut<'a>,
 }
 
@@ -34,24 +34,39 @@ impl Op for MatVec<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let MatVec { x, w, bias, y } = self;
-        let vectors = x.len() / w.columns;
-        let layout = Layout::of(s, &w, &x);
-        let prepared: Vec<Prepared> = (0..vectors).map(|i| s.run(Prepare { x: &x, i, w: &w, layout })).collect();
-        let bias: Option<Vec<f32>> = bias.map(|b| typed!(Floats, b, b => b.iter().map(|b| b.to_f32()).collect()));
+        let MatVec { x, joined, y } = self;
+        let columns = joined.layers[0].weight.columns;
+        let mut prepared: Vec<(Layout, Vec<Prepared>)> = Vec::new();
+        let mut prepared_for = Vec::new();
+        for layer in joined.layers {
+            let layout = Layout::of(s, &layer.weight, &x);
+            let known = prepared.iter().position(|(known, _)| *known == layout);
+            prepared_for.push(known.unwrap_or(prepared.len()));
+            if known.is_none() {
+                let tokens = 0..x.len() / columns;
+                prepared.push((layout, tokens.map(|i| s.run(Prepare { x: &x, i, columns, layout })).collect()));
+            }
+        }
+        let width = joined.width();
+        let tasks = joined.tasks(pool::share(width).min(BLOCK));
         typed!(FloatsMut, y, y => {
             let y = Shared(y.as_mut_ptr());
-            let block_size = pool::share(w.rows).min(BLOCK);
-            pool::for_each(w.rows.div_ceil(block_size), |block| {
-                let rows = block * block_size..((block + 1) * block_size).min(w.rows);
-                for (i, x) in prepared.iter().enumerate() {
-                    let mut sums = [0.0; BLOCK];
-                    s.run(Rows { w: &w, x, layout, first: rows.start, sums: &mut sums[..rows.len()] });
-                    for (row, &sum) in rows.clone().zip(&sums) {
-                        let value = Element::from_f32(sum + bias.as_ref().map_or(0.0, |b| b[row]));
-                        // SAFETY: row `i` of y has `w.rows` values, and this task alone writes those of `rows`.
-                        unsafe { y.at(i * w.rows + row).write(value) };
+            pool::for_each(tasks.len(), |i| {
+                let task = &tasks[i];
+                let n = task.rows.len();
+                for token in 0..prepared[0].1.len() {
+                    let mut sums = [[0.0; BLOCK]; 2];
+                    for (i, (layer, sums)) in joined.layers_of(task).iter().zip(&mut sums).enumerate() {
+                        let (layout, x) = &prepared[prepared_for[task.layer + i]];
+                        layer.begin(task.rows.clone(), &mut sums[..n]);
+                        let (first, sums) = (task.rows.start, &mut sums[..n]);
+                        s.run(AddRows { w: &layer.weight, x: &x[token], layout: *layout, first, sums });
                     }
+                    let [sums, other] = &mut sums;
+                    let multiplied = (joined.join == Join::SwiGlu).then_some(&other[..n]);
+                    // SAFETY: a row of y has `width` numbers, and this task alone writes these.
+                    let y = Shared(unsafe { y.at(token * width + task.at) });
+                    s.run(Finish { sums: &mut sums[..n], multiplied, y });
                 }
             });
         });
@@ -59,7 +74,7 @@ impl Op for MatVec<'_> {
 }
 
 /// How x is laid out for a weight.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Layout {
     /// Values in one word that a vector of words takes apart; 1 when weights are turned into f32 first.
     fields: usize,
@@ -105,7 +120,7 @@ struct Prepared {
 struct Prepare<'a> {
     x: &'a Floats<'a>,
     i: usize,
-    w: &'a Matrix<'a>,
+    columns: usize,
     layout: Layout,
 }
 
@@ -114,10 +129,10 @@ impl Op for Prepare<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) -> Prepared {
-        let Prepare { x, i, w, layout: Layout { fields, lanes, group, fixed } } = self;
+        let Prepare { x, i, columns, layout: Layout { fields, lanes, group, fixed } } = self;
         let chunk = fields * lanes;
-        let mut natural = vec![0.0; w.columns.next_multiple_of(chunk.max(lanes * group))];
-        typed!(Floats, x, x => load_all(s, &x[i * w.columns..(i + 1) * w.columns], &mut natural[..w.columns]));
+        let mut natural = vec![0.0; columns.next_multiple_of(chunk.max(lanes * group))];
+        typed!(Floats, x, x => load_all(s, &x[i * columns..(i + 1) * columns], &mut natural[..columns]));
         if group == 0 {
             return Prepared { values: natural, ..Prepared::default() };
         }
@@ -149,8 +164,8 @@ impl Op for Prepare<'_> {
     }
 }
 
-/// Rows `first..` of the product, before the layer's bias.
-struct Rows<'a> {
+/// Add the products of rows `first..` to `sums`.
+struct AddRows<'a> {
     w: &'a Matrix<'a>,
     x: &'a Prepared,
     layout: Layout,
@@ -158,16 +173,16 @@ struct Rows<'a> {
     sums: &'a mut [f32],
 }
 
-impl Op for Rows<'_> {
+impl Op for AddRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let Rows { w, x, layout, first, sums } = self;
+        let AddRows { w, x, layout, first, sums } = self;
         match w.values {
             Values::Dense(values) => typed!(Floats, values, values => {
                 for (sum, row) in sums.iter_mut().zip(values[first * w.columns..].chunks_exact(w.columns)) {
-                    *sum = dot(s, row, &x.values);
+                    *sum += dot(s, row, &x.values);
                 }
             }),
             Values::Affine(affine) => match affine.bits {
@@ -178,7 +193,7 @@ impl Op for Rows<'_> {
                     let mut values = vec![0.0; w.columns];
                     for (i, sum) in sums.iter_mut().enumerate() {
                         unpack::row(w, first + i, 0, &mut values);
-                        *sum = dot(s, &values, &x.values);
+                        *sum += dot(s, &values, &x.values);
                     }
                 }
             },
@@ -236,20 +251,24 @@ fn affine_block<S: Simd, const BITS: u32>(
         let mut done = 0;
         if w.columns >= LONG {
             for sums in sums.as_chunks_mut::<4>().0 {
-                *sums = if layout.fixed {
+                let products = if layout.fixed {
                     affine_rows::<S, _, BITS, true, 4>(s, &rows, x, layout, first + done)
                 } else {
                     affine_rows::<S, _, BITS, false, 4>(s, &rows, x, layout, first + done)
                 };
+                for (sum, product) in sums.iter_mut().zip(products) {
+                    *sum += product;
+                }
                 done += 4;
             }
         }
         for (i, sum) in sums.iter_mut().enumerate().skip(done) {
-            [*sum] = if layout.fixed {
+            let [product] = if layout.fixed {
                 affine_rows::<S, _, BITS, true, 1>(s, &rows, x, layout, first + i)
             } else {
                 affine_rows::<S, _, BITS, false, 1>(s, &rows, x, layout, first + i)
             };
+            *sum += product;
         }
     });
 }

@@ -17,6 +17,7 @@ mod gemm;
 mod gemm_amx;
 #[cfg(target_arch = "x86_64")]
 mod gemm_fixed;
+mod join;
 pub(crate) mod leaves;
 mod matvec;
 mod pool;
@@ -28,9 +29,11 @@ mod unpack;
 use std::sync::OnceLock;
 
 use mlx_rs::{Device, DeviceType};
+use join::Joined;
+pub use join::Join;
 use simd::{Op, Simd};
 pub use attention::{Heads, Mask};
-pub use types::{Affine, Floats, FloatsMut, Matrix, Values};
+pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
 use crate::error::{Error, Result};
 
@@ -97,40 +100,44 @@ impl Kernels {
         simd::Portable.run(op)
     }
 
-    /// `y = x · Wᵀ (+ bias)`: `x` `[m, columns]`, `bias` `[rows]`, `y` `[m, rows]`.
+    /// Linear layers with one input: `x` `[m, columns]` to `y` `[m, width]`, whose rows are the layers' outputs as `join` says.
     ///
     /// # Panics
     /// When the sizes do not fit together.
-    pub fn matmul(self, x: Floats, w: &Matrix, bias: Option<Floats>, y: FloatsMut) {
-        w.check();
-        let m = x.len() / w.columns;
-        assert!(x.len() == m * w.columns && y.len() == m * w.rows && bias.is_none_or(|b| b.len() == w.rows));
+    pub fn linear(self, x: Floats, layers: &[Layer], join: Join, y: FloatsMut) {
+        let (joined, columns) = (Joined { layers, join }, layers[0].weight.columns);
+        for Layer { weight, bias } in layers {
+            weight.check();
+            assert!(weight.columns == columns && bias.is_none_or(|bias| bias.len() == weight.rows));
+        }
+        assert!(join == Join::Beside || layers.len() == 2 && layers[0].weight.rows == layers[1].weight.rows);
+        let m = x.len() / columns;
+        assert!(x.len() == m * columns && y.len() == m * joined.width());
         // Unpacking a weight costs about as much as two products with it.
         if m <= 4 {
-            return self.run(matvec::MatVec { x, w: *w, bias, y });
+            return self.run(matvec::MatVec { x, joined, y });
         }
         // Tiles are as large as the registers allow: 16 for AVX2, 32 for AVX-512.
         #[cfg(target_arch = "x86_64")]
         match self {
-            Kernels::Amx if gemm_amx::takes(&x, w) => {
-                return gemm::multiply(&gemm_amx::Amx::detect().expect("chosen where it runs"), x, w, bias, y);
+            Kernels::Amx if layers.iter().all(|layer| gemm_amx::takes(&x, &layer.weight)) => {
+                let amx = gemm_amx::Amx::detect().expect("chosen where it runs");
+                return gemm::multiply(&amx, x, joined, y);
             }
             Kernels::Amx | Kernels::Avx512 => {
                 let s = simd::Avx512::detect().expect("chosen where it runs");
-                return match w.values {
-                    Values::Affine(Affine { bits: 2 | 4 | 8, group_size, .. }) if x.bits() == 16 => {
-                        gemm::multiply(&gemm_fixed::InFixed { s, group: group_size }, x, w, bias, y)
-                    }
-                    _ => gemm::multiply(&gemm::InFloats::<_, 12>(s), x, w, bias, y),
+                return match gemm_fixed::InFixed::for_layers(s, &x, layers) {
+                    Some(fixed) => gemm::multiply(&fixed, x, joined, y),
+                    None => gemm::multiply(&gemm::InFloats::<_, 12>(s), x, joined, y),
                 };
             }
             Kernels::Avx2 => {
                 let s = simd::Avx2::detect().expect("chosen where it runs");
-                return gemm::multiply(&gemm::InFloats::<_, 6>(s), x, w, bias, y);
+                return gemm::multiply(&gemm::InFloats::<_, 6>(s), x, joined, y);
             }
             Kernels::Mlx | Kernels::Portable => {}
         }
-        gemm::multiply(&gemm::InFloats::<_, 2>(simd::Portable), x, w, bias, y);
+        gemm::multiply(&gemm::InFloats::<_, 2>(simd::Portable), x, joined, y);
     }
 
     /// `y = a + b`, all of one type and length.
@@ -139,16 +146,7 @@ impl Kernels {
     /// When they are not.
     pub fn add(self, a: Floats, b: Floats, y: FloatsMut) {
         assert!(a.len() == y.len() && b.len() == y.len());
-        self.run(elementwise::Zip { f: elementwise::Add, a, b, y });
-    }
-
-    /// `y = silu(gate) · up`, all of one type and length.
-    ///
-    /// # Panics
-    /// When they are not.
-    pub fn swiglu(self, gate: Floats, up: Floats, y: FloatsMut) {
-        assert!(gate.len() == y.len() && up.len() == y.len());
-        self.run(elementwise::Zip { f: elementwise::SwiGlu, a: gate, b: up, y });
+        self.run(elementwise::Add { a, b, y });
     }
 
     /// `y = x / sqrt(mean(x²) + eps) · weight`, over each `weight.len()` numbers (arXiv 1910.07467).
@@ -162,14 +160,26 @@ impl Kernels {
 
     /// Rotary position embedding of the half-split kind: `y` `[B, H, L, D]`, contiguous and of the type of `x`, has the rows
     /// of `x` with component i turned with component i + D/2 by `frequencies[i]` radians times the token's position, which
-    /// counts from `offset`, and all multiplied with `factor` (arXiv 2104.09864; the factor is YaRN's).
+    /// counts from `offset`, and all multiplied with `factor` (arXiv 2104.09864; the factor is YaRN's). Before, each row is
+    /// normalised as by [`Kernels::rms_norm`], where `norm` has a weight `[D]` and eps. Without frequencies nothing turns.
     ///
     /// # Panics
     /// When the sizes do not fit together.
-    pub fn rope(self, x: Heads, frequencies: &[f64], offset: usize, factor: f32, y: FloatsMut) {
+    pub fn rope(
+        self,
+        x: Heads,
+        norm: Option<(Floats, f32)>,
+        frequencies: &[f64],
+        offset: usize,
+        factor: f32,
+        y: FloatsMut,
+    ) {
         x.check();
-        assert!(y.len() == x.shape.iter().product::<usize>() && x.shape[3] == 2 * frequencies.len());
-        self.run(elementwise::Rotate { x, frequencies, offset, factor, y });
+        let width = x.shape[3];
+        assert!(y.len() == x.shape.iter().product::<usize>());
+        assert!(frequencies.is_empty() || width == 2 * frequencies.len());
+        assert!(norm.is_none_or(|(weight, _)| weight.len() == width));
+        self.run(elementwise::Rotate { x, norm, frequencies, offset, factor, y });
     }
 
     /// `softmax(scale · q · kᵀ) · v`: `q` `[B, H, L, D]`, `k` and `v` `[B, H / group, T, D]`, `y` `[B, L, H, D]`, which is

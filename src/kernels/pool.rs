@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+/// How often the caller looks whether the last tasks have ended before it goes to sleep: some tens of microseconds.
+const PATIENCE: usize = 2000;
+
 static POOL: OnceLock<Pool> = OnceLock::new();
 
 struct Pool {
@@ -43,7 +46,7 @@ pub(super) fn share(n: usize) -> usize {
 /// Do `work` for each of `0..n`, once each, in any order and on any thread.
 pub(super) fn for_each(n: usize, work: impl Fn(usize) + Sync) {
     let pool = POOL.get_or_init(|| build(default_threads()));
-    let next = AtomicUsize::new(0);
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let drain = || {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
@@ -51,6 +54,7 @@ pub(super) fn for_each(n: usize, work: impl Fn(usize) + Sync) {
                 return;
             }
             work(i);
+            done.fetch_add(1, Ordering::Release);
         }
     };
     match &pool.helpers {
@@ -59,6 +63,13 @@ pub(super) fn for_each(n: usize, work: impl Fn(usize) + Sync) {
                 scope.spawn(|_| drain());
             }
             drain();
+            // Others are about to end too: going to sleep would take longer than waiting for them.
+            for _ in 0..PATIENCE {
+                if done.load(Ordering::Acquire) == n {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
         }),
         _ => drain(),
     }

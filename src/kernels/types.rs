@@ -112,6 +112,15 @@ impl Floats<'_> {
         self.len() == 0
     }
 
+    /// Those from number `first` on.
+    pub fn from(self, first: usize) -> Self {
+        match self {
+            Floats::F32(x) => Floats::F32(&x[first..]),
+            Floats::F16(x) => Floats::F16(&x[first..]),
+            Floats::Bf16(x) => Floats::Bf16(&x[first..]),
+        }
+    }
+
     /// Bits of one number.
     pub(super) fn bits(&self) -> usize {
         if matches!(self, Floats::F32(_)) { 32 } else { 16 }
@@ -180,6 +189,28 @@ impl Matrix<'_> {
                 assert_eq!(biases.len(), scales.len(), "biases");
                 assert_eq!(std::mem::discriminant(&scales), std::mem::discriminant(&biases), "types");
             }
+        }
+    }
+}
+
+/// A linear layer: `x · weightᵀ + bias`.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Layer<'a> {
+    pub weight: Matrix<'a>,
+    pub bias: Option<Floats<'a>>,
+}
+
+impl Layer<'_> {
+    /// The bias of `rows`, or zeros, to be added to.
+    pub(super) fn begin(&self, rows: std::ops::Range<usize>, sums: &mut [f32]) {
+        match self.bias {
+            None => sums.fill(0.0),
+            Some(bias) => typed!(Floats, bias, bias => {
+                for (sum, bias) in sums.iter_mut().zip(&bias[rows]) {
+                    *sum = bias.to_f32();
+                }
+            }),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::config::DecoderConfig;
 use super::rope::Rope;
 use crate::error::Result;
 use crate::generate::kv_cache::{KvCache, Step};
-use crate::kernels::{self, leaves};
+use crate::kernels::{self, Join, Kernels, leaves};
 use crate::quantized::{Embedding, Linear};
 use crate::weights::{Kind, Scope};
 
@@ -75,8 +75,7 @@ impl Decoder {
 
     /// Bytes of the matrices that a decode step multiplies with.
     pub fn step_bytes(&self) -> usize {
-        let head = self.lm_head.as_ref().map_or_else(|| self.embed_tokens.nbytes(), Linear::nbytes);
-        self.linears().map(Linear::nbytes).sum::<usize>() + head
+        self.linears().chain([self.head()]).map(Linear::nbytes).sum()
     }
 
     /// Multiplications and additions for one token in the layers' matrices.
@@ -86,10 +85,11 @@ impl Decoder {
 
     /// Hidden states `[…, D]` to logits `[…, V]`.
     pub fn logits(&self, hidden_states: &Array) -> Result<Array> {
-        match &self.lm_head {
-            Some(head) => head.forward(hidden_states),
-            None => self.embed_tokens.as_linear(hidden_states),
-        }
+        self.head().forward(hidden_states)
+    }
+
+    fn head(&self) -> &Linear {
+        self.lm_head.as_ref().unwrap_or(self.embed_tokens.as_linear())
     }
 }
 
@@ -157,25 +157,46 @@ impl Attention {
     }
 
     fn forward(&self, x: &Array, layer: usize, step: &Step, cache: &mut KvCache) -> Result<Array> {
+        let [queries, keys, values] = match kernels::active() {
+            Some(kernels) => self.project_on(kernels, x, step.offset),
+            None => self.project(x, step.offset)?,
+        };
+        let (keys, values) = cache.update(layer, step, keys, values)?;
+        let scale = (self.head_dim as f32).powf(-0.5);
+        self.o_proj.forward(&attention(&queries, &keys, &values, scale, step.mask())?)
+    }
+
+    /// Queries, keys and values `[B, heads, L, head_dim]`, normalised and rotated.
+    fn project(&self, x: &Array, offset: i32) -> Result<[Array; 3]> {
         let (b, l) = (x.dim(0), x.dim(1));
         let split = |projected: Array, heads, norm: Option<&RmsNorm>| -> Result<Array> {
             let mut y = projected.reshape(&[b, l, heads, self.head_dim])?;
             if let Some(norm) = norm {
                 y = norm.forward(&y)?;
             }
-            Ok(y.transpose_axes(&[0, 2, 1, 3])?) // [B, heads, L, head_dim]
+            Ok(y.transpose_axes(&[0, 2, 1, 3])?)
         };
         let (q_norm, k_norm) = self.qk_norm.as_ref().map_or((None, None), |(q, k)| (Some(q), Some(k)));
         let queries = split(self.q_proj.forward(x)?, self.n_heads, q_norm)?;
         let keys = split(self.k_proj.forward(x)?, self.n_kv_heads, k_norm)?;
         let values = split(self.v_proj.forward(x)?, self.n_kv_heads, None)?;
+        Ok([self.rope.apply(&queries, offset)?, self.rope.apply(&keys, offset)?, values])
+    }
 
-        let queries = self.rope.apply(&queries, step.offset)?;
-        let keys = self.rope.apply(&keys, step.offset)?;
-        let (keys, values) = cache.update(layer, step, keys, values)?;
-
-        let scale = (self.head_dim as f32).powf(-0.5);
-        self.o_proj.forward(&attention(&queries, &keys, &values, scale, step.mask())?)
+    /// The same in four operations.
+    fn project_on(&self, kernels: Kernels, x: &Array, offset: i32) -> [Array; 3] {
+        let all = leaves::linear(kernels, x, &[&self.q_proj, &self.k_proj, &self.v_proj], Join::Beside);
+        let rope = self.rope.turns(offset);
+        let heads = |first, n, norm: Option<&RmsNorm>, rope| {
+            let norm = norm.map(|norm| (&norm.weight, norm.eps));
+            leaves::heads_of(kernels, &all, first, n, self.head_dim, norm, rope)
+        };
+        let (q_norm, k_norm) = self.qk_norm.as_ref().map_or((None, None), |(q, k)| (Some(q), Some(k)));
+        [
+            heads(0, self.n_heads, q_norm, rope),
+            heads(self.n_heads, self.n_kv_heads, k_norm, rope),
+            heads(self.n_heads + self.n_kv_heads, self.n_kv_heads, None, (&[], 0, 1.0)),
+        ]
     }
 }
 
@@ -215,16 +236,17 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Array) -> Result<Array> {
-        self.down_proj.forward(&swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+        let expanded = match kernels::active() {
+            Some(kernels) => leaves::linear(kernels, x, &[&self.gate_proj, &self.up_proj], Join::SwiGlu),
+            None => swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?,
+        };
+        self.down_proj.forward(&expanded)
     }
 }
 
 /// `silu(gate) · up`. Not mlx-rs' `silu`, which is a compiled function: on a CPU, MLX compiles those with the
 /// machine's C++ compiler, which a machine that only runs models does not have.
 fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    if let Some(result) = kernels::active().and_then(|kernels| leaves::swiglu(kernels, gate, up)) {
-        return Ok(result);
-    }
     Ok(multiply(multiply(gate, sigmoid(gate)?)?, up)?)
 }
 

@@ -10,7 +10,6 @@ use mlx_rs::{fast, ops};
 
 use super::config::Fields;
 use crate::error::Result;
-use crate::kernels::{self, leaves};
 
 /// `rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,11 +203,14 @@ impl Rope {
         rope
     }
 
+    /// For CPU kernels: radians per position for each pair of components, the position of the first token, and what rotated
+    /// vectors are multiplied with.
+    pub fn turns(&self, offset: i32) -> (&[f64], i32, f32) {
+        (&self.frequencies, offset, self.attention_factor)
+    }
+
     /// Rotate `x` `[B, heads, L, head_dim]`, whose first row is at position `offset`.
     pub fn apply(&self, x: &Array, offset: i32) -> Result<Array> {
-        if let Some(kernels) = kernels::active() {
-            return Ok(leaves::rope(kernels, x, &self.frequencies, offset, self.attention_factor));
-        }
         let rotate =
             |x: &Array| fast::rope(x, self.head_dim, false, self.base, self.scale, offset, self.freqs.as_ref());
         Ok(if self.attention_factor == 1.0 {

@@ -5,7 +5,7 @@
 //! (`attention`), sine and cosine exchanged (`rope`), `eps` left out (`rms_norm`).
 
 use half::{bf16, f16};
-use mlx_lm::kernels::{Affine, Floats, FloatsMut, Heads, Kernels, Mask, Matrix, Values};
+use mlx_lm::kernels::{Affine, Floats, FloatsMut, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -142,12 +142,17 @@ impl Weight {
     }
 }
 
+fn linear(kernels: Kernels, x: &Numbers, w: &Weight, bias: Option<&Numbers>, y: &mut Numbers) {
+    let layer = Layer { weight: w.matrix(), bias: bias.map(Numbers::floats) };
+    kernels.linear(x.floats(), &[layer], Join::Beside, y.floats_mut());
+}
+
 /// `x · Wᵀ + bias` for all sets of kernels within what rounding explains.
 fn check_matmul(w: &Weight, x: &Numbers, x_kind: usize, bias: Option<&Numbers>, y_kind: usize, what: &str) {
     let (wide, tokens) = (x.wide(), x.wide().len() / w.columns);
     for kernels in sets() {
         let mut y = Numbers::zeros(y_kind, tokens * w.rows);
-        kernels.matmul(x.floats(), &w.matrix(), bias.map(Numbers::floats), y.floats_mut());
+        linear(kernels, x, w, bias, &mut y);
         for (i, found) in y.wide().into_iter().enumerate() {
             let (token, row) = (i / w.rows, i % w.rows);
             let x = &wide[token * w.columns..(token + 1) * w.columns];
@@ -217,7 +222,7 @@ fn what_is_not_a_number_reaches_the_products_it_is_part_of_and_no_other() {
                 values[token * 192 + rng.random_range(0..192)] = bad;
                 let x = Numbers::new(kind, values);
                 let mut y = Numbers::zeros(kind, tokens * 20);
-                kernels.matmul(x.floats(), &w.matrix(), None, y.floats_mut());
+                linear(kernels, &x, &w, None, &mut y);
                 for (i, y) in y.wide().into_iter().enumerate() {
                     let what = format!("{}: {bits} bits, {tokens} tokens, {bad}: {i}: {y}", kernels.name());
                     assert_eq!(y.is_finite(), i / 20 != token, "{what}");
@@ -227,7 +232,7 @@ fn what_is_not_a_number_reaches_the_products_it_is_part_of_and_no_other() {
                 let mut scales = w.scales.wide();
                 scales[7 * 3 + 1] = bad;
                 let w = Weight { scales: Numbers::new(kind, scales), ..w };
-                kernels.matmul(x.floats(), &w.matrix(), None, y.floats_mut());
+                linear(kernels, &x, &w, None, &mut y);
                 for (i, y) in y.wide().into_iter().enumerate() {
                     assert_eq!(y.is_finite(), i % 20 != 7, "{}: scale {bad}: {i}: {y}", kernels.name());
                 }
@@ -245,7 +250,7 @@ fn results_are_the_same_again() {
             let x = Numbers::new(2, uniform(&mut rng, tokens * 512));
             let product = || {
                 let mut y = Numbers::zeros(0, tokens * 1000);
-                kernels.matmul(x.floats(), &w.matrix(), None, y.floats_mut());
+                linear(kernels, &x, &w, None, &mut y);
                 y.wide()
             };
             let first = product();
@@ -274,7 +279,7 @@ fn an_embedding_is_the_rows_of_its_weight() {
 }
 
 #[test]
-fn norms_sums_and_swiglu_are_those_of_f64() {
+fn norms_and_sums_are_those_of_f64() {
     let mut rng = StdRng::seed_from_u64(6);
     for width in [1, 7, 8, 16, 33, 64, 2048] {
         for kind in 0..3 {
@@ -301,8 +306,53 @@ fn norms_sums_and_swiglu_are_those_of_f64() {
                 });
                 kernels.add(x.floats(), z.floats(), y.floats_mut());
                 check("add", &y, &|i| wide[i] + wide_z[i]);
-                kernels.swiglu(x.floats(), z.floats(), y.floats_mut());
-                check("swiglu", &y, &|i| wide[i] / (1.0 + (-wide[i]).exp()) * wide_z[i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_of_one_input_are_what_each_is_alone() {
+    let mut rng = StdRng::seed_from_u64(9);
+    for tokens in [1, 3, 9] {
+        for kind in 0..3 {
+            let sizes = [(40, 4, 64), (17, 8, 64), (17, 4, 32), (33, 3, 64)];
+            let weights: Vec<Weight> =
+                sizes.iter().map(|&(rows, bits, group)| Weight::affine(&mut rng, rows, 256, kind, bits, group)).collect();
+            let biases = Numbers::new(kind, uniform(&mut rng, 17));
+            let x = Numbers::new(kind, uniform(&mut rng, tokens * 256));
+            for kernels in sets() {
+                let alone = |w: &Weight| {
+                    let mut y = Numbers::zeros(0, tokens * w.rows);
+                    linear(kernels, &x, w, (w.rows == 17).then_some(&biases), &mut y);
+                    y.wide()
+                };
+                let layer = |w| {
+                    let w: &Weight = w;
+                    Layer { weight: w.matrix(), bias: (w.rows == 17).then(|| biases.floats()) }
+                };
+                let each: Vec<Vec<f64>> = weights.iter().map(alone).collect();
+                let mut y = Numbers::zeros(0, tokens * 107);
+                let layers: Vec<Layer> = weights.iter().map(layer).collect();
+                kernels.linear(x.floats(), &layers, Join::Beside, y.floats_mut());
+                for (token, row) in y.wide().chunks(107).enumerate() {
+                    let expected = each.iter().flat_map(|y| {
+                        let rows = y.len() / tokens;
+                        &y[token * rows..(token + 1) * rows]
+                    });
+                    for (found, expected) in row.iter().zip(expected) {
+                        // Beside layers of another kind, one may be multiplied in floats.
+                        assert!((found - expected).abs() < 2e-3, "{}: {found}, {expected}", kernels.name());
+                    }
+                }
+                let mut y = Numbers::zeros(0, tokens * 17);
+                kernels.linear(x.floats(), &layers[1..3], Join::SwiGlu, y.floats_mut());
+                for (i, found) in y.wide().into_iter().enumerate() {
+                    let (gate, up) = (each[1][i], each[2][i]);
+                    let expected = gate / (1.0 + (-gate).exp()) * up;
+                    let bound = 2e-3 * (1.0 + gate.abs() + up.abs());
+                    assert!((found - expected).abs() < bound, "{}: {found}, {expected}", kernels.name());
+                }
             }
         }
     }
@@ -310,15 +360,19 @@ fn norms_sums_and_swiglu_are_those_of_f64() {
 
 #[test]
 fn swiglu_of_extreme_numbers_is_that_of_f64() {
+    let gates = [-1e30f32, -200.0, -88.0, -1.0, 0.0, 1e-3, 88.0, 200.0, 1e30, f32::NAN, f32::INFINITY];
+    let ones = [1f32; 11];
+    // One column: a row's output is its weight.
+    let dense = |values| Layer { weight: Matrix { rows: 11, columns: 1, values: Values::Dense(Floats::F32(values)) }, bias: None };
     for kernels in sets() {
-        let x = [-1e30f32, -200.0, -88.0, 0.0, 88.0, 200.0, 1e30, f32::NAN, f32::INFINITY];
-        let mut y = [0.0; 9];
-        kernels.swiglu(Floats::F32(&x), Floats::F32(&[1.0; 9]), FloatsMut::F32(&mut y));
-        for (x, y) in x.into_iter().zip(y) {
+        let mut y = [0.0; 11];
+        kernels.linear(Floats::F32(&[1.0]), &[dense(&gates), dense(&ones)], Join::SwiGlu, FloatsMut::F32(&mut y));
+        for (x, y) in gates.into_iter().zip(y) {
             let x = f64::from(x);
             let expected = x / (1.0 + (-x).exp());
-            let right = expected.is_nan() && y.is_nan() || (f64::from(y) - expected).abs() <= expected.abs() * 1e-6 + 1e-30;
-            assert!(right || f64::from(y) == expected, "{}: {x}: {y}, expected {expected}", kernels.name());
+            let near = (f64::from(y) - expected).abs() <= expected.abs() * 1e-6 + 1e-30;
+            let right = near || expected.is_nan() && y.is_nan() || f64::from(y) == expected;
+            assert!(right, "{}: {x}: {y}, expected {expected}", kernels.name());
         }
     }
 }
@@ -341,7 +395,7 @@ fn rope_turns_as_f64_does() {
             let wide = x.wide();
             for kernels in sets() {
                 let mut y = Numbers::zeros(kind, 2 * 3 * 5 * d);
-                kernels.rope(in_buffer(&x, shape, capacity), &frequencies, offset, factor, y.floats_mut());
+                kernels.rope(in_buffer(&x, shape, capacity), None, &frequencies, offset, factor, y.floats_mut());
                 for (i, found) in y.wide().into_iter().enumerate() {
                     let (row, c) = (i / d, i % d);
                     let from = row / 5 * capacity * d + row % 5 * d;
@@ -354,6 +408,26 @@ fn rope_turns_as_f64_does() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn heads_are_normalised_before_they_turn() {
+    let mut rng = StdRng::seed_from_u64(10);
+    let shape = [1, 2, 3, 32];
+    let x = Numbers::new(0, uniform(&mut rng, 2 * 3 * 32));
+    let weight = Numbers::new(0, uniform(&mut rng, 32));
+    let frequencies: Vec<f64> = (0..16).map(|i| 0.5f64.powi(i)).collect();
+    for kernels in sets() {
+        let mut normed = Numbers::zeros(0, 2 * 3 * 32);
+        kernels.rms_norm(x.floats(), weight.floats(), 1e-3, normed.floats_mut());
+        let (mut expected, mut found) = (normed.clone(), normed.clone());
+        kernels.rope(in_buffer(&normed, shape, 3), None, &frequencies, 5, 1.0, expected.floats_mut());
+        let norm = Some((weight.floats(), 1e-3));
+        kernels.rope(in_buffer(&x, shape, 3), norm, &frequencies, 5, 1.0, found.floats_mut());
+        assert_eq!(found.wide(), expected.wide(), "{}", kernels.name());
+        kernels.rope(in_buffer(&x, shape, 3), norm, &[], 5, 1.0, found.floats_mut());
+        assert_eq!(found.wide(), normed.wide(), "{}", kernels.name());
     }
 }
 
