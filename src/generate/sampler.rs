@@ -10,6 +10,7 @@ use mlx_rs::ops::{self, argpartition_axis, concatenate, sort_axis};
 use mlx_rs::random::{RandomState, categorical};
 
 use crate::error::{Error, Result};
+use crate::kernels::{self, Filter, leaves};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,7 +84,7 @@ pub struct Sampler {
 
 impl Sampler {
     /// # Errors
-    /// When `logit_bias` names a token that is not below `vocab_size`.
+    /// When `logit_bias` names a token that is not below `vocab_size`, or this machine lacks the kernels asked for.
     pub fn new(options: SamplerOptions, vocab_size: i32) -> Result<Self> {
         if let Some((id, _)) = options.logit_bias.iter().find(|(id, _)| i64::from(*id) >= i64::from(vocab_size)) {
             return Err(Error::Input(format!(
@@ -91,6 +92,7 @@ impl Sampler {
                 vocab_size - 1
             )));
         }
+        kernels::choose()?;
         let random = RandomState::with_seed(options.seed)?;
         Ok(Sampler { options, random, recent: None })
     }
@@ -144,7 +146,16 @@ impl Sampler {
     /// Choose a token `[1]` (u32) by processed logits `[1, V]`.
     pub fn sample(&mut self, logits: &Array) -> Result<Array> {
         // A temperature whose reciprocal f32 cannot hold is as good as zero.
-        if !(1.0 / self.options.temp).is_finite() {
+        let is_greedy = !(1.0 / self.options.temp).is_finite();
+        if let Some(kernels) = kernels::active() {
+            if is_greedy {
+                return Ok(leaves::argmax(kernels, logits));
+            }
+            let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
+            let filter = Filter { temp, top_p, min_p, top_k };
+            return Ok(leaves::sample(kernels, logits, filter, &self.random.next_key()?));
+        }
+        if is_greedy {
             return Ok(argmax_axis(logits, -1, false)?);
         }
         let logprobs = self.filter(logprobs(logits)?)?;

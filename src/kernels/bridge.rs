@@ -235,6 +235,13 @@ impl View {
         unsafe { self.slice() }
     }
 
+    /// The words of an output.
+    pub fn words_mut(&mut self) -> &mut [u32] {
+        assert_eq!(self.dtype, Dtype::Uint32 as i32);
+        // SAFETY: as for `floats_mut`.
+        unsafe { slice::from_raw_parts_mut(self.data.cast(), self.len()) }
+    }
+
     /// The elements of an output: the only view that [`leaf`] gives out to be changed.
     pub fn floats_mut(&mut self) -> FloatsMut<'_> {
         let n = self.len();

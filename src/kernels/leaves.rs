@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype};
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 
 use super::bridge::{View, leaf};
-use super::{Affine, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
+use super::{Affine, Filter, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
 use crate::quantized::{Linear, Packing, Weight};
 
 /// The type that MLX gives the result of an operation on two types of floats.
@@ -160,5 +160,20 @@ pub(crate) fn attention(
         };
         let [q, k, v] = [0, 1, 2].map(|i| heads(&inputs[i]));
         kernels.attention(q, k, v, scale, mask, output.floats_mut());
+    })
+}
+
+/// The token `[1]` (u32) with the largest of the logits `[1, V]`.
+pub(crate) fn argmax(kernels: Kernels, logits: &Array) -> Array {
+    leaf(&[logits], &[1], Dtype::Uint32, move |inputs, output| {
+        inputs[0].contiguous(|logits| output.words_mut()[0] = kernels.argmax(logits));
+    })
+}
+
+/// A token `[1]` (u32) drawn by the logits `[1, V]` with a key `[2]` (u32) of MLX.
+pub(crate) fn sample(kernels: Kernels, logits: &Array, filter: Filter, key: &Array) -> Array {
+    leaf(&[logits, key], &[1], Dtype::Uint32, move |inputs, output| {
+        let &[a, b] = inputs[1].words() else { panic!("a key has two words") };
+        inputs[0].contiguous(|logits| output.words_mut()[0] = kernels.sample(logits, filter, [a, b]));
     })
 }

@@ -22,6 +22,7 @@ pub(crate) mod leaves;
 mod matvec;
 mod pool;
 mod read;
+mod sample;
 mod simd;
 mod types;
 mod unpack;
@@ -31,6 +32,7 @@ use std::sync::OnceLock;
 use mlx_rs::{Device, DeviceType};
 use join::Joined;
 pub use join::Join;
+pub use sample::Filter;
 use simd::{Op, Simd};
 pub use attention::{Heads, Mask};
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
@@ -88,7 +90,7 @@ impl Kernels {
         ALL.iter().find(|(_, kernels)| *kernels == self).expect("every set has a name").0
     }
 
-    fn run<O: Op<Output = ()>>(self, op: O) {
+    fn run<O: Op>(self, op: O) -> O::Output {
         #[cfg(target_arch = "x86_64")]
         match self {
             Kernels::Amx | Kernels::Avx512 => {
@@ -98,6 +100,21 @@ impl Kernels {
             Kernels::Mlx | Kernels::Portable => {}
         }
         simd::Portable.run(op)
+    }
+
+    /// The index of the largest logit, the first of them if there are several.
+    pub fn argmax(self, logits: Floats) -> u32 {
+        self.run(sample::ArgMax(logits)) as u32
+    }
+
+    /// A token at random, by its logit: the one that `mlx.core.random.categorical` draws with this key from the filtered
+    /// log-probabilities over the temperature.
+    ///
+    /// # Panics
+    /// When there are no logits.
+    pub fn sample(self, logits: Floats, filter: Filter, key: [u32; 2]) -> u32 {
+        assert!(!logits.is_empty());
+        self.run(sample::Sample { logits, filter, key }) as u32
     }
 
     /// Linear layers with one input: `x` `[m, columns]` to `y` `[m, width]`, whose rows are the layers' outputs as `join` says.

@@ -5,7 +5,9 @@
 //! (`attention`), sine and cosine exchanged (`rope`), `eps` left out (`rms_norm`).
 
 use half::{bf16, f16};
-use mlx_lm::kernels::{Affine, Floats, FloatsMut, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
+use mlx_lm::kernels::{Affine, Filter, Floats, FloatsMut, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
+use mlx_rs::random::categorical;
+use mlx_rs::{Array, Device};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -487,5 +489,27 @@ fn attention_is_that_of_f64() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn draws_are_those_of_mlx() {
+    Device::set_default(&Device::cpu());
+    let mut rng = StdRng::seed_from_u64(11);
+    let mut equal = 0;
+    for draw in 0..400 {
+        let n = *[1, 2, 5, 12, 257, 1000].choose(&mut rng).unwrap();
+        let logits: Vec<f32> = uniform(&mut rng, n).into_iter().map(|x| 4.0 * x as f32).collect();
+        let temp = *[0.5, 1.0, 2.0].choose(&mut rng).unwrap();
+        let key = [rng.random::<u32>(), rng.random::<u32>()];
+        let tempered: Vec<f32> = logits.iter().map(|x| x / temp).collect();
+        let row = Array::from_slice(&tempered, &[1, n as i32]);
+        let expected = categorical(row, None, None, &Array::from_slice(&key, &[2])).unwrap().item_cast::<u32>();
+        for kernels in sets() {
+            let filter = Filter { temp, top_p: 1.0, min_p: 0.0, top_k: 0 };
+            let found = kernels.sample(Floats::F32(&logits), filter, key);
+            assert_eq!(found, expected, "{}: draw {draw}, {n} logits, {equal} before were equal", kernels.name());
+        }
+        equal += 1;
     }
 }
