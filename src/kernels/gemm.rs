@@ -14,6 +14,8 @@ use super::unpack;
 pub(super) trait Product: Sync {
     /// Rows of a panel.
     const ROWS: usize;
+    /// Panels of one task, at most.
+    const PANELS: usize = 1;
     /// Tokens of a tile.
     const TOKENS: usize;
     /// The tokens, packed.
@@ -26,7 +28,7 @@ pub(super) trait Product: Sync {
     /// `x` `[m, columns]`.
     fn pack(&self, x: Floats, columns: usize) -> Self::Packed;
 
-    /// Add the products of rows `first..first + ROWS` (those that there are) to `sums` `[m padded to TOKENS, ROWS]`.
+    /// Add the products of rows `first..` (those that there are) to `sums` `[panels, m padded to TOKENS, ROWS]`.
     fn add(&self, packed: &Self::Packed, w: &Matrix, first: usize, sums: &mut [f32]);
 }
 
@@ -35,26 +37,33 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
     let columns = joined.layers[0].weight.columns;
     let (tokens, width) = (x.len() / columns, joined.width());
     let packed = product.pack(x, columns);
-    let tasks = joined.tasks(P::ROWS);
+    let padded = tokens.next_multiple_of(P::TOKENS);
+    let tasks = joined.tasks(pool::share(4 * width).next_multiple_of(P::ROWS).min(P::PANELS * P::ROWS));
     typed!(FloatsMut, y, y => {
         let y = Shared(y.as_mut_ptr());
         pool::for_each(tasks.len(), |i| {
             let task = &tasks[i];
             let mut sums = [Vec::new(), Vec::new()];
             for (layer, sums) in joined.layers_of(task).iter().zip(&mut sums) {
-                sums.resize(tokens.next_multiple_of(P::TOKENS) * P::ROWS, 0.0);
-                for sums in sums.chunks_exact_mut(P::ROWS) {
-                    layer.begin(task.rows.clone(), &mut sums[..task.rows.len()]);
+                sums.resize(task.rows.len().div_ceil(P::ROWS) * padded * P::ROWS, 0.0);
+                if layer.bias.is_some() {
+                    for (first, sums) in task.rows.clone().step_by(P::ROWS).zip(sums.chunks_exact_mut(padded * P::ROWS)) {
+                        let rows = first..(first + P::ROWS).min(task.rows.end);
+                        sums.chunks_exact_mut(P::ROWS).for_each(|sums| layer.begin(rows.clone(), &mut sums[..rows.len()]));
+                    }
                 }
                 product.add(&packed, &layer.weight, task.rows.start, sums);
             }
             let [sums, others] = &mut sums;
-            for (token, sums) in sums.chunks_exact_mut(P::ROWS).take(tokens).enumerate() {
-                let multiplied =
-                    (joined.join == Join::SwiGlu).then(|| &others[token * P::ROWS..][..task.rows.len()]);
-                // SAFETY: a row of y has `width` numbers, and this task alone writes these.
-                let y = Shared(unsafe { y.at(token * width + task.at) });
-                product.simd().run(Finish { sums: &mut sums[..task.rows.len()], multiplied, y });
+            for (panel, first) in (0..task.rows.len()).step_by(P::ROWS).enumerate() {
+                let n = P::ROWS.min(task.rows.len() - first);
+                for token in 0..tokens {
+                    let from = (panel * padded + token) * P::ROWS;
+                    let multiplied = (joined.join == Join::SwiGlu).then(|| &others[from..from + n]);
+                    // SAFETY: a row of y has `width` numbers, and this task alone writes these.
+                    let y = Shared(unsafe { y.at(token * width + task.at + first) });
+                    product.simd().run(Finish { sums: &mut sums[from..from + n], multiplied, y });
+                }
             }
         });
     });

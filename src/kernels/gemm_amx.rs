@@ -20,8 +20,10 @@ const ROWS: usize = 32;
 const TOKENS: usize = 32;
 /// Columns that one instruction multiplies.
 const STEP: usize = 32;
-/// Columns of a panel, which then fills two thirds of the first-level cache.
+/// Columns of a panel; a block of tokens for as many fills two thirds of the first-level cache.
 const COLUMNS: usize = 512;
+/// Panels that a block of tokens goes through, from the second-level cache: tokens come from further away.
+const PANELS: usize = 8;
 
 /// A machine that has AMX for bf16, allowed by its system.
 #[derive(Clone, Copy)]
@@ -71,6 +73,7 @@ pub(super) fn takes(x: &Floats, w: &Matrix) -> bool {
 
 impl Product for Amx {
     const ROWS: usize = ROWS;
+    const PANELS: usize = PANELS;
     const TOKENS: usize = TOKENS;
     /// `[tokens / 16, columns / STEP, 16, STEP]`, tokens padded to TOKENS.
     type Packed = Vec<bf16>;
@@ -96,18 +99,24 @@ impl Product for Amx {
     }
 
     fn add(&self, packed: &Vec<bf16>, w: &Matrix, first: usize, sums: &mut [f32]) {
-        let mut panel = vec![0u32; COLUMNS / 2 * ROWS];
+        let block_size = w.columns * 16;
+        let padded = packed.len() / w.columns;
+        let mut panels = vec![0u32; sums.len() / (padded * ROWS) * COLUMNS / 2 * ROWS];
         // SAFETY: an `Amx` exists only where the machine has tiles and AVX-512 with BF16.
         unsafe {
             configure();
             for column in (0..w.columns).step_by(COLUMNS) {
                 let n = COLUMNS.min(w.columns - column);
-                fill(self.0, w, first, column, &mut panel[..n / 2 * ROWS]);
-                for (block, sums) in sums.chunks_exact_mut(TOKENS * ROWS).enumerate() {
-                    let block_size = w.columns * 16;
+                for (i, panel) in panels.chunks_exact_mut(COLUMNS / 2 * ROWS).enumerate() {
+                    fill(self.0, w, first + i * ROWS, column, &mut panel[..n / 2 * ROWS]);
+                }
+                for block in 0..padded / TOKENS {
                     let x0 = &packed[2 * block * block_size + column * 16..][..n * 16];
                     let x1 = &packed[(2 * block + 1) * block_size + column * 16..][..n * 16];
-                    add_block(x0, x1, &panel[..n / 2 * ROWS], sums);
+                    for (i, panel) in panels.chunks_exact(COLUMNS / 2 * ROWS).enumerate() {
+                        let sums = &mut sums[(i * padded + block * TOKENS) * ROWS..][..TOKENS * ROWS];
+                        add_block(x0, x1, &panel[..n / 2 * ROWS], sums);
+                    }
                 }
             }
             asm!("tilerelease", options(nostack, nomem));
