@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{FinishReason, Piece, generate_with_progress};
+use mlx_lm::kernels;
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 
@@ -34,6 +35,7 @@ impl Session {
         let model = load_model(&checkpoint)?;
         if args.verbose {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
+            note!("kernels: {}", kernels::in_use());
         }
         let load_cache = |path: &PathBuf| PromptCache::load(path, &model, &checkpoint.identity()?);
         let prompt_cache = args.prompt_cache.as_ref().map(load_cache).transpose()?;

@@ -263,6 +263,14 @@ pub fn threads() -> usize {
     pool::threads()
 }
 
+/// What computes, for people.
+pub fn in_use() -> String {
+    match active() {
+        Some(kernels) => format!("{}, {} threads", kernels.name(), threads()),
+        None => "MLX's own".to_owned(),
+    }
+}
+
 /// The kernels to use instead of MLX's operations: none where MLX computes on a GPU, or its own backend was asked for.
 pub(crate) fn active() -> Option<Kernels> {
     if !cfg!(cpu_kernels) {

@@ -3,6 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
+use assert_cmd::assert::OutputAssertExt;
+use mlx_lm::kernels::Kernels;
+
 use serde_json::Value;
 
 const NOTICE: &str = "using the demo model inside this program; --model-root PATH runs another\n";
@@ -297,6 +300,57 @@ fn ctrl_c_stops_a_generation_and_keeps_its_text() {
     assert_eq!(done["finish_reason"], "interrupted");
     assert!(done["text"].as_str().unwrap().len() > 5);
     assert!(stderr.contains("generation:") && stderr.contains("tokens/s"), "{stderr}");
+}
+
+#[test]
+fn results_are_the_same_for_any_number_of_threads() {
+    // Long enough for products of matrices, then of vectors.
+    let prompt = "The old lighthouse had been dark for a hundred years. ".repeat(8);
+    let args = ["--prompt", &prompt, "--raw", "--max-tokens", "24", "--format", "jsonl", "--logprobs", "5"];
+    let run = |threads| {
+        let mut events = lines(&stdout(&[&args[..], &["--threads", threads]].concat()));
+        events.pop(); // the last one has timings
+        events
+    };
+    let one = run("1");
+    assert_eq!(one.len(), 25);
+    for threads in ["2", "3", "7"] {
+        assert_eq!(run(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
+fn kernels_can_be_forced_and_verbose_names_them() {
+    for kernels in Kernels::available() {
+        let found = mlx_lm(&["--prompt", "Hi", "--max-tokens", "2", "--verbose"])
+            .env("MLX_LM_KERNELS", kernels.name())
+            .assert()
+            .success();
+        let stderr = String::from_utf8(found.get_output().stderr.clone()).unwrap();
+        let expected = if kernels == Kernels::Mlx { "MLX's own" } else { kernels.name() };
+        assert!(stderr.contains(&format!("kernels: {expected}")), "{stderr}");
+    }
+    let found = mlx_lm(&["--prompt", "Hi"]).env("MLX_LM_KERNELS", "sse").assert().code(2);
+    let stderr = String::from_utf8(found.get_output().stderr.clone()).unwrap();
+    assert!(stderr.contains("MLX_LM_KERNELS") && stderr.contains("mlx, portable, avx2, avx512 or amx"), "{stderr}");
+}
+
+#[test]
+fn bench_reports_every_figure() {
+    let found = lines(&stdout(&["bench", "-p", "20", "-g", "5", "-n", "3", "--depth", "30", "--format", "json"]));
+    let result = &found[0];
+    for key in ["prefill_tps", "decode_tps"] {
+        let of = |which: &str| result[key][which].as_f64().unwrap();
+        assert!(0.0 < of("min") && of("min") <= of("median") && of("median") <= of("max"), "{result}");
+    }
+    for key in ["load_s", "peak_memory_bytes", "read_bandwidth_gbps", "decode_bandwidth_share", "prefill_tflops"] {
+        assert!(result[key].as_f64().unwrap() > 0.0, "{key}: {result}");
+    }
+    assert_eq!((result["device"].as_str(), result["n_depth"].as_u64()), (Some("cpu"), Some(30)));
+    let text = stdout(&["bench", "-p", "20", "-g", "5", "-n", "1", "--temp", "0.7", "--top-p", "0.9"]);
+    assert!(text.contains("prefill     20:") && text.contains("decode       5:"), "{text}");
+    mlx_lm(&["bench", "--bits", "8"]).assert().code(1);
+    mlx_lm(&["bench", "--synthetic", "tinyllama", "--bits", "5"]).assert().code(2);
 }
 
 #[test]
