@@ -60,9 +60,7 @@ fn matmul(c: &mut Criterion) {
         let mut group = c.benchmark_group(format!("matvec {bits}-bit, {columns} columns"));
         group.sample_size(10).throughput(Throughput::Bytes(weight.bytes()));
         for kernels in sets() {
-            group.bench_function(kernels.name(), |b| {
-                b.iter(|| linear(kernels, &x, weight.matrix(), &mut y))
-            });
+            group.bench_function(kernels.name(), |b| b.iter(|| linear(kernels, &x, weight.matrix(), &mut y)));
         }
     }
     let (columns, rows) = (2048, 1 << 17);
@@ -72,9 +70,7 @@ fn matmul(c: &mut Criterion) {
     group.sample_size(10).throughput(Throughput::Bytes(values.len() as u64 * 2));
     for kernels in sets() {
         let matrix = Matrix { rows, columns, values: Values::Dense(Floats::Bf16(&values)) };
-        group.bench_function(kernels.name(), |b| {
-            b.iter(|| linear(kernels, &x, matrix, &mut y))
-        });
+        group.bench_function(kernels.name(), |b| b.iter(|| linear(kernels, &x, matrix, &mut y)));
     }
     group.finish();
 

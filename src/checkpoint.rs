@@ -214,7 +214,8 @@ impl Checkpoint {
 
     fn weight_file(&self, name: &str, with_data: bool) -> Result<WeightFile<'_>> {
         let path = self.path(name);
-        let mapped = |file: &File, range| map(file, range).map(|map| Bytes::Mapped(map.into())).map_err(Error::io(&path));
+        let mapped =
+            |file: &File, range| map(file, range).map(|map| Bytes::Mapped(map.into())).map_err(Error::io(&path));
         let (index, bytes) = match &self.source {
             Source::Directory => {
                 let file = File::open(&path).map_err(Error::io(&path))?;

@@ -165,8 +165,8 @@ fn print(result: &Value) {
         result["kernels"].as_str().unwrap_or_default()
     );
     println!("load:            {:.3} s", number("load_s"));
-    println!("prefill {:>6}:  {}, {:.3} TFLOP/s", result["n_prompt"], rate("prefill_tps"), number("prefill_tflops"));
-    println!("decode {:>7}:  {}", result["n_gen"], rate("decode_tps"));
+    println!("prefill {:>6}:  {}, {:.3} TFLOP/s", number("n_prompt"), rate("prefill_tps"), number("prefill_tflops"));
+    println!("decode {:>7}:  {}", number("n_gen"), rate("decode_tps"));
     if !result["read_bandwidth_gbps"].is_null() {
         println!(
             "memory read:     {:.1} GB/s, of which decoding reaches {:.0} %",

@@ -45,8 +45,9 @@ fn guarded(run: fn() -> Result<u8>) -> u8 {
             return SUCCESS;
         }
         if let Some(mlx_lm::Error::Setting { setting, found, expected }) = error.downcast_ref() {
-            let flag = setting.replace('_', "-");
-            note!("error: --{flag} is {found}, expected {expected}\n\nFor more information, try '--help'.");
+            let is_variable = setting.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+            let name = if is_variable { (*setting).to_owned() } else { format!("--{}", setting.replace('_', "-")) };
+            note!("error: {name} is {found}, expected {expected}\n\nFor more information, try '--help'.");
             return USAGE;
         }
         note!("error: {}", one_line(&format!("{error:#}")));

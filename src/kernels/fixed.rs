@@ -24,8 +24,11 @@ impl Fixed {
     #[inline(always)]
     pub fn new(values: &[f32], group: usize) -> Self {
         let groups = values.len() / group;
-        let mut fixed =
-            Fixed { numbers: vec![0; values.len()], scales: Vec::with_capacity(groups), sums: Vec::with_capacity(groups) };
+        let mut fixed = Fixed {
+            numbers: vec![0; values.len()],
+            scales: Vec::with_capacity(groups),
+            sums: Vec::with_capacity(groups),
+        };
         for (numbers, values) in fixed.numbers.chunks_exact_mut(group).zip(values.chunks_exact(group)) {
             let largest = values.iter().fold(0f32, |largest, x| if x.abs() > largest { x.abs() } else { largest });
             // A product with zero is NaN for NaN and infinities alone.

@@ -164,4 +164,3 @@ fn add_tile<S: Simd, const TOKENS: usize>(s: S, x: &[f32], panel: &[f32], sums: 
         }
     }
 }
-

@@ -35,7 +35,8 @@ impl Amx {
         *FOUND.get_or_init(|| {
             let s = Avx512::detect()?;
             // CPUID leaf 7: EDX bit 22 is AMX-BF16, bit 24 AMX-TILE.
-            let has = is_x86_feature_detected!("avx512bf16") && __cpuid_count(7, 0).edx & (1 << 22 | 1 << 24) == 1 << 22 | 1 << 24;
+            let has = is_x86_feature_detected!("avx512bf16")
+                && __cpuid_count(7, 0).edx & (1 << 22 | 1 << 24) == 1 << 22 | 1 << 24;
             (has && allowed()).then_some(Amx(s))
         })
     }
@@ -249,7 +250,7 @@ unsafe fn fields<const BITS: u32>(
         unsafe {
             let order = _mm512_loadu_si512(order.as_ptr().cast());
             for k in (0..n).step_by(per_word) {
-                if k == 0 || (column + k) % affine.group_size == 0 {
+                if k == 0 || (column + k).is_multiple_of(affine.group_size) {
                     let group = (column + k) / affine.group_size;
                     scale = lane_rows(s, scales, w.rows, first, groups, group);
                     bias = lane_rows(s, biases, w.rows, first, groups, group);

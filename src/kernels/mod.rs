@@ -1,11 +1,12 @@
-//! CPU kernels on slices: what the decoder spends its time on, for each instruction set. No MLX in here but for
-//! [`bridge`] and [`leaves`], which make them nodes of MLX's graph.
+//! CPU kernels on slices: what the decoder spends its time on, for each instruction set. No MLX in here but for `bridge` and
+//! `leaves`, which make them nodes of MLX's graph.
 //!
-//! Every kernel is written once, over vectors of [`simd`], and compiled for plain Rust (every machine), AVX2 and AVX-512;
-//! which one runs is decided at run time. Sums are made in f32 in an order that depends on the shapes and the instruction
+//! Every kernel is written once, over the vectors of `simd`, and compiled for plain Rust (every machine), AVX2 and AVX-512;
+//! products of matrices have further forms for AVX-512 and AMX. Which one runs is decided at run time. Sums are made in f32 in an order that depends on the shapes and the instruction
 //! set alone, so results are the same for any number of threads.
 
 #![allow(unsafe_code)] // vector instructions, disjoint writes by threads, MLX's memory; each block says why it is sound
+#![allow(clippy::needless_range_loop)] // loops with a constant count over arrays of vectors, which become registers
 
 mod attention;
 mod bridge;
@@ -29,12 +30,12 @@ mod unpack;
 
 use std::sync::OnceLock;
 
-use mlx_rs::{Device, DeviceType};
-use join::Joined;
+pub use attention::{Heads, Mask};
 pub use join::Join;
+use join::Joined;
+use mlx_rs::{Device, DeviceType};
 pub use sample::Filter;
 use simd::{Op, Simd};
-pub use attention::{Heads, Mask};
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
 use crate::error::{Error, Result};
@@ -246,8 +247,16 @@ pub fn choose() -> Result<Kernels> {
         Err(_) => best,
         Ok(name) => match ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, kernels)) if kernels.runs_here() => kernels,
-            Some(_) => return Err(Error::Setting { setting: VARIABLE, found: name, expected: "a set that this machine has" }),
-            None => return Err(Error::Setting { setting: VARIABLE, found: name, expected: "mlx, portable, avx2, avx512 or amx" }),
+            Some(_) => {
+                return Err(Error::Setting { setting: VARIABLE, found: name, expected: "a set that this machine has" });
+            }
+            None => {
+                return Err(Error::Setting {
+                    setting: VARIABLE,
+                    found: name,
+                    expected: "mlx, portable, avx2, avx512 or amx",
+                });
+            }
         },
     };
     Ok(*CHOSEN.get_or_init(|| chosen))

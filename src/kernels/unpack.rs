@@ -78,14 +78,7 @@ pub(super) fn panel<S: Simd>(s: S, w: &Matrix, first: usize, column: usize, pane
 
 /// One vector of [`panel`] where values do not straddle words: the same word of all rows is gathered, and taken apart.
 #[inline(always)]
-fn fields<S: Simd, const BITS: u32>(
-    s: S,
-    w: &Matrix,
-    affine: &Affine,
-    first: usize,
-    column: usize,
-    panel: &mut [f32],
-) {
+fn fields<S: Simd, const BITS: u32>(s: S, w: &Matrix, affine: &Affine, first: usize, column: usize, panel: &mut [f32]) {
     let (per_word, width) = ((32 / BITS) as usize, 2 * S::LANES);
     let n = panel.len().div_ceil(width);
     let words = Offsets::new(s, w.rows, first, w.columns / per_word);
@@ -95,7 +88,7 @@ fn fields<S: Simd, const BITS: u32>(
         let groups = w.columns / affine.group_size;
         let (mut scale, mut bias) = (s.splat(0.0), s.splat(0.0));
         for k in (0..n).step_by(per_word) {
-            if k == 0 || (column + k) % affine.group_size == 0 {
+            if k == 0 || (column + k).is_multiple_of(affine.group_size) {
                 let group = (column + k) / affine.group_size;
                 scale = lane_rows(s, scales, w.rows, first, groups, group);
                 bias = lane_rows(s, biases, w.rows, first, groups, group);

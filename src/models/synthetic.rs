@@ -108,8 +108,7 @@ pub(super) fn weights(config: &Map<String, Value>, bits: u32) -> Result<WeightFi
             add(name("self_attn.k_norm"), Dtype::BF16, vec![head_dim]);
         }
     }
-    let mut map = MmapMut::map_anon(end as usize)
-        .map_err(|error| Error::Io { path: "<synthetic>".into(), error })?;
+    let mut map = MmapMut::map_anon(end as usize).map_err(|error| Error::Io { path: "<synthetic>".into(), error })?;
     for tensor in &tensors {
         fill(tensor, bits, &mut map[tensor.bytes.start as usize..tensor.bytes.end as usize]);
     }
