@@ -1,8 +1,8 @@
 //! The CPU kernels against f64 arithmetic, for every instruction set of this machine.
 //!
-//! Mistakes that were planted and seen to fail here: a group's scale taken from its neighbour (`matmul`), the last
-//! incomplete vector of words left out (`matmul`), the causal limit off by one and a block's maximum not carried over
-//! (`attention`), sine and cosine exchanged (`rope`), `eps` left out (`rms_norm`).
+//! Mistakes that were planted and made a test here fail: a neighbour's scale in panels; the
+//! causal limit off by one; a block of scores not scaled to the maximum so far; the sign of a turn; `eps` counted twice;
+//! numbers that are not finite rounded like others.
 
 use half::{bf16, f16};
 use mlx_lm::kernels::{Affine, Filter, Floats, FloatsMut, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
