@@ -101,7 +101,10 @@ pub(crate) fn borrow(map: &Arc<Mmap>, bytes: &[u8], shape: &[i32], dtype: Dtype)
 
 /// Nodes are only asked for where [`super::active`] has kernels.
 #[cfg(not(cpu_kernels))]
-pub(crate) fn leaf<F>(inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Array {
+pub(crate) fn leaf<F>(inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Array
+where
+    F: Fn(&[View], &mut View) + Send + Sync + 'static,
+{
     unreachable!("this build's MLX does not run on the CPU")
 }
 
