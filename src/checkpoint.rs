@@ -320,8 +320,8 @@ fn is_shard(name: &str) -> bool {
 /// These bytes of a file, in memory as they are touched.
 fn map(file: &File, range: Range<u64>) -> std::io::Result<Mmap> {
     let length = usize::try_from(range.end - range.start).map_err(std::io::Error::other)?;
-    // SAFETY: the map is only read. Another process that shortens the file meanwhile would raise SIGBUS; like every reader of mapped weights we rely on model files being replaced, not
-    // rewritten in place. The range is within the file: all of it, or checked when the pack was opened.
+    // SAFETY: the map is only read. Another process that shortens the file meanwhile would raise SIGBUS; like every reader
+    // of mapped weights we rely on model files being replaced, not rewritten in place. The range is within the file: all of it, or checked when the pack was opened.
     #[allow(unsafe_code)]
     let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(file) }?;
     let _ = map.advise(Advice::WillNeed); // a hint; failure costs only speed

@@ -15,18 +15,25 @@ use mlx_rs::{Array, Dtype};
 /// # Panics
 /// When `shape` and `dtype` do not describe exactly `bytes.len()` bytes, or a dimension is negative.
 pub(crate) fn array_from_bytes(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Array {
-    let item = match dtype {
-        Dtype::Float32 | Dtype::Uint32 => 4,
-        Dtype::Float16 | Dtype::Bfloat16 => 2,
-        other => panic!("array_from_bytes: no checkpoint holds {other:?}"),
-    };
-    let expected = shape.iter().try_fold(item, |n: usize, &d| n.checked_mul(usize::try_from(d).ok()?));
+    let expected = shape.iter().try_fold(item_size(dtype), |n: usize, &d| n.checked_mul(usize::try_from(d).ok()?));
     assert_eq!(expected, Some(bytes.len()), "array_from_bytes: shape {shape:?} of {dtype:?}");
     // SAFETY: MLX reads exactly the product of `shape` times the item size from the pointer, which the assertion
     // above makes the length of `bytes`, and copies it with memcpy before the call returns.
     #[allow(unsafe_code)]
     unsafe {
         Array::from_raw_data(bytes.as_ptr().cast(), shape, dtype)
+    }
+}
+
+/// Bytes of one number of a type that checkpoints hold.
+///
+/// # Panics
+/// For other types.
+pub(crate) fn item_size(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::Float32 | Dtype::Uint32 => 4,
+        Dtype::Float16 | Dtype::Bfloat16 => 2,
+        other => panic!("no checkpoint holds {other:?}"),
     }
 }
 

@@ -14,6 +14,7 @@ use memmap2::Mmap;
 use mlx_rs::{Array, Dtype, StreamOrDevice};
 
 use super::{Floats, FloatsMut};
+use crate::mlx_rs_patch::item_size;
 
 /// Most dimensions that a view has room for.
 const DIMS: usize = 4;
@@ -58,14 +59,6 @@ unsafe extern "C" {
         owner: *mut c_void,
         drop: unsafe extern "C" fn(*mut c_void),
     ) -> mlx_sys::mlx_array;
-}
-
-fn item_size(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::Float16 | Dtype::Bfloat16 => 2,
-        Dtype::Float32 | Dtype::Uint32 => 4,
-        other => panic!("no kernel reads or makes {other:?}"),
-    }
 }
 
 /// An array over a part of a mapped file, which it keeps mapped. `None` where that cannot be: the elements are not aligned,

@@ -1,6 +1,6 @@
 //! Activations of 16 bits as whole numbers of 16 bits with a scale for each group.
 //!
-//! A number is kept to within 1/65534 of the largest of its group, where bf16 itself rounds each to 1/512 of its own size
+//! A number is kept to within 1/65024 of the largest of its group, where bf16 itself rounds each to 1/512 of its own size
 //! and f16 to 1/4096. Products with quantized weights are then exact in whole numbers.
 
 /// Groups whose largest number is below this count as zeros: their scale would leave the normal range.

@@ -109,19 +109,20 @@ fn exp_all<S: Simd>(s: S, from: &[f32], offset: f32, factor: f32, to: &mut [f32]
 fn top_p(probs: &[f32], logprobs: &[f32], mass: f64) -> f32 {
     // Numbers from 0 to 1 are ordered as their bits are. Sums of those that share the upper half of their bits find the
     // share in which the mass is reached; only its members have to be sorted.
-    let share = |p: f32| (p.to_bits() >> 16) as usize;
-    let mut sums = vec![0.0f64; share(1.0) + 1];
+    const ONE: usize = (1f32.to_bits() >> 16) as usize;
+    let share = |p: f32| ((p.to_bits() >> 16) as usize).min(ONE);
+    let mut sums = vec![0.0f64; ONE + 1];
     for &p in probs {
-        sums[share(p).min(0x3f80)] += f64::from(p);
+        sums[share(p)] += f64::from(p);
     }
     let mut above = 0.0;
-    let mut last = sums.len() - 1;
+    let mut last = ONE;
     while last > 0 && above + sums[last] < mass {
         above += sums[last];
         last -= 1;
     }
     let mut members: Vec<(f32, f32)> =
-        probs.iter().copied().zip(logprobs.iter().copied()).filter(|(p, _)| share(*p).min(0x3f80) == last).collect();
+        probs.iter().copied().zip(logprobs.iter().copied()).filter(|(p, _)| share(*p) == last).collect();
     members.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
     for (p, logprob) in &members {
         above += f64::from(*p);

@@ -86,7 +86,7 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F;
 }
 
-/// `e^x`, within 2 units in the last place; 0 below -87.3, infinite above 88.7.
+/// `e^x`, within 2 units in the last place; 1e-38 below -87.4, infinite above 88.7.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     const ROUND: f32 = 12582912.0; // 1.5 · 2^23: adding it leaves no bits for a fraction

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::simd::Simd;
+use crate::quantized::{BITS, GROUP_SIZES};
 
 /// A floating-point type of checkpoints and activations.
 pub(super) trait Element: Copy + Send + Sync + 'static {
@@ -169,9 +170,9 @@ pub struct Affine<'a> {
     pub scales: Floats<'a>,
     /// `[rows, columns / group_size]`, of the type of `scales`.
     pub biases: Floats<'a>,
-    /// 32, 64 or 128.
+    /// One of [`GROUP_SIZES`].
     pub group_size: usize,
-    /// 2, 3, 4, 5, 6 or 8.
+    /// One of [`BITS`].
     pub bits: u32,
 }
 
@@ -182,7 +183,7 @@ impl Matrix<'_> {
         match self.values {
             Values::Dense(values) => assert_eq!(values.len(), self.rows * self.columns, "dense weight"),
             Values::Affine(Affine { packed, scales, biases, group_size, bits }) => {
-                assert!([32, 64, 128].contains(&group_size) && [2, 3, 4, 5, 6, 8].contains(&bits));
+                assert!(GROUP_SIZES.contains(&(group_size as i32)) && BITS.contains(&(bits as i32)));
                 assert_eq!(self.columns % group_size, 0, "groups");
                 assert_eq!(packed.len(), self.rows * self.columns / 32 * bits as usize, "packed weight");
                 assert_eq!(scales.len(), self.rows * self.columns / group_size, "scales");
