@@ -14,7 +14,7 @@ use super::gemm::Product;
 use super::pool;
 use super::simd::{Avx512, Simd};
 use super::types::{Affine, Floats, Matrix, Shared, Values, same_type, typed};
-use super::unpack::{self, Offsets, lane_rows};
+use super::unpack::{self, Rows, lane_rows};
 
 const ROWS: usize = 32;
 const TOKENS: usize = 32;
@@ -202,10 +202,13 @@ unsafe fn fill(s: Avx512, w: &Matrix, first: usize, column: usize, panel: &mut [
                 Values::Dense(Floats::Bf16(values)) => {
                     // SAFETY: two bf16 are one u32, and [`takes`] saw to the alignment.
                     let words = std::slice::from_raw_parts(values.as_ptr().cast::<u32>(), values.len() / 2);
-                    let rows = Offsets::new(s, w.rows, first, w.columns / 2);
-                    for p in 0..panel.len().div_ceil(ROWS) {
-                        let pairs = rows.gather(s, words, column / 2 + p);
-                        _mm512_storeu_si512(panel[p * ROWS..].as_mut_ptr().cast(), pairs);
+                    let rows = Rows::new(words, w.columns / 2, first);
+                    let n = panel.len().div_ceil(ROWS);
+                    for p in (0..n).step_by(16) {
+                        let (pairs, count) = rows.words(s, column / 2 + p, n - p);
+                        for (i, pair) in pairs[..count].iter().enumerate() {
+                            _mm512_storeu_si512(panel[(p + i) * ROWS..][..16].as_mut_ptr().cast(), *pair);
+                        }
                     }
                 }
                 Values::Affine(affine @ Affine { bits: 2, .. }) => fields::<2>(s, w, &affine, first, column, panel),
@@ -238,7 +241,7 @@ unsafe fn fields<const BITS: u32>(
 ) {
     let per_word = (32 / BITS) as usize;
     let n = panel.len().div_ceil(ROWS) * 2;
-    let words = Offsets::new(s, w.rows, first, w.columns / per_word);
+    let rows = Rows::new(affine.packed, w.columns / per_word, first);
     assert!(panel.len() >= (n / 2 - 1) * ROWS + 16 && n.is_multiple_of(per_word));
     // The conversion puts the second number of all pairs behind the first of all; this brings them together.
     let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
@@ -249,19 +252,23 @@ unsafe fn fields<const BITS: u32>(
         // SAFETY: the panel has room for these columns.
         unsafe {
             let order = _mm512_loadu_si512(order.as_ptr().cast());
-            for k in (0..n).step_by(per_word) {
-                if k == 0 || (column + k).is_multiple_of(affine.group_size) {
-                    let group = (column + k) / affine.group_size;
-                    scale = lane_rows(s, scales, w.rows, first, groups, group);
-                    bias = lane_rows(s, biases, w.rows, first, groups, group);
-                }
-                let words = words.gather(s, affine.packed, (column + k) / per_word);
-                for j in (0..per_word).step_by(2) {
-                    let low = s.fma(s.field::<BITS>(words, j as u32), scale, bias);
-                    let high = s.fma(s.field::<BITS>(words, j as u32 + 1), scale, bias);
-                    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-                    let pairs = _mm512_permutexvar_epi16(order, both);
-                    _mm512_storeu_si512(panel.as_mut_ptr().add((k + j) / 2 * ROWS).cast(), pairs);
+            let mut k = 0;
+            while k < n {
+                let (words, count) = rows.words(s, (column + k) / per_word, (n - k) / per_word);
+                for word in &words[..count] {
+                    if k == 0 || (column + k).is_multiple_of(affine.group_size) {
+                        let group = (column + k) / affine.group_size;
+                        scale = lane_rows(s, scales, groups, first, group);
+                        bias = lane_rows(s, biases, groups, first, group);
+                    }
+                    for j in (0..per_word).step_by(2) {
+                        let low = s.fma(s.field::<BITS>(*word, j as u32), scale, bias);
+                        let high = s.fma(s.field::<BITS>(*word, j as u32 + 1), scale, bias);
+                        let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                        let pairs = _mm512_permutexvar_epi16(order, both);
+                        _mm512_storeu_si512(panel.as_mut_ptr().add((k + j) / 2 * ROWS).cast(), pairs);
+                    }
+                    k += per_word;
                 }
             }
         }

@@ -8,7 +8,7 @@ use super::gemm::Product;
 use super::pool;
 use super::simd::{Avx512, Op, Simd};
 use super::types::{Affine, Floats, Layer, Matrix, Shared, Values, load_all, same_type, typed};
-use super::unpack::{Offsets, lane_rows};
+use super::unpack::{Rows, lane_rows};
 
 const ROWS: usize = 32;
 /// Twelve sums in whole numbers, twelve in floats, and what is multiplied fill the 32 registers.
@@ -144,22 +144,20 @@ unsafe fn add<const BITS: u32>(
         let n = COLUMNS.min(w.columns - column);
         for half in 0..2 {
             let row = first + half * 16;
-            let words = Offsets::new(s, w.rows, row, w.columns / per_word);
-            for k in (0..n).step_by(per_word) {
-                let words = words.gather(s, affine.packed, (column + k) / per_word);
-                for j in (0..per_word).step_by(2) {
-                    // SAFETY: the panel has `COLUMNS / 2` rows of pairs.
-                    unsafe {
-                        let low = _mm512_srlv_epi32(words, _mm512_set1_epi32((j as u32 * BITS) as i32));
-                        let high = _mm512_slli_epi32::<16>(_mm512_srlv_epi32(low, _mm512_set1_epi32(BITS as i32)));
-                        let mask = _mm512_set1_epi32((1 << BITS) - 1);
-                        let pair = _mm512_or_si512(
-                            _mm512_and_si512(low, mask),
-                            _mm512_and_si512(high, _mm512_slli_epi32::<16>(mask)),
-                        );
+            let rows = Rows::new(affine.packed, w.columns / per_word, row);
+            let mut k = 0;
+            while k < n {
+                let (words, count) = rows.words(s, (column + k) / per_word, (n - k) / per_word);
+                for word in &words[..count] {
+                    for j in (0..per_word).step_by(2) {
                         let at = (k + j) / 2 * ROWS + half * 16;
-                        _mm512_storeu_si512(panel.pairs.as_mut_ptr().add(at).cast(), pair);
+                        // SAFETY: the panel has `COLUMNS / 2` rows of pairs.
+                        unsafe {
+                            let pair = pair::<BITS>(*word, j as u32);
+                            _mm512_storeu_si512(panel.pairs.as_mut_ptr().add(at).cast(), pair);
+                        }
                     }
+                    k += per_word;
                 }
             }
             typed!(Floats, affine.scales, scales => {
@@ -167,8 +165,8 @@ unsafe fn add<const BITS: u32>(
                 for g in 0..n / group {
                     let at = g * ROWS + half * 16;
                     let (scale, bias) = (
-                        lane_rows(s, scales, w.rows, row, groups, column / group + g),
-                        lane_rows(s, biases, w.rows, row, groups, column / group + g),
+                        lane_rows(s, scales, groups, row, column / group + g),
+                        lane_rows(s, biases, groups, row, column / group + g),
                     );
                     // SAFETY: the panel has `COLUMNS / group` rows of scales.
                     unsafe {
@@ -189,6 +187,16 @@ unsafe fn add<const BITS: u32>(
             unsafe { add_tile(&x, &panel, group, sums) };
         }
     }
+}
+
+/// Values `j` and `j + 1` of each word, as numbers of 16 bits.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pair<const BITS: u32>(words: __m512i, j: u32) -> __m512i {
+    let low = _mm512_srlv_epi32(words, _mm512_set1_epi32((j * BITS) as i32));
+    // The second value to bit 16.
+    let high = _mm512_rorv_epi32(words, _mm512_set1_epi32(((j + 1) * BITS + 16) as i32));
+    let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high);
+    _mm512_and_si512(both, _mm512_set1_epi16((1 << BITS) - 1))
 }
 
 /// The part of a tile's tokens that a panel covers.

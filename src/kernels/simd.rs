@@ -36,10 +36,11 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` can be read for all lanes.
     unsafe fn load_words(self, from: *const u32) -> Self::U;
-    /// The words at these offsets.
+    /// LANES words of each of LANES rows (the first of the sixteen), transposed: vector i, of the first LANES, has word i of
+    /// each row.
     /// # Safety
-    /// All of them can be read; offsets are below 2^31.
-    unsafe fn gather_words(self, from: *const u32, offsets: Self::U) -> Self::U;
+    /// Each row can be read for all lanes.
+    unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [Self::U; 16];
     /// # Safety
     /// `to` can be written for all lanes; so for all that write.
     unsafe fn store(self, to: *mut f32, x: Self::F);
@@ -150,8 +151,14 @@ impl Simd for Portable {
         unsafe { from.cast::<[u32; 8]>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn gather_words(self, from: *const u32, offsets: Self::U) -> Self::U {
-        lanes(offsets, |offset| unsafe { from.add(offset as usize).read() })
+    unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [Self::U; 16] {
+        let mut columns = [[0; 8]; 16];
+        for i in 0..8 {
+            for lane in 0..8 {
+                columns[i][lane] = unsafe { rows[lane].add(i).read() };
+            }
+        }
+        columns
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: Self::F) {
@@ -285,8 +292,30 @@ mod x86 {
             unsafe { _mm256_loadu_si256(from.cast()) }
         }
         #[inline(always)]
-        unsafe fn gather_words(self, from: *const u32, offsets: __m256i) -> __m256i {
-            unsafe { _mm256_i32gather_epi32::<4>(from.cast(), offsets) }
+        unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [__m256i; 16] {
+            unsafe {
+                let mut pairs = [_mm256_setzero_si256(); 8];
+                for i in 0..4 {
+                    let (a, b) = (self.load_words(rows[2 * i]), self.load_words(rows[2 * i + 1]));
+                    pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
+                    pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
+                }
+                // Half h of `fours[i][c]` has word 4h + c of rows 4i to 4i + 3.
+                let mut fours = [[_mm256_setzero_si256(); 4]; 2];
+                for i in 0..2 {
+                    for c in 0..2 {
+                        let (a, b) = (pairs[4 * i + c], pairs[4 * i + 2 + c]);
+                        fours[i][2 * c] = _mm256_unpacklo_epi64(a, b);
+                        fours[i][2 * c + 1] = _mm256_unpackhi_epi64(a, b);
+                    }
+                }
+                let mut columns = [_mm256_setzero_si256(); 16];
+                for c in 0..4 {
+                    columns[c] = _mm256_permute2x128_si256::<0x20>(fours[0][c], fours[1][c]);
+                    columns[4 + c] = _mm256_permute2x128_si256::<0x31>(fours[0][c], fours[1][c]);
+                }
+                columns
+            }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32, x: __m256) {
@@ -457,8 +486,36 @@ mod x86 {
             unsafe { _mm512_loadu_si512(from.cast()) }
         }
         #[inline(always)]
-        unsafe fn gather_words(self, from: *const u32, offsets: __m512i) -> __m512i {
-            unsafe { _mm512_i32gather_epi32::<4>(offsets, from.cast()) }
+        unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [__m512i; 16] {
+            unsafe {
+                let mut pairs = [_mm512_setzero_si512(); 16];
+                for i in 0..8 {
+                    let (a, b) = (self.load_words(rows[2 * i]), self.load_words(rows[2 * i + 1]));
+                    pairs[2 * i] = _mm512_unpacklo_epi32(a, b);
+                    pairs[2 * i + 1] = _mm512_unpackhi_epi32(a, b);
+                }
+                // Quarter q of `fours[i][c]` has word 4q + c of rows 4i to 4i + 3.
+                let mut fours = [[_mm512_setzero_si512(); 4]; 4];
+                for i in 0..4 {
+                    for c in 0..2 {
+                        let (a, b) = (pairs[4 * i + c], pairs[4 * i + 2 + c]);
+                        fours[i][2 * c] = _mm512_unpacklo_epi64(a, b);
+                        fours[i][2 * c + 1] = _mm512_unpackhi_epi64(a, b);
+                    }
+                }
+                let mut columns = [_mm512_setzero_si512(); 16];
+                for c in 0..4 {
+                    let four = [fours[0][c], fours[1][c], fours[2][c], fours[3][c]];
+                    // Quarters 0 and 2 of all, then 1 and 3.
+                    let even = [_mm512_shuffle_i32x4::<0x88>(four[0], four[1]), _mm512_shuffle_i32x4::<0x88>(four[2], four[3])];
+                    let odd = [_mm512_shuffle_i32x4::<0xdd>(four[0], four[1]), _mm512_shuffle_i32x4::<0xdd>(four[2], four[3])];
+                    columns[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
+                    columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
+                    columns[8 + c] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
+                    columns[12 + c] = _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]);
+                }
+                columns
+            }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32, x: __m512) {

@@ -76,78 +76,80 @@ pub(super) fn panel<S: Simd>(s: S, w: &Matrix, first: usize, column: usize, pane
     }
 }
 
-/// One vector of [`panel`] where values do not straddle words: the same word of all rows is gathered, and taken apart.
+/// One vector of [`panel`] where values do not straddle words.
 #[inline(always)]
 fn fields<S: Simd, const BITS: u32>(s: S, w: &Matrix, affine: &Affine, first: usize, column: usize, panel: &mut [f32]) {
     let (per_word, width) = ((32 / BITS) as usize, 2 * S::LANES);
     let n = panel.len().div_ceil(width);
-    let words = Offsets::new(s, w.rows, first, w.columns / per_word);
-    assert!(column + n <= w.columns && panel.len() >= (n - 1) * width + S::LANES);
+    assert!(panel.len() >= (n - 1) * width + S::LANES);
+    let rows = Rows::new(affine.packed, w.columns / per_word, first);
     typed!(Floats, affine.scales, scales => {
         let biases = same_type(scales, affine.biases);
         let groups = w.columns / affine.group_size;
         let (mut scale, mut bias) = (s.splat(0.0), s.splat(0.0));
-        for k in (0..n).step_by(per_word) {
-            if k == 0 || (column + k).is_multiple_of(affine.group_size) {
-                let group = (column + k) / affine.group_size;
-                scale = lane_rows(s, scales, w.rows, first, groups, group);
-                bias = lane_rows(s, biases, w.rows, first, groups, group);
-            }
-            // SAFETY: these columns are in the weight, and the panel has room for them.
-            unsafe {
-                let words = words.gather(s, affine.packed, (column + k) / per_word);
-                for j in 0..per_word {
-                    let value = s.fma(s.field::<BITS>(words, j as u32), scale, bias);
-                    s.store(panel.as_mut_ptr().add((k + j) * width), value);
+        let mut k = 0;
+        while k < n {
+            let (words, count) = rows.words(s, (column + k) / per_word, (n - k) / per_word);
+            for word in &words[..count] {
+                if k == 0 || (column + k).is_multiple_of(affine.group_size) {
+                    let group = (column + k) / affine.group_size;
+                    scale = lane_rows(s, scales, groups, first, group);
+                    bias = lane_rows(s, biases, groups, first, group);
                 }
+                for j in 0..per_word {
+                    let value = s.fma(s.field::<BITS>(*word, j as u32), scale, bias);
+                    // SAFETY: the panel has room for these columns.
+                    unsafe { s.store(panel.as_mut_ptr().add((k + j) * width), value) };
+                }
+                k += per_word;
             }
         }
     });
 }
 
-/// Where the rows `first..first + LANES` of a weight with `rows` rows begin; rows that it has not are its last one.
-pub(super) struct Offsets<S: Simd> {
-    offsets: S::U,
-    words: usize,
-    rows: usize,
-}
-
-impl<S: Simd> Offsets<S> {
-    /// A row has `words` words.
-    #[inline(always)]
-    pub fn new(s: S, rows: usize, first: usize, words: usize) -> Self {
-        assert!(rows * words < 1 << 31, "a weight of {rows} rows of {words} words");
-        let mut offsets = [0; 16];
-        for (lane, offset) in offsets.iter_mut().enumerate() {
-            *offset = ((first + lane).min(rows - 1) * words) as u32;
-        }
-        // SAFETY: there are 16 lanes at most.
-        Offsets { offsets: unsafe { s.load_words(offsets.as_ptr()) }, words, rows }
-    }
-
-    /// Word `i` of each row.
-    #[inline(always)]
-    pub fn gather(&self, s: S, packed: &[u32], i: usize) -> S::U {
-        assert!(i < self.words && packed.len() >= self.rows * self.words);
-        // SAFETY: every offset is that of a row of the weight, which has word `i`.
-        unsafe { s.gather_words(packed.as_ptr().add(i), self.offsets) }
-    }
-}
-
-/// Value `at` of rows `first..first + LANES`, each of `width` values; rows that there are not are the last one.
-#[inline(always)]
-pub(super) fn lane_rows<S: Simd, E: Element>(
-    s: S,
-    values: &[E],
-    rows: usize,
-    first: usize,
+/// Some rows of words, to be read side by side; rows that there are not are the last one.
+pub(super) struct Rows<'a> {
+    words: &'a [u32],
     width: usize,
-    at: usize,
-) -> S::F {
-    let mut lanes = [0.0; 16];
-    for (lane, value) in lanes.iter_mut().enumerate().take(S::LANES) {
-        *value = values[(first + lane).min(rows - 1) * width + at].to_f32();
+    starts: [usize; 16],
+}
+
+impl<'a> Rows<'a> {
+    /// Rows `first..` of `words` `[rows, width]`.
+    #[inline(always)]
+    pub fn new(words: &'a [u32], width: usize, first: usize) -> Self {
+        let last = words.len() / width - 1;
+        Rows { words, width, starts: std::array::from_fn(|lane| (first + lane).min(last) * width) }
+    }
+
+    /// Words `i..i + count` of LANES rows, one vector for each; count is `n` or LANES, whichever is less.
+    #[inline(always)]
+    pub fn words<S: Simd>(&self, s: S, i: usize, n: usize) -> ([S::U; 16], usize) {
+        let count = n.min(S::LANES);
+        assert!(i + count <= self.width && self.starts[15] + self.width <= self.words.len());
+        let mut copies = [[0; 16]; 16];
+        let mut rows = [std::ptr::null(); 16];
+        for lane in 0..S::LANES {
+            let row = &self.words[self.starts[lane] + i..][..count];
+            rows[lane] = row.as_ptr();
+            if count < S::LANES {
+                copies[lane][..count].copy_from_slice(row);
+                rows[lane] = copies[lane].as_ptr();
+            }
+        }
+        // SAFETY: each row has as many words as there are lanes.
+        (unsafe { s.load_columns(&rows) }, count)
+    }
+}
+
+/// Value `at` of rows `first..first + LANES` of `values` `[rows, width]`; rows that there are not are the last one.
+#[inline(always)]
+pub(super) fn lane_rows<S: Simd, E: Element>(s: S, values: &[E], width: usize, first: usize, at: usize) -> S::F {
+    let last = values.len() / width - 1;
+    let mut lanes = [values[at]; 16];
+    for lane in 0..S::LANES {
+        lanes[lane] = values[(first + lane).min(last) * width + at];
     }
     // SAFETY: there are 16 lanes at most.
-    unsafe { s.load(lanes.as_ptr()) }
+    unsafe { E::load(s, lanes.as_ptr()) }
 }
