@@ -1,16 +1,22 @@
 //! `Y = X · Wᵀ + bias` for many vectors: prefill, which is bound by arithmetic.
 //!
-//! Some rows of the weight at a time are unpacked, once for all tokens, into a panel that the caches hold, with the numbers
-//! of all its rows for one column side by side; tokens then go through it in tiles whose sums stay in registers. X is
-//! packed tile by tile first. What a panel and a tile are is a [`Product`]'s own affair.
+//! Some rows of the weight at a time are unpacked, once for a block of tokens, into a panel that the caches hold, with the
+//! numbers of all its rows for one column side by side; tokens then go through it in tiles whose sums stay in registers. X
+//! is packed tile by tile first. What a panel and a tile are is a [`Product`]'s own affair.
+
+use std::ops::Range;
 
 use super::join::{Finish, Join, Joined};
 use super::pool;
+use super::scratch::Scratch;
 use super::simd::{Op, Simd};
 use super::types::{Element, Floats, FloatsMut, Matrix, Shared, typed};
 use super::unpack;
 
-/// A way to multiply a panel of rows with all tokens.
+/// Tokens of one task, about: their sums with a few panels fit into the second-level cache.
+const BLOCK: usize = 512;
+
+/// A way to multiply rows with tokens.
 pub(super) trait Product: Sync {
     /// Rows of a panel.
     const ROWS: usize;
@@ -28,8 +34,14 @@ pub(super) trait Product: Sync {
     /// `x` `[m, columns]`.
     fn pack(&self, x: Floats, columns: usize) -> Self::Packed;
 
-    /// Add the products of rows `first..` (those that there are) to `sums` `[panels, m padded to TOKENS, ROWS]`.
-    fn add(&self, packed: &Self::Packed, w: &Matrix, first: usize, sums: &mut [f32]);
+    /// Add the products of some tiles with panels to `sums` `[panels, tiles, TOKENS, ROWS]`.
+    fn add(&self, packed: &Self::Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]);
+}
+
+/// Rows of a weight from `first` on, as many as a product takes; those that there are not count for nothing.
+pub(super) struct Panel<'a> {
+    pub weight: &'a Matrix<'a>,
+    pub first: usize,
 }
 
 /// `x` `[m, columns]`, `y` `[m, width]`.
@@ -37,36 +49,78 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
     let columns = joined.layers[0].weight.columns;
     let (tokens, width) = (x.len() / columns, joined.width());
     let packed = product.pack(x, columns);
-    let padded = tokens.next_multiple_of(P::TOKENS);
-    let tasks = joined.tasks(pool::share(4 * width).next_multiple_of(P::ROWS).min(P::PANELS * P::ROWS));
+    let tiles = tokens.div_ceil(P::TOKENS);
+    let block = tiles.div_ceil(((tokens + BLOCK / 2) / BLOCK).max(1));
+    let most = P::PANELS.div_ceil(if joined.join == Join::SwiGlu { 2 } else { 1 }) * P::ROWS;
+    let tasks = joined.tasks(pool::share(4 * width).next_multiple_of(P::ROWS).min(most));
     typed!(FloatsMut, y, y => {
         let y = Shared(y.as_mut_ptr());
-        pool::for_each(tasks.len(), |i| {
-            let task = &tasks[i];
-            let mut sums = [Vec::new(), Vec::new()];
-            for (layer, sums) in joined.layers_of(task).iter().zip(&mut sums) {
-                sums.resize(task.rows.len().div_ceil(P::ROWS) * padded * P::ROWS, 0.0);
+        pool::for_each(tiles.div_ceil(block) * tasks.len(), |i| {
+            let task = &tasks[i % tasks.len()];
+            let first_tile = i / tasks.len() * block;
+            let tiles = first_tile..(first_tile + block).min(tiles);
+            let padded = tiles.len() * P::TOKENS;
+            let first_token = first_tile * P::TOKENS;
+            let layers = joined.layers_of(task);
+            let starts = || task.rows.clone().step_by(P::ROWS);
+            let panel = |weight| move |first| Panel { weight, first };
+            let panels: Vec<_> = layers.iter().flat_map(|layer| starts().map(panel(&layer.weight))).collect();
+            let mut sums = Scratch::zeros(panels.len() * padded * P::ROWS);
+            for (layer, sums) in layers.iter().zip(sums.chunks_exact_mut(starts().len() * padded * P::ROWS)) {
                 if layer.bias.is_some() {
-                    for (first, sums) in task.rows.clone().step_by(P::ROWS).zip(sums.chunks_exact_mut(padded * P::ROWS)) {
+                    for (first, sums) in starts().zip(sums.chunks_exact_mut(padded * P::ROWS)) {
                         let rows = first..(first + P::ROWS).min(task.rows.end);
                         sums.chunks_exact_mut(P::ROWS).for_each(|sums| layer.begin(rows.clone(), &mut sums[..rows.len()]));
                     }
                 }
-                product.add(&packed, &layer.weight, task.rows.start, sums);
             }
-            let [sums, others] = &mut sums;
-            for (panel, first) in (0..task.rows.len()).step_by(P::ROWS).enumerate() {
-                let n = P::ROWS.min(task.rows.len() - first);
-                for token in 0..tokens {
-                    let from = (panel * padded + token) * P::ROWS;
-                    let multiplied = (joined.join == Join::SwiGlu).then(|| &others[from..from + n]);
-                    // SAFETY: a row of y has `width` numbers, and this task alone writes these.
-                    let y = Shared(unsafe { y.at(token * width + task.at + first) });
-                    product.simd().run(Finish { sums: &mut sums[from..from + n], multiplied, y });
-                }
-            }
+            product.add(&packed, tiles, &panels, &mut sums);
+            let (sums, others) = sums.split_at(starts().len() * padded * P::ROWS);
+            product.simd().run(FinishPanels {
+                sums,
+                multiplied: (joined.join == Join::SwiGlu).then_some(others),
+                tokens: padded.min(tokens - first_token),
+                padded,
+                panel: P::ROWS,
+                rows: task.rows.len(),
+                // SAFETY: y has a row of `width` numbers for each token.
+                y: Shared(unsafe { y.at(first_token * width + task.at) }),
+                width,
+            });
         });
     });
+}
+
+/// Write the outputs of a task to `y`, `width` numbers from token to token.
+struct FinishPanels<'a, E> {
+    /// `[panels, padded, panel]`.
+    sums: &'a [f32],
+    multiplied: Option<&'a [f32]>,
+    tokens: usize,
+    padded: usize,
+    panel: usize,
+    rows: usize,
+    y: Shared<E>,
+    width: usize,
+}
+
+impl<E: Element> Op for FinishPanels<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) {
+        let FinishPanels { sums, multiplied, tokens, padded, panel, rows, y, width } = self;
+        for first in (0..rows).step_by(panel) {
+            let n = panel.min(rows - first);
+            for token in 0..tokens {
+                let from = first * padded + token * panel;
+                let multiplied = multiplied.map(|others| &others[from..from + n]);
+                // SAFETY: a row of y has `width` numbers, and this task alone writes these.
+                let y = Shared(unsafe { y.at(token * width + first) });
+                Finish { sums: &sums[from..from + n], multiplied, y }.with(s);
+            }
+        }
+    }
 }
 
 /// Columns of a panel of floats: with 32 rows of AVX-512, a quarter of the second-level cache at most.
@@ -79,21 +133,26 @@ impl<S: Simd, const TOKENS: usize> InFloats<S, TOKENS> {
     const WIDTH: usize = 2 * S::LANES;
 }
 
+/// `[tiles, columns, TOKENS]`.
+pub(super) struct PackedFloats {
+    values: Scratch<f32>,
+    columns: usize,
+}
+
 impl<S: Simd, const TOKENS: usize> Product for InFloats<S, TOKENS> {
     const ROWS: usize = Self::WIDTH;
     const TOKENS: usize = TOKENS;
-    /// `[tiles, columns, TOKENS]`.
-    type Packed = Vec<f32>;
+    type Packed = PackedFloats;
     type S = S;
 
     fn simd(&self) -> S {
         self.0
     }
 
-    fn pack(&self, x: Floats, columns: usize) -> Vec<f32> {
+    fn pack(&self, x: Floats, columns: usize) -> PackedFloats {
         let tokens = x.len() / columns;
-        let mut packed = vec![0.0; tokens.next_multiple_of(TOKENS) * columns];
-        let tiles = Shared(packed.as_mut_ptr());
+        let mut values = Scratch::<f32>::new(tokens.next_multiple_of(TOKENS) * columns);
+        let tiles = Shared(values.as_mut_ptr());
         pool::for_each(tokens.div_ceil(TOKENS), |tile| {
             for t in 0..TOKENS.min(tokens - tile * TOKENS) {
                 let from = (tile * TOKENS + t) * columns;
@@ -105,18 +164,21 @@ impl<S: Simd, const TOKENS: usize> Product for InFloats<S, TOKENS> {
                 });
             }
         });
-        packed
+        PackedFloats { values, columns }
     }
 
-    fn add(&self, packed: &Vec<f32>, w: &Matrix, first: usize, sums: &mut [f32]) {
-        self.0.run(AddFloats::<TOKENS> { packed, w, first, sums });
+    fn add(&self, packed: &PackedFloats, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
+        let PackedFloats { values, columns } = packed;
+        let x = &values[tiles.start * columns * TOKENS..tiles.end * columns * TOKENS];
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(tiles.len() * TOKENS * Self::WIDTH)) {
+            self.0.run(AddFloats::<TOKENS> { x, panel, sums });
+        }
     }
 }
 
 struct AddFloats<'a, const TOKENS: usize> {
-    packed: &'a [f32],
-    w: &'a Matrix<'a>,
-    first: usize,
+    x: &'a [f32],
+    panel: &'a Panel<'a>,
     sums: &'a mut [f32],
 }
 
@@ -125,14 +187,14 @@ impl<const TOKENS: usize> Op for AddFloats<'_, TOKENS> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let AddFloats { packed, w, first, sums } = self;
+        let AddFloats { x, panel: &Panel { weight: w, first }, sums } = self;
         let width = 2 * S::LANES;
-        let mut panel = vec![0.0; COLUMNS.min(w.columns) * width];
+        let mut panel = Scratch::new(COLUMNS.min(w.columns) * width);
         for column in (0..w.columns).step_by(COLUMNS) {
             let n = COLUMNS.min(w.columns - column);
             unpack::panel(s, w, first, column, &mut panel[..n * width]);
             for (tile, sums) in sums.chunks_exact_mut(TOKENS * width).enumerate() {
-                let x = &packed[(tile * w.columns + column) * TOKENS..][..n * TOKENS];
+                let x = &x[(tile * w.columns + column) * TOKENS..][..n * TOKENS];
                 add_tile::<S, TOKENS>(s, x, &panel[..n * width], sums);
             }
         }

@@ -1,28 +1,33 @@
 //! The product of bf16 activations with weights rounded to bf16 in AMX: `tdpbf16ps` multiplies 16 x 32 with 32 x 16 numbers
 //! and adds to 16 x 16 sums in f32.
 //!
-//! Instructions on tiles are written in assembly, since Rust's are not stable yet. Tiles 0 to 3 hold the sums of 2 x 2
-//! blocks, 4 and 5 tokens, 6 and 7 rows of the weight as pairs of columns.
+//! Instructions on tiles are written in assembly, since Rust's are not stable yet. Only four of the eight tiles are in use:
+//! two for sums, one for tokens, one for rows. With all eight, loads wait for products, above all where another thread
+//! shares the core: a product took 26 ns instead of 14. For the same reason all tiles begin at cache lines.
 
+use std::ops::Range;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::gemm::Product;
+use super::gemm::{Panel, Product};
 use super::pool;
+use super::scratch::Scratch;
 use super::simd::{Avx512, Simd};
 use super::types::{Affine, Floats, Matrix, Shared, Values, same_type, typed};
 use super::unpack::{self, Rows, lane_rows};
 
-const ROWS: usize = 32;
-const TOKENS: usize = 32;
+/// Rows of a tile, and tokens of another.
+const TILE: usize = 16;
+const ROWS: usize = 2 * TILE;
+const TOKENS: usize = 2 * TILE;
 /// Columns that one instruction multiplies.
 const STEP: usize = 32;
-/// Columns of a panel; a block of tokens for as many fills two thirds of the first-level cache.
-const COLUMNS: usize = 512;
-/// Panels that a block of tokens goes through, from the second-level cache: tokens come from further away.
+/// Columns of a panel. A block of tokens for as many fills a third of the first-level cache, through which panels pass.
+const COLUMNS: usize = 256;
+/// Panels that a block of tokens meets before the next block comes.
 const PANELS: usize = 8;
 
 /// A machine that has AMX for bf16, allowed by its system.
@@ -72,51 +77,65 @@ pub(super) fn takes(x: &Floats, w: &Matrix) -> bool {
         }
 }
 
+/// Tokens in the order in which tiles are loaded.
+pub(super) struct Packed {
+    /// `[tokens / TILE, columns / STEP, TILE, STEP]`, tokens padded to TOKENS.
+    values: Scratch<bf16>,
+    columns: usize,
+}
+
 impl Product for Amx {
     const ROWS: usize = ROWS;
     const PANELS: usize = PANELS;
     const TOKENS: usize = TOKENS;
-    /// `[tokens / 16, columns / STEP, 16, STEP]`, tokens padded to TOKENS.
-    type Packed = Vec<bf16>;
+    type Packed = Packed;
     type S = Avx512;
 
     fn simd(&self) -> Avx512 {
         self.0
     }
 
-    fn pack(&self, x: Floats, columns: usize) -> Vec<bf16> {
+    fn pack(&self, x: Floats, columns: usize) -> Packed {
         let Floats::Bf16(x) = x else { unreachable!("AMX multiplies bf16") };
         let tokens = x.len() / columns;
-        let mut packed = vec![bf16::ZERO; tokens.next_multiple_of(TOKENS) * columns];
-        let blocks = Shared(packed.as_mut_ptr());
-        pool::for_each(tokens, |token| {
-            for (step, x) in x[token * columns..(token + 1) * columns].chunks_exact(STEP).enumerate() {
-                let at = ((token / 16 * (columns / STEP) + step) * 16 + token % 16) * STEP;
-                // SAFETY: this task alone writes this token's places.
-                unsafe { std::ptr::copy_nonoverlapping(x.as_ptr(), blocks.at(at), STEP) };
+        let mut values = Scratch::new(tokens.next_multiple_of(TOKENS) * columns);
+        let blocks = Shared(values.as_mut_ptr());
+        pool::for_each(tokens.div_ceil(TILE), |block| {
+            for token in block * TILE..tokens.min((block + 1) * TILE) {
+                for (step, x) in x[token * columns..(token + 1) * columns].chunks_exact(STEP).enumerate() {
+                    let at = ((block * (columns / STEP) + step) * TILE + token % TILE) * STEP;
+                    // SAFETY: this task alone writes this block.
+                    unsafe { std::ptr::copy_nonoverlapping(x.as_ptr(), blocks.at(at), STEP) };
+                }
             }
         });
-        packed
+        Packed { values, columns }
     }
 
-    fn add(&self, packed: &Vec<bf16>, w: &Matrix, first: usize, sums: &mut [f32]) {
-        let block_size = w.columns * 16;
-        let padded = packed.len() / w.columns;
-        let mut panels = vec![0u32; sums.len() / (padded * ROWS) * COLUMNS / 2 * ROWS];
+    fn add(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
+        let Packed { values, columns } = packed;
+        let columns = *columns;
+        let mut unpacked = Scratch::new(panels.len() * COLUMNS / 2 * ROWS);
         // SAFETY: an `Amx` exists only where the machine has tiles and AVX-512 with BF16.
         unsafe {
             configure();
-            for column in (0..w.columns).step_by(COLUMNS) {
-                let n = COLUMNS.min(w.columns - column);
-                for (i, panel) in panels.chunks_exact_mut(COLUMNS / 2 * ROWS).enumerate() {
-                    fill(self.0, w, first + i * ROWS, column, &mut panel[..n / 2 * ROWS]);
+            for column in (0..columns).step_by(COLUMNS) {
+                let n = COLUMNS.min(columns - column);
+                let size = n / 2 * ROWS;
+                for (panel, unpacked) in panels.iter().zip(unpacked.chunks_exact_mut(size)) {
+                    fill(self.0, panel.weight, panel.first, column, unpacked);
                 }
-                for block in 0..padded / TOKENS {
-                    let x0 = &packed[2 * block * block_size + column * 16..][..n * 16];
-                    let x1 = &packed[(2 * block + 1) * block_size + column * 16..][..n * 16];
-                    for (i, panel) in panels.chunks_exact(COLUMNS / 2 * ROWS).enumerate() {
-                        let sums = &mut sums[(i * padded + block * TOKENS) * ROWS..][..TOKENS * ROWS];
-                        add_block(x0, x1, &panel[..n / 2 * ROWS], sums);
+                for tile in tiles.clone() {
+                    let x = |half: usize| {
+                        let at = (2 * tile + half) * TILE * columns + column * TILE;
+                        &values[at..at + n * TILE]
+                    };
+                    let (x, at) = ([x(0), x(1)], (tile - tiles.start) * TOKENS * ROWS);
+                    for (panel, sums) in unpacked.chunks_exact(size).zip(sums.chunks_exact_mut(tiles.len() * TOKENS * ROWS)) {
+                        let sums = &mut sums[at..at + TOKENS * ROWS];
+                        let (left, right) = panel.split_at(size / 2);
+                        add_tiles(x, left, sums);
+                        add_tiles(x, right, &mut sums[TILE..]);
                     }
                 }
             }
@@ -125,7 +144,7 @@ impl Product for Amx {
     }
 }
 
-/// Give all eight tiles 16 rows of 64 bytes.
+/// Give the tiles in use 16 rows of 64 bytes.
 unsafe fn configure() {
     #[repr(C, align(64))]
     struct Config {
@@ -136,66 +155,59 @@ unsafe fn configure() {
         rows: [u8; 16],
     }
     let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
-    config.bytes_per_row[..8].fill(64);
-    config.rows[..8].fill(16);
+    config.bytes_per_row[..4].fill(64);
+    config.rows[..4].fill(TILE as u8);
     // SAFETY: the instruction reads these 64 bytes.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
 }
 
-/// Add the product of two blocks of 16 tokens and `panel` `[columns / 2, ROWS]` to `sums` `[TOKENS, ROWS]`.
+/// Add the product of two blocks of 16 tokens, each `[columns / STEP, TILE, STEP]`, and of 16 rows `[columns / 2, TILE]` to
+/// `sums` `[TOKENS, TILE]`, which lie `ROWS` apart.
 ///
 /// # Safety
 /// Tiles are configured.
-unsafe fn add_block(x0: &[bf16], x1: &[bf16], panel: &[u32], sums: &mut [f32]) {
-    let steps = panel.len() / (STEP / 2 * ROWS);
-    assert!(steps > 0 && panel.len() == steps * STEP / 2 * ROWS && sums.len() == TOKENS * ROWS);
-    assert!(x0.len() == steps * STEP * 16 && x1.len() == x0.len());
-    // SAFETY: a step reads 1024 bytes of each block of tokens and 2048 of the panel; sums are two rows of two blocks of
-    // 16 x 16, rows 128 bytes apart.
+unsafe fn add_tiles(x: [&[bf16]; 2], rows: &[u32], sums: &mut [f32]) {
+    let steps = rows.len() / (STEP / 2 * TILE);
+    assert!(steps > 0 && rows.len() == steps * STEP / 2 * TILE && sums.len() >= (TOKENS - 1) * ROWS + TILE);
+    assert!(x[0].len() == steps * STEP * TILE && x[1].len() == x[0].len());
+    // SAFETY: a step reads 1024 bytes of each block of tokens and of the rows; sums are two blocks of 16 x 16.
     unsafe {
         asm!(
             "tileloadd tmm0, [{sums} + {wide}]",
-            "tileloadd tmm1, [{sums} + {wide} + 64]",
-            "tileloadd tmm2, [{below} + {wide}]",
-            "tileloadd tmm3, [{below} + {wide} + 64]",
+            "tileloadd tmm1, [{below} + {wide}]",
             "2:",
-            "tileloadd tmm4, [{x0} + {narrow}]",
-            "tileloadd tmm6, [{panel} + {wide}]",
-            "tileloadd tmm7, [{panel} + {wide} + 64]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{x1} + {narrow}]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm3, [{rows} + {narrow}]",
+            "tileloadd tmm2, [{x0} + {narrow}]",
+            "tdpbf16ps tmm0, tmm2, tmm3",
+            "tileloadd tmm2, [{x1} + {narrow}]",
+            "tdpbf16ps tmm1, tmm2, tmm3",
             "add {x0}, 1024",
             "add {x1}, 1024",
-            "add {panel}, 2048",
+            "add {rows}, 1024",
             "dec {steps}",
             "jnz 2b",
             "tilestored [{sums} + {wide}], tmm0",
-            "tilestored [{sums} + {wide} + 64], tmm1",
-            "tilestored [{below} + {wide}], tmm2",
-            "tilestored [{below} + {wide} + 64], tmm3",
+            "tilestored [{below} + {wide}], tmm1",
             sums = in(reg) sums.as_mut_ptr(),
-            below = in(reg) sums.as_mut_ptr().add(16 * ROWS),
-            x0 = inout(reg) x0.as_ptr() => _,
-            x1 = inout(reg) x1.as_ptr() => _,
-            panel = inout(reg) panel.as_ptr() => _,
+            below = in(reg) sums.as_mut_ptr().add(TILE * ROWS),
+            x0 = inout(reg) x[0].as_ptr() => _,
+            x1 = inout(reg) x[1].as_ptr() => _,
+            rows = inout(reg) rows.as_ptr() => _,
             steps = inout(reg) steps => _,
             wide = in(reg) ROWS * 4,
             narrow = in(reg) STEP * 2,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
     }
 }
 
-/// Columns `column..` of rows `first..first + ROWS` as pairs of bf16, to `panel` `[columns / 2, ROWS]`.
+/// Columns `column..` of rows `first..first + ROWS` as pairs of bf16, to `panel` `[2, columns / 2, TILE]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 unsafe fn fill(s: Avx512, w: &Matrix, first: usize, column: usize, panel: &mut [u32]) {
-    for half in 0..2 {
-        let (first, panel) = (first + half * 16, &mut panel[half * 16..]);
+    let half = panel.len() / 2;
+    for (i, panel) in panel.chunks_exact_mut(half).enumerate() {
+        let first = first + i * TILE;
         // SAFETY: the features are this function's own.
         unsafe {
             match w.values {
@@ -203,11 +215,11 @@ unsafe fn fill(s: Avx512, w: &Matrix, first: usize, column: usize, panel: &mut [
                     // SAFETY: two bf16 are one u32, and [`takes`] saw to the alignment.
                     let words = std::slice::from_raw_parts(values.as_ptr().cast::<u32>(), values.len() / 2);
                     let rows = Rows::new(words, w.columns / 2, first);
-                    let n = panel.len().div_ceil(ROWS);
+                    let n = panel.len() / TILE;
                     for p in (0..n).step_by(16) {
                         let (pairs, count) = rows.words(s, column / 2 + p, n - p);
-                        for (i, pair) in pairs[..count].iter().enumerate() {
-                            _mm512_storeu_si512(panel[(p + i) * ROWS..][..16].as_mut_ptr().cast(), *pair);
+                        for (pair, to) in pairs[..count].iter().zip(panel[p * TILE..].chunks_exact_mut(TILE)) {
+                            s.store_words(to.as_mut_ptr(), *pair);
                         }
                     }
                 }
@@ -215,10 +227,10 @@ unsafe fn fill(s: Avx512, w: &Matrix, first: usize, column: usize, panel: &mut [
                 Values::Affine(affine @ Affine { bits: 4, .. }) => fields::<4>(s, w, &affine, first, column, panel),
                 Values::Affine(affine @ Affine { bits: 8, .. }) => fields::<8>(s, w, &affine, first, column, panel),
                 _ => {
-                    let mut values = vec![0.0; panel.len().div_ceil(ROWS) * 2];
-                    for lane in 0..16 {
+                    let mut values = vec![0.0; panel.len() / TILE * 2];
+                    for lane in 0..TILE {
                         unpack::row(w, (first + lane).min(w.rows - 1), column, &mut values);
-                        for (to, pair) in panel[lane..].iter_mut().step_by(ROWS).zip(values.chunks_exact(2)) {
+                        for (to, pair) in panel[lane..].iter_mut().step_by(TILE).zip(values.chunks_exact(2)) {
                             let bits = |x| u32::from(bf16::from_f32(x).to_bits());
                             *to = bits(pair[0]) | bits(pair[1]) << 16;
                         }
@@ -240,9 +252,9 @@ unsafe fn fields<const BITS: u32>(
     panel: &mut [u32],
 ) {
     let per_word = (32 / BITS) as usize;
-    let n = panel.len().div_ceil(ROWS) * 2;
+    let n = panel.len() / TILE * 2;
     let rows = Rows::new(affine.packed, w.columns / per_word, first);
-    assert!(panel.len() >= (n / 2 - 1) * ROWS + 16 && n.is_multiple_of(per_word));
+    assert!(n.is_multiple_of(per_word));
     // The conversion puts the second number of all pairs behind the first of all; this brings them together.
     let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
     typed!(Floats, affine.scales, scales => {
@@ -266,7 +278,7 @@ unsafe fn fields<const BITS: u32>(
                         let high = s.fma(s.field::<BITS>(*word, j as u32 + 1), scale, bias);
                         let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
                         let pairs = _mm512_permutexvar_epi16(order, both);
-                        _mm512_storeu_si512(panel.as_mut_ptr().add((k + j) / 2 * ROWS).cast(), pairs);
+                        s.store_words(panel.as_mut_ptr().add((k + j) / 2 * TILE), pairs);
                     }
                     k += per_word;
                 }

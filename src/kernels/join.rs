@@ -65,7 +65,7 @@ impl<'a> Joined<'a> {
 
 /// Write the outputs for the sums of one layer or two to `y`, which has room for them.
 pub(super) struct Finish<'a, E> {
-    pub sums: &'a mut [f32],
+    pub sums: &'a [f32],
     pub multiplied: Option<&'a [f32]>,
     pub y: Shared<E>,
 }
@@ -77,27 +77,29 @@ impl<E: Element> Op for Finish<'_, E> {
     fn with<S: Simd>(self, s: S) {
         let Finish { sums, multiplied, y } = self;
         let n = sums.len();
-        if let Some(up) = multiplied {
-            assert_eq!(up.len(), n);
-            let mut lanes = [0.0; 32];
-            for i in (0..n).step_by(S::LANES) {
-                let count = S::LANES.min(n - i);
-                let (a, b) = lanes.split_at_mut(16);
-                a[..count].copy_from_slice(&sums[i..i + count]);
-                b[..count].copy_from_slice(&up[i..i + count]);
-                // SAFETY: there are 16 lanes at most.
-                unsafe { s.store(a.as_mut_ptr(), swiglu(s, s.load(a.as_ptr()), s.load(b.as_ptr()))) };
-                sums[i..i + count].copy_from_slice(&a[..count]);
-            }
-        }
+        assert!(multiplied.is_none_or(|up| up.len() == n));
         let whole = n / S::LANES * S::LANES;
         // SAFETY: `i + LANES` stays within the sums, and y has room for as many.
         unsafe {
             for i in (0..whole).step_by(S::LANES) {
-                E::store(s, y.at(i), s.load(sums.as_ptr().add(i)));
+                let sums = s.load(sums.as_ptr().add(i));
+                let output = match multiplied {
+                    Some(up) => swiglu(s, sums, s.load(up.as_ptr().add(i))),
+                    None => sums,
+                };
+                E::store(s, y.at(i), output);
             }
-            for (i, sum) in sums.iter().enumerate().skip(whole) {
-                y.at(i).write(E::from_f32(*sum));
+            if whole < n {
+                let mut lanes = [[0.0; 16]; 2];
+                lanes[0][..n - whole].copy_from_slice(&sums[whole..]);
+                if let Some(up) = multiplied {
+                    lanes[1][..n - whole].copy_from_slice(&up[whole..]);
+                    let output = swiglu(s, s.load(lanes[0].as_ptr()), s.load(lanes[1].as_ptr()));
+                    s.store(lanes[0].as_mut_ptr(), output);
+                }
+                for (i, output) in lanes[0][..n - whole].iter().enumerate() {
+                    y.at(whole + i).write(E::from_f32(*output));
+                }
             }
         }
     }

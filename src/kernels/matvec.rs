@@ -62,11 +62,11 @@ impl Op for MatVec<'_> {
                         let (first, sums) = (task.rows.start, &mut sums[..n]);
                         s.run(AddRows { w: &layer.weight, x: &x[token], layout: *layout, first, sums });
                     }
-                    let [sums, other] = &mut sums;
+                    let [sums, other] = &sums;
                     let multiplied = (joined.join == Join::SwiGlu).then_some(&other[..n]);
                     // SAFETY: a row of y has `width` numbers, and this task alone writes these.
                     let y = Shared(unsafe { y.at(token * width + task.at) });
-                    s.run(Finish { sums: &mut sums[..n], multiplied, y });
+                    s.run(Finish { sums: &sums[..n], multiplied, y });
                 }
             });
         });

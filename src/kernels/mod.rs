@@ -16,7 +16,6 @@ mod fixed;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_amx;
-#[cfg(target_arch = "x86_64")]
 mod gemm_fixed;
 mod join;
 pub(crate) mod leaves;
@@ -24,6 +23,7 @@ mod matvec;
 mod pool;
 mod read;
 mod sample;
+mod scratch;
 mod simd;
 mod types;
 mod unpack;
@@ -144,14 +144,17 @@ impl Kernels {
             }
             Kernels::Amx | Kernels::Avx512 => {
                 let s = simd::Avx512::detect().expect("chosen where it runs");
-                return match gemm_fixed::InFixed::for_layers(s, &x, layers) {
+                return match gemm_fixed::InFixed::<_, 6>::for_layers(s, &x, layers) {
                     Some(fixed) => gemm::multiply(&fixed, x, joined, y),
                     None => gemm::multiply(&gemm::InFloats::<_, 12>(s), x, joined, y),
                 };
             }
             Kernels::Avx2 => {
                 let s = simd::Avx2::detect().expect("chosen where it runs");
-                return gemm::multiply(&gemm::InFloats::<_, 6>(s), x, joined, y);
+                return match gemm_fixed::InFixed::<_, 4>::for_layers(s, &x, layers) {
+                    Some(fixed) => gemm::multiply(&fixed, x, joined, y),
+                    None => gemm::multiply(&gemm::InFloats::<_, 6>(s), x, joined, y),
+                };
             }
             Kernels::Mlx | Kernels::Portable => {}
         }

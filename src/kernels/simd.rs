@@ -83,6 +83,17 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `x` can be read for `2 · 8 / BITS` rows of `4 · LANES` bytes.
     unsafe fn word_dots<const BITS: u32>(self, words: Self::U, x: *const i8) -> Self::F;
+    /// All lanes the same.
+    fn splat_word(self, x: u32) -> Self::U;
+    /// # Safety
+    /// `to` can be written for all lanes.
+    unsafe fn store_words(self, to: *mut u32, x: Self::U);
+    /// Values `index` and `index + 1` of `BITS` bits (2, 4 or 8) of each word, as two numbers of 16 bits.
+    fn pairs<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
+    /// The sum of the products of the two signed numbers of 16 bits in each lane, added to `sum`.
+    fn dot_pairs(self, a: Self::U, b: Self::U, sum: Self::U) -> Self::U;
+    /// Signed whole numbers as floats.
+    fn to_floats(self, x: Self::U) -> Self::F;
     /// Lane `i` is lane `lanes[i]` of `table`.
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F;
 }
@@ -230,6 +241,31 @@ impl Simd for Portable {
     }
     unsafe fn word_dots<const BITS: u32>(self, _: Self::U, _: *const i8) -> Self::F {
         unreachable!("floats are as fast in plain Rust")
+    }
+    #[inline(always)]
+    fn splat_word(self, x: u32) -> Self::U {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut u32, x: Self::U) {
+        unsafe { to.cast::<[u32; 8]>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    fn pairs<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U {
+        let mask = (1 << BITS) - 1;
+        lanes(words, |word| (word >> (index * BITS)) & mask | ((word >> ((index + 1) * BITS)) & mask) << 16)
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::U, b: Self::U, sum: Self::U) -> Self::U {
+        let low = |x: u32| i32::from(x as i16);
+        let high = |x: u32| x as i32 >> 16;
+        std::array::from_fn(|i| {
+            (low(a[i]) * low(b[i])).wrapping_add(high(a[i]) * high(b[i])).wrapping_add(sum[i] as i32) as u32
+        })
+    }
+    #[inline(always)]
+    fn to_floats(self, x: Self::U) -> Self::F {
+        lanes(x, |x| x as i32 as f32)
     }
     #[inline(always)]
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F {
@@ -430,6 +466,32 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn splat_word(self, x: u32) -> __m256i {
+            unsafe { _mm256_set1_epi32(x as i32) }
+        }
+        #[inline(always)]
+        unsafe fn store_words(self, to: *mut u32, x: __m256i) {
+            unsafe { _mm256_storeu_si256(to.cast(), x) }
+        }
+        #[inline(always)]
+        fn pairs<const BITS: u32>(self, words: __m256i, index: u32) -> __m256i {
+            unsafe {
+                let low = _mm256_srl_epi32(words, _mm_cvtsi32_si128((index * BITS) as i32));
+                // The second value to bit 16.
+                let high = _mm256_slli_epi32(_mm256_srl_epi32(low, _mm_cvtsi32_si128(BITS as i32)), 16);
+                let both = _mm256_blend_epi16(low, high, 0b1010_1010);
+                _mm256_and_si256(both, _mm256_set1_epi16((1 << BITS) - 1))
+            }
+        }
+        #[inline(always)]
+        fn dot_pairs(self, a: __m256i, b: __m256i, sum: __m256i) -> __m256i {
+            unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+        }
+        #[inline(always)]
+        fn to_floats(self, x: __m256i) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(x) }
+        }
+        #[inline(always)]
         fn permute(self, table: __m256, lanes: __m256i) -> __m256 {
             unsafe { _mm256_permutevar8x32_ps(table, lanes) }
         }
@@ -621,6 +683,32 @@ mod x86 {
                 }
                 _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low))
             }
+        }
+        #[inline(always)]
+        fn splat_word(self, x: u32) -> __m512i {
+            unsafe { _mm512_set1_epi32(x as i32) }
+        }
+        #[inline(always)]
+        unsafe fn store_words(self, to: *mut u32, x: __m512i) {
+            unsafe { _mm512_storeu_si512(to.cast(), x) }
+        }
+        #[inline(always)]
+        fn pairs<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
+            unsafe {
+                let low = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
+                // The second value to bit 16.
+                let high = _mm512_rorv_epi32(words, _mm512_set1_epi32(((index + 1) * BITS + 16) as i32));
+                let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high);
+                _mm512_and_si512(both, _mm512_set1_epi16((1 << BITS) - 1))
+            }
+        }
+        #[inline(always)]
+        fn dot_pairs(self, a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
+            unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+        }
+        #[inline(always)]
+        fn to_floats(self, x: __m512i) -> __m512 {
+            unsafe { _mm512_cvtepi32_ps(x) }
         }
         #[inline(always)]
         fn permute(self, table: __m512, lanes: __m512i) -> __m512 {
