@@ -2,11 +2,12 @@
 //! blocks, for all query heads that share them.
 
 use super::pool;
+use super::scratch::{Plain, Scratch};
 use super::simd::{Op, Simd, exp};
-use super::types::{Element, Floats, FloatsMut, Shared, load_all, typed};
+use super::types::{Element, Floats, FloatsMut, Shared, load_all, store_all, typed};
 
 /// Keys of one block; their scores stay in the first-level cache.
-const KEYS: usize = 64;
+pub(super) const KEYS: usize = 64;
 /// Queries times heads of one task, about.
 const ROWS: usize = 64;
 
@@ -43,6 +44,169 @@ impl Heads<'_> {
     }
 }
 
+/// How blocks of queries, keys and values are multiplied.
+pub(super) trait Product: Copy + Send + Sync {
+    /// Rows that are multiplied together.
+    const ROWS: usize;
+    /// The width of heads is padded to a multiple of this.
+    const WIDTH: usize;
+    /// What is multiplied.
+    type Number: Element + Plain + Default;
+    type S: Simd;
+
+    fn simd(self) -> Self::S;
+
+    /// `count` rows of keys from `first` on as columns: the `width` rows of a matrix `[width, KEYS]`, in this product's own
+    /// order. Columns without a key are zeros.
+    fn columns(self, keys: &Rows, count: usize, width: usize, to: &mut [Self::Number]);
+
+    /// `count` rows of values as those of a matrix `[KEYS, width]`, in this product's own order, the others zeros.
+    fn rows(self, values: &Rows, count: usize, width: usize, to: &mut [Self::Number]);
+
+    /// Add `a` `[rows, depth]` times `b` `[depth, columns]` to `c` `[rows, columns]`. `a` and `c` have [`Product::ROWS`]
+    /// rows, of which `n` count.
+    fn multiply(self, a: &[Self::Number], b: &[Self::Number], columns: usize, n: usize, c: &mut [f32]);
+}
+
+/// Neighbouring tokens of one head.
+pub(super) struct Rows<'a> {
+    pub values: Floats<'a>,
+    pub first: usize,
+    pub stride: usize,
+    pub width: usize,
+}
+
+impl Rows<'_> {
+    /// Row `i`, in the first numbers of `to`.
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, i: usize, to: &mut [f32]) {
+        let from = self.first + i * self.stride;
+        typed!(Floats, self.values, values => load_all(s, &values[from..from + self.width], &mut to[..self.width]));
+    }
+}
+
+/// Everything in f32.
+#[derive(Clone, Copy)]
+struct InFloats<S>(S);
+
+impl<S: Simd> Product for InFloats<S> {
+    const ROWS: usize = 4;
+    const WIDTH: usize = S::LANES;
+    type Number = f32;
+    type S = S;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    fn columns(self, keys: &Rows, count: usize, width: usize, to: &mut [f32]) {
+        let s = self.0;
+        let mut rows = Scratch::<f32>::zeros(S::LANES * width);
+        assert!(to.len() == width * KEYS && width.is_multiple_of(S::LANES));
+        for first in (0..KEYS).step_by(S::LANES) {
+            for lane in 0..S::LANES {
+                let row = &mut rows[lane * width..(lane + 1) * width];
+                if first + lane < count {
+                    keys.load(s, first + lane, row);
+                } else {
+                    row.fill(0.0);
+                }
+            }
+            for d in (0..width).step_by(S::LANES) {
+                let mut starts = [std::ptr::null(); 16];
+                for lane in 0..S::LANES {
+                    starts[lane] = rows[lane * width + d..].as_ptr().cast();
+                }
+                // SAFETY: rows go on for as many words as there are lanes, and `to` has KEYS columns.
+                unsafe {
+                    for (i, column) in s.load_columns(&starts)[..S::LANES].iter().enumerate() {
+                        s.store_words(to.as_mut_ptr().add((d + i) * KEYS + first).cast(), *column);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn rows(self, values: &Rows, count: usize, width: usize, to: &mut [f32]) {
+        let (rows, rest) = to.split_at_mut(count * width);
+        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+            row[values.width..].fill(0.0);
+            values.load(self.0, i, row);
+        }
+        rest.fill(0.0);
+    }
+
+    #[inline(always)]
+    fn multiply(self, a: &[f32], b: &[f32], columns: usize, n: usize, c: &mut [f32]) {
+        let depth = b.len() / columns;
+        assert!(n <= Self::ROWS && a.len() == Self::ROWS * depth && c.len() == Self::ROWS * columns);
+        assert!(b.len() == depth * columns && columns.is_multiple_of(S::LANES));
+        let whole = columns / (2 * S::LANES) * 2 * S::LANES;
+        // SAFETY: the lengths were checked.
+        unsafe {
+            if n == Self::ROWS {
+                for at in (0..whole).step_by(2 * S::LANES) {
+                    add_tile::<S, 4, 2>(self.0, a, &b[at..], columns, depth, &mut c[at..]);
+                }
+                if whole < columns {
+                    add_tile::<S, 4, 1>(self.0, a, &b[whole..], columns, depth, &mut c[whole..]);
+                }
+            } else {
+                for row in 0..n {
+                    let a = &a[row * depth..];
+                    for at in (0..columns).step_by(S::LANES) {
+                        add_tile::<S, 1, 1>(self.0, a, &b[at..], columns, depth, &mut c[row * columns + at..]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Add R rows of `a`, `depth` numbers each, times V vectors of each row of `b` to R rows of `c`; rows of b and c have
+/// `columns` numbers.
+///
+/// # Safety
+/// There are as many.
+#[inline(always)]
+unsafe fn add_tile<S: Simd, const R: usize, const V: usize>(
+    s: S,
+    a: &[f32],
+    b: &[f32],
+    columns: usize,
+    depth: usize,
+    c: &mut [f32],
+) {
+    unsafe {
+        let mut sums = [[s.splat(0.0); V]; R];
+        for r in 0..R {
+            for v in 0..V {
+                sums[r][v] = s.load(c.as_ptr().add(r * columns + v * S::LANES));
+            }
+        }
+        for k in 0..depth {
+            let mut row = [s.splat(0.0); V];
+            for v in 0..V {
+                row[v] = s.load(b.as_ptr().add(k * columns + v * S::LANES));
+            }
+            for r in 0..R {
+                let x = s.splat(*a.get_unchecked(r * depth + k));
+                for v in 0..V {
+                    sums[r][v] = s.fma(x, row[v], sums[r][v]);
+                }
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                s.store(c.as_mut_ptr().add(r * columns + v * S::LANES), sums[r][v]);
+            }
+        }
+    }
+}
+
 /// `softmax(scale · q · kᵀ) · v`, to `y` `[B, L, heads, D]`.
 pub(super) struct Attention<'a> {
     pub q: Heads<'a>,
@@ -58,11 +222,16 @@ impl Op for Attention<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
+        self.by(InFloats(s));
+    }
+}
+
+impl Attention<'_> {
+    pub fn by<P: Product>(self, product: P) {
         let Attention { q, k, v, scale, mask, y } = self;
-        let [batch, n_heads, length, width] = q.shape;
-        let (n_kv_heads, tokens) = (k.shape[1], k.shape[2]);
-        let group = n_heads / n_kv_heads;
-        let queries = (ROWS / group).clamp(1, length);
+        let [batch, n_heads, length, _] = q.shape;
+        let n_kv_heads = k.shape[1];
+        let queries = (ROWS / (n_heads / n_kv_heads)).clamp(1, length);
         let blocks = length.div_ceil(queries);
         typed!(FloatsMut, y, y => {
             let y = Shared(y.as_mut_ptr());
@@ -73,14 +242,15 @@ impl Op for Attention<'_> {
                 let first = block * queries;
                 let n = queries.min(length - first);
                 // SAFETY: this task alone writes the rows of these queries and heads.
-                s.run(Block { q, k, v, scale, mask, y, b, kv_head, group, first, n, n_heads, length, width, tokens });
+                product.simd().run(Block { product, q, k, v, scale, mask, y, b, kv_head, first, n });
             });
         });
     }
 }
 
 /// Queries `first..first + n` of the heads that share one head of keys and values.
-struct Block<'a, E> {
+struct Block<'a, P, E> {
+    product: P,
     q: Heads<'a>,
     k: Heads<'a>,
     v: Heads<'a>,
@@ -89,13 +259,8 @@ struct Block<'a, E> {
     y: Shared<E>,
     b: usize,
     kv_head: usize,
-    group: usize,
     first: usize,
     n: usize,
-    n_heads: usize,
-    length: usize,
-    width: usize,
-    tokens: usize,
 }
 
 /// What is known of a row of scores so far.
@@ -105,24 +270,38 @@ struct Softmax {
     sum: f32,
 }
 
-impl<E: Element> Op for Block<'_, E> {
+impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
     type Output = ();
 
     #[inline(always)]
-    fn with<S: Simd>(self, s: S) {
-        let Block { q, k, v, scale, mask, y, b, kv_head, group, first, n, n_heads, length, width, tokens } = self;
-        let padded = width.next_multiple_of(S::LANES);
+    fn with<S: Simd>(self, _: S) {
+        let Block { product, q, k, v, scale, mask, y, b, kv_head, first, n } = self;
+        let s = product.simd();
+        let [_, n_heads, length, width] = q.shape;
+        let (tokens, group) = (k.shape[2], n_heads / k.shape[1]);
+        let padded = width.next_multiple_of(P::WIDTH);
         let rows = n * group;
-        let mut queries = vec![0.0; rows * padded];
-        for row in 0..rows {
-            let to = &mut queries[row * padded..row * padded + width];
-            load_row(s, &q, q.row(b, kv_head * group + row % group, first + row / group), to);
-            to.iter_mut().for_each(|x| *x *= scale);
+        let rows_of = |heads: &Heads<'a>, head, token| Rows {
+            values: heads.values,
+            first: heads.row(b, head, token),
+            stride: heads.strides[2],
+            width,
+        };
+        // `[rows, padded]`, whole tiles of rows, whose rest are zeros or nothing.
+        let mut queries = Scratch::<P::Number>::zeros(rows.next_multiple_of(P::ROWS) * padded);
+        let mut row_of_floats = Scratch::<f32>::new(width);
+        for (row, to) in queries.chunks_exact_mut(padded).take(rows).enumerate() {
+            let query = rows_of(&q, kv_head * group + row % group, first + row / group);
+            query.load(s, 0, &mut row_of_floats);
+            // SAFETY: the row has room for the width.
+            unsafe { store_all(s, &row_of_floats, Shared(to.as_mut_ptr())) };
         }
-        let mut outputs = vec![0.0; rows * padded];
+        let mut outputs = Scratch::<f32>::zeros(rows.next_multiple_of(P::ROWS) * padded);
         let mut states = vec![Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; rows];
-        let mut scores = vec![0.0; 4 * KEYS];
-        let (mut keys, mut values) = (vec![0.0; KEYS * padded], vec![0.0; KEYS * padded]);
+        let mut scores = Scratch::<f32>::new(P::ROWS * KEYS);
+        let mut weights = Scratch::<P::Number>::zeros(P::ROWS * KEYS);
+        let mut keys = Scratch::<P::Number>::new(KEYS * padded);
+        let mut values = Scratch::<P::Number>::new(KEYS * padded);
         let visible = |row: usize| match mask {
             Mask::Causal => tokens - length + first + row / group + 1,
             Mask::All | Mask::Table(_) => tokens,
@@ -130,24 +309,16 @@ impl<E: Element> Op for Block<'_, E> {
         let last = visible(rows - 1);
         for from in (0..last).step_by(KEYS) {
             let count = KEYS.min(last - from);
-            for i in 0..count {
-                load_row(s, &k, k.row(b, kv_head, from + i), &mut keys[i * padded..i * padded + width]);
-                load_row(s, &v, v.row(b, kv_head, from + i), &mut values[i * padded..i * padded + width]);
-            }
-            let mut row = 0;
-            while row < rows {
-                let together = if row + 4 <= rows { 4 } else { 1 };
-                let scores = &mut scores[..together * KEYS];
-                let queries = &queries[row * padded..(row + together) * padded];
-                if together == 4 {
-                    dots::<S, 4>(s, queries, &keys, padded, count, scores);
-                } else {
-                    dots::<S, 1>(s, queries, &keys, padded, count, scores);
-                }
-                for r in 0..together {
+            product.columns(&rows_of(&k, kv_head, from), count, padded, &mut keys);
+            product.rows(&rows_of(&v, kv_head, from), count, padded, &mut values);
+            for row in (0..rows).step_by(P::ROWS) {
+                let n = P::ROWS.min(rows - row);
+                let part = row * padded..(row + P::ROWS) * padded;
+                scores.fill(0.0);
+                product.multiply(&queries[part.clone()], &keys, KEYS, n, &mut scores);
+                for r in 0..n {
                     let scores = &mut scores[r * KEYS..(r + 1) * KEYS];
-                    scores[count..].fill(f32::NEG_INFINITY);
-                    scores[visible(row + r).saturating_sub(from).min(count)..count].fill(f32::NEG_INFINITY);
+                    scores[visible(row + r).saturating_sub(from).min(count)..].fill(f32::NEG_INFINITY);
                     if let Mask::Table(table) = mask {
                         let table = &table[(first + (row + r) / group) * tokens + from..][..count];
                         for (score, seen) in scores.iter_mut().zip(table) {
@@ -155,80 +326,50 @@ impl<E: Element> Op for Block<'_, E> {
                         }
                     }
                     let output = &mut outputs[(row + r) * padded..(row + r + 1) * padded];
-                    soften(s, scores, &mut states[row + r], output);
+                    let weights = &mut weights[r * KEYS..(r + 1) * KEYS];
+                    soften(s, scores, scale, &mut states[row + r], weights, output);
                 }
-                let outputs = &mut outputs[row * padded..(row + together) * padded];
-                if together == 4 {
-                    weigh::<S, 4>(s, scores, &values, padded, count, outputs);
-                } else {
-                    weigh::<S, 1>(s, scores, &values, padded, count, outputs);
-                }
-                row += together;
+                product.multiply(&weights, &values, padded, n, &mut outputs[part]);
             }
         }
         for row in 0..rows {
             let at = ((b * length + first + row / group) * n_heads + kv_head * group + row % group) * width;
             let factor = 1.0 / states[row].sum;
-            for (i, x) in outputs[row * padded..row * padded + width].iter().enumerate() {
-                // SAFETY: this task alone writes the rows of these queries and heads, which lie in y `[B, L, heads, D]`.
-                unsafe { y.at(at + i).write(E::from_f32(x * factor)) };
-            }
-        }
-    }
-}
-
-/// The numbers of `heads` from `from` on, as many as `to` holds.
-#[inline(always)]
-fn load_row<S: Simd>(s: S, heads: &Heads, from: usize, to: &mut [f32]) {
-    typed!(Floats, heads.values, values => load_all(s, &values[from..from + to.len()], to));
-}
-
-/// Products of R queries with `count` keys, `padded` numbers each, to R rows of KEYS scores.
-#[inline(always)]
-fn dots<S: Simd, const R: usize>(s: S, queries: &[f32], keys: &[f32], padded: usize, count: usize, scores: &mut [f32]) {
-    assert!(queries.len() == R * padded && keys.len() >= count * padded && scores.len() == R * KEYS);
-    for key in 0..count {
-        let mut sums = [s.splat(0.0); R];
-        for d in (0..padded).step_by(S::LANES) {
-            // SAFETY: rows have `padded` numbers, a multiple of LANES.
-            unsafe {
-                let k = s.load(keys.as_ptr().add(key * padded + d));
-                for r in 0..R {
-                    sums[r] = s.fma(s.load(queries.as_ptr().add(r * padded + d)), k, sums[r]);
-                }
-            }
-        }
-        if R == 4 {
-            for (r, sum) in s.sum4([sums[0], sums[1 % R], sums[2 % R], sums[3 % R]]).into_iter().enumerate() {
-                scores[r * KEYS + key] = sum;
-            }
-        } else {
-            for r in 0..R {
-                scores[r * KEYS + key] = s.sum(sums[r]);
-            }
+            let output = &mut outputs[row * padded..row * padded + width];
+            output.iter_mut().for_each(|x| *x *= factor);
+            // SAFETY: this task alone writes the rows of these queries and heads, which lie in y `[B, L, heads, D]`.
+            unsafe { store_all(s, output, Shared(y.at(at))) };
         }
     }
 }
 
 /// Turn KEYS scores into weights, and scale the output so far to the same maximum.
 #[inline(always)]
-fn soften<S: Simd>(s: S, scores: &mut [f32], state: &mut Softmax, output: &mut [f32]) {
-    assert!(scores.len() == KEYS && output.len().is_multiple_of(S::LANES));
+fn soften<S: Simd, N: Element>(
+    s: S,
+    scores: &[f32],
+    scale: f32,
+    state: &mut Softmax,
+    weights: &mut [N],
+    output: &mut [f32],
+) {
+    assert!(scores.len() == KEYS && weights.len() == KEYS && output.len().is_multiple_of(S::LANES));
     // SAFETY: KEYS and the output's length are multiples of LANES.
     unsafe {
-        let mut max = s.splat(state.max);
+        let mut max = s.splat(f32::NEG_INFINITY);
         for i in (0..KEYS).step_by(S::LANES) {
             max = s.max(max, s.load(scores.as_ptr().add(i)));
         }
-        let max = s.max_lane(max);
+        let max = state.max.max(s.max_lane(max) * scale);
         if max == f32::NEG_INFINITY {
-            scores.fill(0.0); // nothing to see yet
+            weights.fill(N::from_f32(0.0)); // nothing to see yet
             return;
         }
         let mut sum = s.splat(0.0);
         for i in (0..KEYS).step_by(S::LANES) {
-            let weight = exp(s, s.sub(s.load(scores.as_ptr().add(i)), s.splat(max)));
-            s.store(scores.as_mut_ptr().add(i), weight);
+            let score = s.load(scores.as_ptr().add(i));
+            let weight = exp(s, s.fma(score, s.splat(scale), s.splat(-max)));
+            N::store(s, weights.as_mut_ptr().add(i), weight);
             sum = s.add(sum, weight);
         }
         if max > state.max {
@@ -240,37 +381,5 @@ fn soften<S: Simd>(s: S, scores: &mut [f32], state: &mut Softmax, output: &mut [
             }
         }
         *state = Softmax { max, sum: state.sum + s.sum(sum) };
-    }
-}
-
-/// Add `count` values, by R rows of weights, to R outputs.
-#[inline(always)]
-fn weigh<S: Simd, const R: usize>(
-    s: S,
-    weights: &[f32],
-    values: &[f32],
-    padded: usize,
-    count: usize,
-    outputs: &mut [f32],
-) {
-    assert!(weights.len() == R * KEYS && count <= KEYS);
-    assert!(values.len() >= count * padded && outputs.len() == R * padded);
-    for d in (0..padded).step_by(S::LANES) {
-        // SAFETY: rows have `padded` numbers, a multiple of LANES.
-        unsafe {
-            let mut sums = [s.splat(0.0); R];
-            for r in 0..R {
-                sums[r] = s.load(outputs.as_ptr().add(r * padded + d));
-            }
-            for key in 0..count {
-                let value = s.load(values.as_ptr().add(key * padded + d));
-                for r in 0..R {
-                    sums[r] = s.fma(s.splat(*weights.get_unchecked(r * KEYS + key)), value, sums[r]);
-                }
-            }
-            for r in 0..R {
-                s.store(outputs.as_mut_ptr().add(r * padded + d), sums[r]);
-            }
-        }
     }
 }

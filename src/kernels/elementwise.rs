@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::attention::Heads;
 use super::pool;
 use super::simd::{Op, Simd, exp};
-use super::types::{Element, Floats, FloatsMut, Shared, load_all, same_type, typed};
+use super::types::{Element, Floats, FloatsMut, Shared, load_all, same_type, store_all, typed};
 
 /// Numbers that one task is worth starting for.
 const TASK: usize = 1 << 14;
@@ -152,11 +152,8 @@ impl Op for Rotate<'_> {
     fn with<S: Simd>(self, s: S) {
         let Rotate { x, norm, frequencies, offset, factor, y } = self;
         let [batch, heads, length, width] = x.shape;
-        let turn = |t: usize| {
-            let angles = frequencies.iter().map(|f| f * (offset + t) as f64);
-            angles.map(|a| ((a.cos() * f64::from(factor)) as f32, (a.sin() * f64::from(factor)) as f32)).unzip()
-        };
-        let turns: Vec<(Vec<f32>, Vec<f32>)> = (0..length).map(turn).collect();
+        let (cos, sin) = turns(frequencies, offset, length, f64::from(factor));
+        let half = frequencies.len();
         let norm = norm.map(|(weight, eps)| {
             let weight: Vec<f32> = typed!(Floats, weight, w => w.iter().map(|w| w.to_f32()).collect());
             (weight, eps)
@@ -177,12 +174,34 @@ impl Op for Rotate<'_> {
                         }
                         None => load_all(s, x, &mut normed),
                     }
-                    let (cos, sin) = &turns[t];
+                    let (cos, sin) = (&cos[t * half..(t + 1) * half], &sin[t * half..(t + 1) * half]);
                     s.run(RotateRow { x: &normed, cos, sin, y, first: row * width });
                 }
             });
         });
     }
+}
+
+/// Positions from one that is computed as it is to the next; those between are turned on from it.
+const EXACT: usize = 32;
+
+/// Cosines and sines `[length, frequencies]` of each frequency times the positions from `offset` on, times `factor`.
+fn turns(frequencies: &[f64], offset: usize, length: usize, factor: f64) -> (Vec<f32>, Vec<f32>) {
+    let mut cosines = vec![0.0; length * frequencies.len()];
+    let mut sines = cosines.clone();
+    for (i, frequency) in frequencies.iter().enumerate() {
+        let (step_sin, step_cos) = frequency.sin_cos();
+        let (mut sin, mut cos) = (0.0, 1.0);
+        for t in 0..length {
+            (sin, cos) = match t % EXACT {
+                0 => (frequency * (offset + t) as f64).sin_cos(),
+                _ => (sin * step_cos + cos * step_sin, cos * step_cos - sin * step_sin),
+            };
+            cosines[t * frequencies.len() + i] = (cos * factor) as f32;
+            sines[t * frequencies.len() + i] = (sin * factor) as f32;
+        }
+    }
+    (cosines, sines)
 }
 
 /// Rotate a row, or only write it where there are no angles.
@@ -201,11 +220,8 @@ impl<E: Element> Op for RotateRow<'_, E> {
     fn with<S: Simd>(self, s: S) {
         let RotateRow { x, cos, sin, y, first } = self;
         if cos.is_empty() {
-            for (i, x) in x.iter().enumerate() {
-                // SAFETY: this task alone writes this row of y.
-                unsafe { y.at(first + i).write(E::from_f32(*x)) };
-            }
-            return;
+            // SAFETY: this task alone writes this row of y.
+            return unsafe { store_all(s, x, Shared(y.at(first))) };
         }
         let (low, high) = x.split_at(x.len() / 2);
         let half = low.len();

@@ -68,8 +68,6 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// All lanes added up, in a fixed order.
     fn sum(self, a: Self::F) -> f32;
-    /// [`Simd::sum`] of four at once, in an order of their own.
-    fn sum4(self, a: [Self::F; 4]) -> [f32; 4];
     /// The largest lane that is a number.
     fn max_lane(self, a: Self::F) -> f32;
     /// 2 to the power of whole numbers from -126 to 127.
@@ -218,10 +216,6 @@ impl Simd for Portable {
     fn sum(self, a: Self::F) -> f32 {
         let [a, b, c, d]: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
         (a + c) + (b + d)
-    }
-    #[inline(always)]
-    fn sum4(self, a: [Self::F; 4]) -> [f32; 4] {
-        [self.sum(a[0]), self.sum(a[1]), self.sum(a[2]), self.sum(a[3])]
     }
     #[inline(always)]
     fn max_lane(self, a: Self::F) -> f32 {
@@ -416,14 +410,6 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn sum4(self, a: [__m256; 4]) -> [f32; 4] {
-            unsafe {
-                let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
-                let sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-                std::mem::transmute::<__m128, [f32; 4]>(sums)
-            }
-        }
-        #[inline(always)]
         fn max_lane(self, a: __m256) -> f32 {
             unsafe {
                 let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -569,8 +555,14 @@ mod x86 {
                 for c in 0..4 {
                     let four = [fours[0][c], fours[1][c], fours[2][c], fours[3][c]];
                     // Quarters 0 and 2 of all, then 1 and 3.
-                    let even = [_mm512_shuffle_i32x4::<0x88>(four[0], four[1]), _mm512_shuffle_i32x4::<0x88>(four[2], four[3])];
-                    let odd = [_mm512_shuffle_i32x4::<0xdd>(four[0], four[1]), _mm512_shuffle_i32x4::<0xdd>(four[2], four[3])];
+                    let even = [
+                        _mm512_shuffle_i32x4::<0x88>(four[0], four[1]),
+                        _mm512_shuffle_i32x4::<0x88>(four[2], four[3]),
+                    ];
+                    let odd = [
+                        _mm512_shuffle_i32x4::<0xdd>(four[0], four[1]),
+                        _mm512_shuffle_i32x4::<0xdd>(four[2], four[3]),
+                    ];
                     columns[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
                     columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
                     columns[8 + c] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
@@ -634,16 +626,6 @@ mod x86 {
         #[inline(always)]
         fn sum(self, a: __m512) -> f32 {
             unsafe { _mm512_reduce_add_ps(a) }
-        }
-        #[inline(always)]
-        fn sum4(self, a: [__m512; 4]) -> [f32; 4] {
-            unsafe {
-                let a0 = _mm256_add_ps(_mm512_castps512_ps256(a[0]), _mm512_extractf32x8_ps(a[0], 1));
-                let a1 = _mm256_add_ps(_mm512_castps512_ps256(a[1]), _mm512_extractf32x8_ps(a[1], 1));
-                let a2 = _mm256_add_ps(_mm512_castps512_ps256(a[2]), _mm512_extractf32x8_ps(a[2], 1));
-                let a3 = _mm256_add_ps(_mm512_castps512_ps256(a[3]), _mm512_extractf32x8_ps(a[3], 1));
-                Avx2(()).sum4([a0, a1, a2, a3])
-            }
         }
         #[inline(always)]
         fn max_lane(self, a: __m512) -> f32 {

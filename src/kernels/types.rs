@@ -97,6 +97,24 @@ pub(super) fn load_all<S: Simd, E: Element>(s: S, from: &[E], to: &mut [f32]) {
     }
 }
 
+/// As many numbers to `to` as there are in `from`.
+///
+/// # Safety
+/// There is room for as many, which no other thread reads or writes meanwhile.
+#[inline(always)]
+pub(super) unsafe fn store_all<S: Simd, E: Element>(s: S, from: &[f32], to: Shared<E>) {
+    let whole = from.len() / S::LANES * S::LANES;
+    // SAFETY: the caller has room for as many, which no other thread writes.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            E::store(s, to.at(i), s.load(from.as_ptr().add(i)));
+        }
+        for (i, x) in from.iter().enumerate().skip(whole) {
+            to.at(i).write(E::from_f32(*x));
+        }
+    }
+}
+
 /// The slice inside `floats`, which are of the type of the other slice.
 pub(super) fn same_type<'a, E: Element>(_: &[E], floats: Floats<'a>) -> &'a [E] {
     E::slice(floats)
