@@ -11,11 +11,11 @@
 mod attention;
 mod bridge;
 pub(crate) use bridge::borrow as in_place;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod elementwise;
 mod fixed;
 mod gemm;
-#[cfg(target_arch = "x86_64")]
-mod gemm_amx;
 mod gemm_fixed;
 mod join;
 pub(crate) mod leaves;
@@ -80,7 +80,7 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Kernels::Avx512 => simd::Avx512::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Kernels::Amx => gemm_amx::Amx::detect().is_some(),
+            Kernels::Amx => amx::Amx::detect().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -138,8 +138,8 @@ impl Kernels {
         // Tiles are as large as the registers allow: 16 for AVX2, 32 for AVX-512.
         #[cfg(target_arch = "x86_64")]
         match self {
-            Kernels::Amx if layers.iter().all(|layer| gemm_amx::takes(&x, &layer.weight)) => {
-                let amx = gemm_amx::Amx::detect().expect("chosen where it runs");
+            Kernels::Amx if layers.iter().all(|layer| amx::takes(&x, &layer.weight)) => {
+                let amx = amx::Amx::detect().expect("chosen where it runs");
                 return gemm::multiply(&amx, x, joined, y);
             }
             Kernels::Amx | Kernels::Avx512 => {
@@ -213,7 +213,12 @@ impl Kernels {
         let ([b, h, l, d], [_, kv, t, _]) = (q.shape, k.shape);
         assert!(k.shape == v.shape && k.shape == [b, kv, t, d] && h % kv == 0 && l <= t && y.len() == b * h * l * d);
         assert!(!matches!(mask, Mask::Table(table) if table.len() != l * t));
-        self.run(attention::Attention { q, k, v, scale, mask, y });
+        let attention = attention::Attention { q, k, v, scale, mask, y };
+        #[cfg(target_arch = "x86_64")]
+        if self == Kernels::Amx && amx::attends(&q, &k, &v) {
+            return attention.by(amx::Amx::detect().expect("chosen where it runs"));
+        }
+        self.run(attention);
     }
 
     /// Row `ids[i]` of `w` as row i of `y` `[ids.len(), columns]`.

@@ -1,5 +1,5 @@
-//! The product of bf16 activations with weights rounded to bf16 in AMX: `tdpbf16ps` multiplies 16 x 32 with 32 x 16 numbers
-//! and adds to 16 x 16 sums in f32.
+//! Products of bf16 numbers in AMX, of activations with weights rounded to bf16 and within attention: `tdpbf16ps` multiplies
+//! 16 x 32 with 32 x 16 numbers and adds to 16 x 16 sums in f32.
 //!
 //! Instructions on tiles are written in assembly, since Rust's are not stable yet. Only four of the eight tiles are in use:
 //! two for sums, one for tokens, one for rows. With all eight, loads wait for products, above all where another thread
@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
+use super::attention::{self, Heads, KEYS};
 use super::gemm::{Panel, Product};
 use super::pool;
 use super::scratch::Scratch;
@@ -126,18 +127,25 @@ impl Product for Amx {
                     fill(self.0, panel.weight, panel.first, column, unpacked);
                 }
                 for tile in tiles.clone() {
-                    let x = |half: usize| {
-                        let at = (2 * tile + half) * TILE * columns + column * TILE;
-                        &values[at..at + n * TILE]
-                    };
-                    let (x, at) = ([x(0), x(1)], (tile - tiles.start) * TOKENS * ROWS);
-                    for (panel, sums) in
-                        unpacked.chunks_exact(size).zip(sums.chunks_exact_mut(tiles.len() * TOKENS * ROWS))
-                    {
+                    let at = (2 * tile * columns + column) * TILE;
+                    let x = Tiles { first: values[at..].as_ptr().cast(), row: STEP * 2, next: STEP * 2 * TILE };
+                    assert!(at + (columns + n) * TILE <= values.len());
+                    for (i, panel) in unpacked.chunks_exact(size).enumerate() {
+                        let at = (i * tiles.len() + tile - tiles.start) * TOKENS * ROWS;
                         let sums = &mut sums[at..at + TOKENS * ROWS];
-                        let (left, right) = panel.split_at(size / 2);
-                        add_tiles(x, left, sums);
-                        add_tiles(x, right, &mut sums[TILE..]);
+                        for half in 0..2 {
+                            let rows = Tiles {
+                                first: panel[half * size / 2..].as_ptr().cast(),
+                                row: TILE * 4,
+                                next: TILE * 4 * TILE,
+                            };
+                            let c = Tiles {
+                                first: sums[half * TILE..].as_mut_ptr().cast(),
+                                row: ROWS * 4,
+                                next: ROWS * 4 * TILE,
+                            };
+                            add_tiles(x, columns * TILE * 2, rows, n / STEP, c);
+                        }
                     }
                 }
             }
@@ -163,41 +171,49 @@ unsafe fn configure() {
     unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
 }
 
-/// Add the product of two blocks of 16 tokens, each `[columns / STEP, TILE, STEP]`, and of 16 rows `[columns / 2, TILE]` to
-/// `sums` `[TOKENS, TILE]`, which lie `ROWS` apart.
+/// A matrix in memory, in bytes from one row of a tile to the next and from one tile to the next.
+#[derive(Clone, Copy)]
+struct Tiles<T> {
+    first: T,
+    row: usize,
+    next: usize,
+}
+
+/// Add the product of two tiles' rows of `a`, `below` bytes apart, and one tile's columns of `b`, `steps` tiles along, to
+/// two tiles of sums `c`.
 ///
 /// # Safety
-/// Tiles are configured.
-unsafe fn add_tiles(x: [&[bf16]; 2], rows: &[u32], sums: &mut [f32]) {
-    let steps = rows.len() / (STEP / 2 * TILE);
-    assert!(steps > 0 && rows.len() == steps * STEP / 2 * TILE && sums.len() >= (TOKENS - 1) * ROWS + TILE);
-    assert!(x[0].len() == steps * STEP * TILE && x[1].len() == x[0].len());
-    // SAFETY: a step reads 1024 bytes of each block of tokens and of the rows; sums are two blocks of 16 x 16.
+/// Tiles are configured, and all this is there, in whole tiles of 16 rows of 64 bytes.
+unsafe fn add_tiles(a: Tiles<*const u8>, below: usize, b: Tiles<*const u8>, steps: usize, c: Tiles<*mut u8>) {
+    // SAFETY: as the caller says.
     unsafe {
         asm!(
-            "tileloadd tmm0, [{sums} + {wide}]",
-            "tileloadd tmm1, [{below} + {wide}]",
+            "tileloadd tmm0, [{c0} + {c_row}]",
+            "tileloadd tmm1, [{c1} + {c_row}]",
             "2:",
-            "tileloadd tmm3, [{rows} + {narrow}]",
-            "tileloadd tmm2, [{x0} + {narrow}]",
+            "tileloadd tmm3, [{b} + {b_row}]",
+            "tileloadd tmm2, [{a0} + {a_row}]",
             "tdpbf16ps tmm0, tmm2, tmm3",
-            "tileloadd tmm2, [{x1} + {narrow}]",
+            "tileloadd tmm2, [{a1} + {a_row}]",
             "tdpbf16ps tmm1, tmm2, tmm3",
-            "add {x0}, 1024",
-            "add {x1}, 1024",
-            "add {rows}, 1024",
+            "add {a0}, {a_next}",
+            "add {a1}, {a_next}",
+            "add {b}, {b_next}",
             "dec {steps}",
             "jnz 2b",
-            "tilestored [{sums} + {wide}], tmm0",
-            "tilestored [{below} + {wide}], tmm1",
-            sums = in(reg) sums.as_mut_ptr(),
-            below = in(reg) sums.as_mut_ptr().add(TILE * ROWS),
-            x0 = inout(reg) x[0].as_ptr() => _,
-            x1 = inout(reg) x[1].as_ptr() => _,
-            rows = inout(reg) rows.as_ptr() => _,
+            "tilestored [{c0} + {c_row}], tmm0",
+            "tilestored [{c1} + {c_row}], tmm1",
+            a0 = inout(reg) a.first => _,
+            a1 = inout(reg) a.first.wrapping_add(below) => _,
+            a_row = in(reg) a.row,
+            a_next = in(reg) a.next,
+            b = inout(reg) b.first => _,
+            b_row = in(reg) b.row,
+            b_next = in(reg) b.next,
+            c0 = in(reg) c.first,
+            c1 = in(reg) c.first.wrapping_add(c.next),
+            c_row = in(reg) c.row,
             steps = inout(reg) steps => _,
-            wide = in(reg) ROWS * 4,
-            narrow = in(reg) STEP * 2,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             options(nostack),
         );
@@ -287,4 +303,116 @@ unsafe fn fields<const BITS: u32>(
             }
         }
     });
+}
+
+/// Whether attention can be computed so. Fewer queries are not worth what has to be done to keys and values.
+pub(super) fn attends(q: &Heads, k: &Heads, v: &Heads) -> bool {
+    let [_, _, length, width] = q.shape;
+    let all_bf16 = [q, k, v].into_iter().all(|heads| matches!(heads.values, Floats::Bf16(_)));
+    all_bf16 && width.is_multiple_of(STEP) && length > 4
+}
+
+/// Numbers of `count` rows from `first` on, as words of two; a row of zeros for each of the others.
+struct Pairs<'a> {
+    rows: attention::Rows<'a>,
+    values: &'a [bf16],
+    zeros: Scratch<bf16>,
+    count: usize,
+}
+
+impl<'a> Pairs<'a> {
+    fn new(rows: &attention::Rows<'a>, count: usize) -> Self {
+        let Floats::Bf16(values) = rows.values else { unreachable!("AMX multiplies bf16") };
+        let rows = attention::Rows { ..*rows };
+        Pairs { zeros: Scratch::zeros(rows.width), rows, values, count }
+    }
+
+    /// Row `i`.
+    fn row(&self, i: usize) -> &[bf16] {
+        let from = self.rows.first + i * self.rows.stride;
+        if i < self.count { &self.values[from..from + self.rows.width] } else { &self.zeros }
+    }
+}
+
+/// Matrices are rows of bf16, those on the right rows of pairs: numbers of two neighbouring rows side by side.
+impl attention::Product for Amx {
+    const ROWS: usize = 2 * TILE;
+    const WIDTH: usize = STEP;
+    type Number = bf16;
+    type S = Avx512;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn columns(self, keys: &attention::Rows, count: usize, width: usize, to: &mut [bf16]) {
+        assert!(to.len() == width * KEYS && keys.width == width && width.is_multiple_of(STEP));
+        let keys = Pairs::new(keys, count);
+        for first in (0..KEYS).step_by(TILE) {
+            for d in (0..width).step_by(STEP) {
+                let mut starts = [std::ptr::null(); TILE];
+                for (lane, start) in starts.iter_mut().enumerate() {
+                    *start = keys.row(first + lane)[d..d + STEP].as_ptr().cast();
+                }
+                // SAFETY: rows go on for sixteen words, and `to` has KEYS pairs for each two of `width`.
+                unsafe {
+                    for (i, pairs) in self.0.load_columns(&starts).into_iter().enumerate() {
+                        self.0.store_words(to.as_mut_ptr().cast::<u32>().add((d / 2 + i) * KEYS + first), pairs);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn rows(self, values: &attention::Rows, count: usize, width: usize, to: &mut [bf16]) {
+        assert!(to.len() == width * KEYS && values.width == width && width.is_multiple_of(STEP));
+        let values = Pairs::new(values, count);
+        // The first halves of two vectors of 32 numbers by turns, and the second ones.
+        let order: [[u16; 32]; 2] =
+            std::array::from_fn(|half| std::array::from_fn(|i| (i / 2 + half * 16 + i % 2 * 32) as u16));
+        for pair in 0..KEYS / 2 {
+            let (upper, lower) = (values.row(2 * pair), values.row(2 * pair + 1));
+            for d in (0..width).step_by(STEP) {
+                // SAFETY: rows have 32 numbers from here on, and `to` twice as many.
+                unsafe {
+                    let upper = _mm512_loadu_si512(upper[d..d + STEP].as_ptr().cast());
+                    let lower = _mm512_loadu_si512(lower[d..d + STEP].as_ptr().cast());
+                    for (half, order) in order.iter().enumerate() {
+                        let order = _mm512_loadu_si512(order.as_ptr().cast());
+                        let pairs = _mm512_permutex2var_epi16(upper, order, lower);
+                        let at = 2 * (pair * width + d) + half * STEP;
+                        _mm512_storeu_si512(to.as_mut_ptr().add(at).cast(), pairs);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply(self, a: &[bf16], b: &[bf16], columns: usize, _: usize, c: &mut [f32]) {
+        let depth = b.len() / columns;
+        assert!(depth.is_multiple_of(STEP) && columns.is_multiple_of(TILE) && b.len() == depth * columns);
+        assert!(a.len() == 2 * TILE * depth && c.len() == 2 * TILE * columns && depth > 0);
+        let a = Tiles { first: a.as_ptr().cast(), row: depth * 2, next: STEP * 2 };
+        // SAFETY: an `Amx` exists only where the machine has tiles; the lengths were checked.
+        unsafe {
+            configure();
+            for column in (0..columns).step_by(TILE) {
+                let first = b[2 * column..].as_ptr().cast();
+                let b = Tiles { first, row: columns * 4, next: columns * 4 * TILE };
+                let first = c[column..].as_mut_ptr().cast();
+                add_tiles(
+                    a,
+                    depth * 2 * TILE,
+                    b,
+                    depth / STEP,
+                    Tiles { first, row: columns * 4, next: columns * 4 * TILE },
+                );
+            }
+            asm!("tilerelease", options(nostack, nomem));
+        }
+    }
 }
