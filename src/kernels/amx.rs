@@ -130,7 +130,7 @@ impl Product for Amx {
                     let at = (2 * tile * columns + column) * TILE;
                     let x = Tiles { first: values[at..].as_ptr().cast(), row: STEP * 2, next: STEP * 2 * TILE };
                     assert!(at + (columns + n) * TILE <= values.len());
-                    for (i, panel) in unpacked.chunks_exact(size).enumerate() {
+                    for (i, panel) in unpacked.chunks_exact(size).take(panels.len()).enumerate() {
                         let at = (i * tiles.len() + tile - tiles.start) * TOKENS * ROWS;
                         let sums = &mut sums[at..at + TOKENS * ROWS];
                         for half in 0..2 {

@@ -166,16 +166,15 @@ impl Op for Rotate<'_> {
                 for row in rows {
                     let (b, h, t) = (row / length / heads, row / length % heads, row % length);
                     let from = x.row(b, h, t);
-                    let x = &values[from..from + width];
-                    match &norm {
-                        Some((weight, eps)) => {
-                            let to = Shared(normed.as_mut_ptr());
-                            s.run(RmsRow { x, weight, eps: *eps, y: to, first: 0 });
-                        }
-                        None => load_all(s, x, &mut normed),
-                    }
-                    let (cos, sin) = (&cos[t * half..(t + 1) * half], &sin[t * half..(t + 1) * half]);
-                    s.run(RotateRow { x: &normed, cos, sin, y, first: row * width });
+                    s.run(RotateRow {
+                        x: &values[from..from + width],
+                        norm: norm.as_ref().map(|(weight, eps)| (weight.as_slice(), *eps)),
+                        normed: &mut normed,
+                        cos: &cos[t * half..(t + 1) * half],
+                        sin: &sin[t * half..(t + 1) * half],
+                        y,
+                        first: row * width,
+                    });
                 }
             });
         });
@@ -204,9 +203,12 @@ fn turns(frequencies: &[f64], offset: usize, length: usize, factor: f64) -> (Vec
     (cosines, sines)
 }
 
-/// Rotate a row, or only write it where there are no angles.
+/// Normalise and rotate a row, or only write it where there are no angles.
 struct RotateRow<'a, E> {
-    x: &'a [f32],
+    x: &'a [E],
+    norm: Option<(&'a [f32], f32)>,
+    /// As many numbers.
+    normed: &'a mut [f32],
     cos: &'a [f32],
     sin: &'a [f32],
     y: Shared<E>,
@@ -218,12 +220,19 @@ impl<E: Element> Op for RotateRow<'_, E> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let RotateRow { x, cos, sin, y, first } = self;
+        let RotateRow { x, norm, normed, cos, sin, y, first } = self;
+        match norm {
+            Some((weight, eps)) => {
+                assert_eq!(x.len(), normed.len());
+                RmsRow { x, weight, eps, y: Shared(normed.as_mut_ptr()), first: 0 }.with(s);
+            }
+            None => load_all(s, x, normed),
+        }
         if cos.is_empty() {
             // SAFETY: this task alone writes this row of y.
-            return unsafe { store_all(s, x, Shared(y.at(first))) };
+            return unsafe { store_all(s, normed, Shared(y.at(first))) };
         }
-        let (low, high) = x.split_at(x.len() / 2);
+        let (low, high) = normed.split_at(normed.len() / 2);
         let half = low.len();
         assert!(high.len() == half && cos.len() == half && sin.len() == half);
         let whole = half / S::LANES * S::LANES;

@@ -267,7 +267,20 @@ pub fn choose() -> Result<Kernels> {
             }
         },
     };
-    Ok(*CHOSEN.get_or_init(|| chosen))
+    Ok(*CHOSEN.get_or_init(|| {
+        keep_freed_memory();
+        chosen
+    }))
+}
+
+/// MLX takes memory for every operation's output and frees it soon. glibc would give larger pieces back to the system each
+/// time, and clearing and mapping their pages anew takes some percent of a prefill.
+fn keep_freed_memory() {
+    #[cfg(all(cpu_kernels, target_env = "gnu"))]
+    for (parameter, bytes) in [(libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, 256 << 20)] {
+        // SAFETY: the call changes settings of the allocator alone. Where it refuses, memory is given back as before.
+        unsafe { libc::mallopt(parameter, bytes) };
+    }
 }
 
 /// Share the work out to so many threads. Counts only before the first work in a process.
