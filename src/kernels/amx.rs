@@ -29,7 +29,7 @@ const STEP: usize = 32;
 /// Columns of a panel. A block of tokens for as many fills a third of the first-level cache, through which panels pass.
 const COLUMNS: usize = 256;
 /// Panels that a block of tokens meets before the next block comes.
-const PANELS: usize = 8;
+const PANELS: usize = 12;
 
 /// A machine that has AMX for bf16, allowed by its system.
 #[derive(Clone, Copy)]

@@ -164,7 +164,8 @@ impl Op for Rotate<'_> {
             share_rows(batch * heads * length, width, |rows| {
                 let mut normed = vec![0.0; width];
                 for row in rows {
-                    let (b, h, t) = (row / length / heads, row / length % heads, row % length);
+                    // Token by token, as the heads lie in x.
+                    let (b, t, h) = (row / heads / length, row / heads % length, row % heads);
                     let from = x.row(b, h, t);
                     s.run(RotateRow {
                         x: &values[from..from + width],
@@ -173,7 +174,7 @@ impl Op for Rotate<'_> {
                         cos: &cos[t * half..(t + 1) * half],
                         sin: &sin[t * half..(t + 1) * half],
                         y,
-                        first: row * width,
+                        first: ((b * heads + h) * length + t) * width,
                     });
                 }
             });
