@@ -3,11 +3,16 @@
 //! A number is kept to within 1/65024 of the largest of its group, where bf16 itself rounds each to 1/512 of its own size
 //! and f16 to 1/4096. Products with quantized weights are then exact in whole numbers.
 
+use super::simd::Simd;
+
 /// Groups whose largest number is below this count as zeros: their scale would leave the normal range.
 const TINY: f32 = 1e-30;
 
 /// Rounded to a multiple of 256, it still has an upper byte of 127.
 const LARGEST: f32 = 127.0 * 256.0;
+
+/// 1.5 · 2^23: adding it leaves no bits for a fraction, and the whole number in the lowest bits.
+const ROUND: f32 = 12582912.0;
 
 /// Fixed-point numbers.
 pub(super) struct Fixed {
@@ -20,27 +25,44 @@ pub(super) struct Fixed {
 }
 
 impl Fixed {
-    /// `values` are whole groups of `group`.
+    /// `values` are whole groups of `group`, a multiple of LANES.
     #[inline(always)]
-    pub fn new(values: &[f32], group: usize) -> Self {
+    pub fn new<S: Simd>(s: S, values: &[f32], group: usize) -> Self {
         let groups = values.len() / group;
         let mut fixed = Fixed {
             numbers: vec![0; values.len()],
             scales: Vec::with_capacity(groups),
             sums: Vec::with_capacity(groups),
         };
+        assert!(group.is_multiple_of(S::LANES));
         for (numbers, values) in fixed.numbers.chunks_exact_mut(group).zip(values.chunks_exact(group)) {
-            let largest = values.iter().fold(0f32, |largest, x| if x.abs() > largest { x.abs() } else { largest });
-            // A product with zero is NaN for NaN and infinities alone.
-            let scale = if values.iter().map(|x| x * 0.0).sum::<f32>() == 0.0 { largest / LARGEST } else { f32::NAN };
-            let inverse = if largest < TINY { 0.0 } else { LARGEST / largest };
-            let mut sum = 0;
-            for (number, x) in numbers.iter_mut().zip(values) {
-                *number = (x * inverse).round_ties_even() as i16;
-                sum += i32::from(*number);
+            let zero = s.splat(0.0);
+            let (mut largest, mut zeros) = (zero, zero);
+            let mut rounded = [0f32; 16];
+            // SAFETY: a group is whole vectors, and `rounded` has room for one.
+            unsafe {
+                for i in (0..group).step_by(S::LANES) {
+                    let x = s.load(values.as_ptr().add(i));
+                    largest = s.max(s.max(x, s.sub(zero, x)), largest);
+                    zeros = s.fma(x, zero, zeros);
+                }
+                let largest = s.max_lane(largest);
+                // A product with zero is NaN for NaN and infinities alone.
+                let scale = if s.sum(zeros) == 0.0 { largest / LARGEST } else { f32::NAN };
+                let inverse = s.splat(if largest < TINY { 0.0 } else { LARGEST / largest });
+                let mut sum = zero;
+                for (i, numbers) in numbers.chunks_exact_mut(S::LANES).enumerate() {
+                    let x = s.fma(s.load(values.as_ptr().add(i * S::LANES)), inverse, s.splat(ROUND));
+                    // Whole numbers below 2^24: their sum is exact.
+                    sum = s.add(sum, s.sub(x, s.splat(ROUND)));
+                    s.store(rounded.as_mut_ptr(), x);
+                    for (number, x) in numbers.iter_mut().zip(&rounded) {
+                        *number = x.to_bits() as i16;
+                    }
+                }
+                fixed.scales.push(scale);
+                fixed.sums.push(scale * s.sum(sum));
             }
-            fixed.scales.push(scale);
-            fixed.sums.push(scale * sum as f32);
         }
         fixed
     }

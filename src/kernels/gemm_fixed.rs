@@ -103,7 +103,7 @@ impl Op for FixToken<'_> {
     fn with<S: Simd>(self, s: S) -> Fixed {
         let mut values = vec![0.0; self.columns];
         typed!(Floats, self.x, x => load_all(s, &x[self.token * self.columns..][..self.columns], &mut values));
-        Fixed::new(&values, self.group)
+        Fixed::new(s, &values, self.group)
     }
 }
 

@@ -140,19 +140,12 @@ impl Op for Prepare<'_> {
         let group_of =
             (0..vectors).map(|c| std::array::from_fn(|l| ((c * lanes + l % lanes) / vectors) as u32)).collect();
         if fixed {
-            let Fixed { numbers, scales, sums } = Fixed::new(&natural, group);
-            let per_byte = fields / 4;
-            let mut bytes = vec![0; 2 * numbers.len()];
-            for (rows, numbers) in bytes.chunks_exact_mut(2 * chunk).zip(numbers.chunks_exact(chunk)) {
-                for (f, rows) in rows.chunks_exact_mut(8 * lanes).enumerate() {
-                    let (high, low) = rows.split_at_mut(4 * lanes);
-                    for p in 0..4 * lanes {
-                        let number = i32::from(numbers[p * per_byte + f]);
-                        high[p] = ((number + 128) >> 8) as i8;
-                        low[p] = number as i8;
-                    }
-                }
-            }
+            let Fixed { numbers, scales, sums } = Fixed::new(s, &natural, group);
+            let bytes = match fields {
+                4 => halves::<1>(&numbers, lanes),
+                8 => halves::<2>(&numbers, lanes),
+                _ => halves::<4>(&numbers, lanes),
+            };
             return Prepared { bytes, scales, sums, group_of, ..Prepared::default() };
         }
         let sums = natural.chunks(group).map(|group| group.iter().sum()).collect();
@@ -162,6 +155,24 @@ impl Op for Prepare<'_> {
         }
         Prepared { values, sums, group_of, ..Prepared::default() }
     }
+}
+
+/// Numbers as [`Simd::word_dots`] reads them: for each vector of words, rows of upper and lower bytes of each field.
+#[inline(always)]
+fn halves<const PER_BYTE: usize>(numbers: &[i16], lanes: usize) -> Vec<i8> {
+    let mut bytes = vec![0; 2 * numbers.len()];
+    let rows = bytes.chunks_exact_mut(8 * PER_BYTE * lanes);
+    for (rows, numbers) in rows.zip(numbers.chunks_exact(4 * PER_BYTE * lanes)) {
+        for (f, rows) in rows.chunks_exact_mut(8 * lanes).enumerate() {
+            let (high, low) = rows.split_at_mut(4 * lanes);
+            for ((high, low), numbers) in high.iter_mut().zip(low).zip(numbers.as_chunks::<PER_BYTE>().0) {
+                let number = i32::from(numbers[f]);
+                *high = ((number + 128) >> 8) as i8;
+                *low = number as i8;
+            }
+        }
+    }
+    bytes
 }
 
 /// Add the products of rows `first..` to `sums`.
