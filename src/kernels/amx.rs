@@ -123,7 +123,10 @@ impl Product for Amx {
             for column in (0..columns).step_by(COLUMNS) {
                 let n = COLUMNS.min(columns - column);
                 let size = n / 2 * ROWS;
-                for (panel, unpacked) in panels.iter().zip(unpacked.chunks_exact_mut(size)) {
+                for (i, (panel, unpacked)) in panels.iter().zip(unpacked.chunks_exact_mut(size)).enumerate() {
+                    if let Some(next) = panels.get(i + 1) {
+                        prefetch(self.0, next.weight, next.first, column, n);
+                    }
                     fill(self.0, panel.weight, panel.first, column, unpacked);
                 }
                 for tile in tiles.clone() {
@@ -217,6 +220,30 @@ unsafe fn add_tiles(a: Tiles<*const u8>, below: usize, b: Tiles<*const u8>, step
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             options(nostack),
         );
+    }
+}
+
+/// Begin to bring near what [`fill`] reads, which is too short a piece of each row for the machine to see it coming.
+fn prefetch(s: Avx512, w: &Matrix, first: usize, column: usize, n: usize) {
+    let row_bytes = match w.values {
+        Values::Dense(values) => w.columns * values.bits() / 8,
+        Values::Affine(affine) => w.columns * affine.bits as usize / 8,
+    };
+    let start = match w.values {
+        Values::Dense(values) => values.bytes(),
+        Values::Affine(affine) => affine.packed.as_ptr().cast(),
+    };
+    for row in first..w.rows.min(first + ROWS) {
+        let from = row * row_bytes + column * row_bytes / w.columns;
+        for line in (0..n * row_bytes / w.columns).step_by(64) {
+            s.prefetch(start.wrapping_add(from + line));
+        }
+        if let Values::Affine(affine) = w.values {
+            let group = (row * w.columns + column) / affine.group_size;
+            for floats in [affine.scales, affine.biases] {
+                s.prefetch(floats.bytes().wrapping_add(group * floats.bits() / 8));
+            }
+        }
     }
 }
 

@@ -373,11 +373,11 @@ fn soften<S: Simd, N: Element>(
             sum = s.add(sum, weight);
         }
         if max > state.max {
-            let factor = (state.max - max).exp();
-            state.sum *= factor;
+            let factor = exp(s, s.splat(state.max - max));
+            state.sum *= s.max_lane(factor);
             for i in (0..output.len()).step_by(S::LANES) {
                 let at = output.as_mut_ptr().add(i);
-                s.store(at, s.mul(s.load(at), s.splat(factor)));
+                s.store(at, s.mul(s.load(at), factor));
             }
         }
         *state = Softmax { max, sum: state.sum + s.sum(sum) };

@@ -140,6 +140,11 @@ impl Floats<'_> {
         }
     }
 
+    /// Where they begin.
+    pub(super) fn bytes(&self) -> *const u8 {
+        typed!(Floats, self, x => x.as_ptr().cast())
+    }
+
     /// Bits of one number.
     pub(super) fn bits(&self) -> usize {
         if matches!(self, Floats::F32(_)) { 32 } else { 16 }
