@@ -302,6 +302,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
         let mut weights = Scratch::<P::Number>::zeros(P::ROWS * KEYS);
         let mut keys = Scratch::<P::Number>::new(KEYS * padded);
         let mut values = Scratch::<P::Number>::new(KEYS * padded);
+        let nothing = exp(s, s.splat(f32::NEG_INFINITY));
         let visible = |row: usize| match mask {
             Mask::Causal => tokens - length + first + row / group + 1,
             Mask::All | Mask::Table(_) => tokens,
@@ -327,7 +328,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
                     }
                     let output = &mut outputs[(row + r) * padded..(row + r + 1) * padded];
                     let weights = &mut weights[r * KEYS..(r + 1) * KEYS];
-                    soften(s, scores, scale, &mut states[row + r], weights, output);
+                    soften(s, scores, scale, nothing, &mut states[row + r], weights, output);
                 }
                 product.multiply(&weights, &values, padded, n, &mut outputs[part]);
             }
@@ -343,12 +344,14 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
     }
 }
 
-/// Turn KEYS scores into weights, and scale the output so far to the same maximum.
+/// Turn KEYS scores into weights, and scale the output so far to the same maximum. `nothing` is what [`exp`] returns for
+/// what cannot be seen.
 #[inline(always)]
 fn soften<S: Simd, N: Element>(
     s: S,
     scores: &[f32],
     scale: f32,
+    nothing: S::F,
     state: &mut Softmax,
     weights: &mut [N],
     output: &mut [f32],
@@ -368,7 +371,7 @@ fn soften<S: Simd, N: Element>(
         let mut sum = s.splat(0.0);
         for i in (0..KEYS).step_by(S::LANES) {
             let score = s.load(scores.as_ptr().add(i));
-            let weight = exp(s, s.fma(score, s.splat(scale), s.splat(-max)));
+            let weight = s.sub(exp(s, s.fma(score, s.splat(scale), s.splat(-max))), nothing);
             N::store(s, weights.as_mut_ptr().add(i), weight);
             sum = s.add(sum, weight);
         }
