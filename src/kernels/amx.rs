@@ -113,7 +113,7 @@ impl Product for Amx {
         Packed { values, columns }
     }
 
-    fn add(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
+    fn multiply(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
         let Packed { values, columns } = packed;
         let columns = *columns;
         let mut unpacked = Scratch::new(panels.len() * COLUMNS / 2 * ROWS);
@@ -147,7 +147,7 @@ impl Product for Amx {
                                 row: ROWS * 4,
                                 next: ROWS * 4 * TILE,
                             };
-                            add_tiles(x, columns * TILE * 2, rows, n / STEP, c);
+                            add_tiles(x, columns * TILE * 2, rows, n / STEP, column == 0, c);
                         }
                     }
                 }
@@ -183,14 +183,25 @@ struct Tiles<T> {
 }
 
 /// Add the product of two tiles' rows of `a`, `below` bytes apart, and one tile's columns of `b`, `steps` tiles along, to
-/// two tiles of sums `c`.
+/// two tiles of sums `c`, which count as zeros when it is the first.
 ///
 /// # Safety
 /// Tiles are configured, and all this is there, in whole tiles of 16 rows of 64 bytes.
-unsafe fn add_tiles(a: Tiles<*const u8>, below: usize, b: Tiles<*const u8>, steps: usize, c: Tiles<*mut u8>) {
+unsafe fn add_tiles(
+    a: Tiles<*const u8>,
+    below: usize,
+    b: Tiles<*const u8>,
+    steps: usize,
+    is_first: bool,
+    c: Tiles<*mut u8>,
+) {
     // SAFETY: as the caller says.
     unsafe {
         asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "test {is_first}, {is_first}",
+            "jnz 2f",
             "tileloadd tmm0, [{c0} + {c_row}]",
             "tileloadd tmm1, [{c1} + {c_row}]",
             "2:",
@@ -217,6 +228,7 @@ unsafe fn add_tiles(a: Tiles<*const u8>, below: usize, b: Tiles<*const u8>, step
             c1 = in(reg) c.first.wrapping_add(c.next),
             c_row = in(reg) c.row,
             steps = inout(reg) steps => _,
+            is_first = in(reg) usize::from(is_first),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             options(nostack),
         );
@@ -419,7 +431,7 @@ impl attention::Product for Amx {
     }
 
     #[inline(always)]
-    fn multiply(self, a: &[bf16], b: &[bf16], columns: usize, _: usize, c: &mut [f32]) {
+    fn multiply(self, a: &[bf16], b: &[bf16], columns: usize, _: usize, is_first: bool, c: &mut [f32]) {
         let depth = b.len() / columns;
         assert!(depth.is_multiple_of(STEP) && columns.is_multiple_of(TILE) && b.len() == depth * columns);
         assert!(a.len() == 2 * TILE * depth && c.len() == 2 * TILE * columns && depth > 0);
@@ -436,6 +448,7 @@ impl attention::Product for Amx {
                     depth * 2 * TILE,
                     b,
                     depth / STEP,
+                    is_first,
                     Tiles { first, row: columns * 4, next: columns * 4 * TILE },
                 );
             }

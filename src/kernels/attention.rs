@@ -63,9 +63,9 @@ pub(super) trait Product: Copy + Send + Sync {
     /// `count` rows of values as those of a matrix `[KEYS, width]`, in this product's own order, the others zeros.
     fn rows(self, values: &Rows, count: usize, width: usize, to: &mut [Self::Number]);
 
-    /// Add `a` `[rows, depth]` times `b` `[depth, columns]` to `c` `[rows, columns]`. `a` and `c` have [`Product::ROWS`]
-    /// rows, of which `n` count.
-    fn multiply(self, a: &[Self::Number], b: &[Self::Number], columns: usize, n: usize, c: &mut [f32]);
+    /// Add `a` `[rows, depth]` times `b` `[depth, columns]` to `c` `[rows, columns]`, which counts as zeros when it is the
+    /// first. `a` and `c` have [`Product::ROWS`] rows, of which `n` count.
+    fn multiply(self, a: &[Self::Number], b: &[Self::Number], columns: usize, n: usize, is_first: bool, c: &mut [f32]);
 }
 
 /// Neighbouring tokens of one head.
@@ -140,7 +140,7 @@ impl<S: Simd> Product for InFloats<S> {
     }
 
     #[inline(always)]
-    fn multiply(self, a: &[f32], b: &[f32], columns: usize, n: usize, c: &mut [f32]) {
+    fn multiply(self, a: &[f32], b: &[f32], columns: usize, n: usize, is_first: bool, c: &mut [f32]) {
         let depth = b.len() / columns;
         assert!(n <= Self::ROWS && a.len() == Self::ROWS * depth && c.len() == Self::ROWS * columns);
         assert!(b.len() == depth * columns && columns.is_multiple_of(S::LANES));
@@ -149,16 +149,24 @@ impl<S: Simd> Product for InFloats<S> {
         unsafe {
             if n == Self::ROWS {
                 for at in (0..whole).step_by(2 * S::LANES) {
-                    add_tile::<S, 4, 2>(self.0, a, &b[at..], columns, depth, &mut c[at..]);
+                    add_tile::<S, 4, 2>(self.0, a, &b[at..], columns, depth, is_first, &mut c[at..]);
                 }
                 if whole < columns {
-                    add_tile::<S, 4, 1>(self.0, a, &b[whole..], columns, depth, &mut c[whole..]);
+                    add_tile::<S, 4, 1>(self.0, a, &b[whole..], columns, depth, is_first, &mut c[whole..]);
                 }
             } else {
                 for row in 0..n {
                     let a = &a[row * depth..];
                     for at in (0..columns).step_by(S::LANES) {
-                        add_tile::<S, 1, 1>(self.0, a, &b[at..], columns, depth, &mut c[row * columns + at..]);
+                        add_tile::<S, 1, 1>(
+                            self.0,
+                            a,
+                            &b[at..],
+                            columns,
+                            depth,
+                            is_first,
+                            &mut c[row * columns + at..],
+                        );
                     }
                 }
             }
@@ -178,11 +186,12 @@ unsafe fn add_tile<S: Simd, const R: usize, const V: usize>(
     b: &[f32],
     columns: usize,
     depth: usize,
+    is_first: bool,
     c: &mut [f32],
 ) {
     unsafe {
         let mut sums = [[s.splat(0.0); V]; R];
-        for r in 0..R {
+        for r in 0..if is_first { 0 } else { R } {
             for v in 0..V {
                 sums[r][v] = s.load(c.as_ptr().add(r * columns + v * S::LANES));
             }
@@ -296,7 +305,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
             // SAFETY: the row has room for the width.
             unsafe { store_all(s, &row_of_floats, Shared(to.as_mut_ptr())) };
         }
-        let mut outputs = Scratch::<f32>::zeros(rows.next_multiple_of(P::ROWS) * padded);
+        let mut outputs = Scratch::<f32>::new(rows.next_multiple_of(P::ROWS) * padded);
         let mut states = vec![Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; rows];
         let mut scores = Scratch::<f32>::new(P::ROWS * KEYS);
         let mut weights = Scratch::<P::Number>::zeros(P::ROWS * KEYS);
@@ -315,8 +324,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
             for row in (0..rows).step_by(P::ROWS) {
                 let n = P::ROWS.min(rows - row);
                 let part = row * padded..(row + P::ROWS) * padded;
-                scores.fill(0.0);
-                product.multiply(&queries[part.clone()], &keys, KEYS, n, &mut scores);
+                product.multiply(&queries[part.clone()], &keys, KEYS, n, true, &mut scores);
                 for r in 0..n {
                     let scores = &mut scores[r * KEYS..(r + 1) * KEYS];
                     scores[visible(row + r).saturating_sub(from).min(count)..].fill(f32::NEG_INFINITY);
@@ -330,7 +338,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
                     let weights = &mut weights[r * KEYS..(r + 1) * KEYS];
                     soften(s, scores, scale, nothing, &mut states[row + r], weights, output);
                 }
-                product.multiply(&weights, &values, padded, n, &mut outputs[part]);
+                product.multiply(&weights, &values, padded, n, from == 0, &mut outputs[part]);
             }
         }
         for row in 0..rows {

@@ -34,8 +34,8 @@ pub(super) trait Product: Sync {
     /// `x` `[m, columns]`.
     fn pack(&self, x: Floats, columns: usize) -> Self::Packed;
 
-    /// Add the products of some tiles with panels to `sums` `[panels, tiles, TOKENS, ROWS]`.
-    fn add(&self, packed: &Self::Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]);
+    /// The products of some tiles with panels, to `sums` `[panels, tiles, TOKENS, ROWS]`.
+    fn multiply(&self, packed: &Self::Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]);
 }
 
 /// Rows of a weight from `first` on, as many as a product takes; those that there are not count for nothing.
@@ -65,16 +65,19 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
             let starts = || task.rows.clone().step_by(P::ROWS);
             let panel = |weight| move |first| Panel { weight, first };
             let panels: Vec<_> = layers.iter().flat_map(|layer| starts().map(panel(&layer.weight))).collect();
-            let mut sums = Scratch::zeros(panels.len() * padded * P::ROWS);
+            let mut sums = Scratch::new(panels.len() * padded * P::ROWS);
+            product.multiply(&packed, tiles, &panels, &mut sums);
             for (layer, sums) in layers.iter().zip(sums.chunks_exact_mut(starts().len() * padded * P::ROWS)) {
-                if layer.bias.is_some() {
-                    for (first, sums) in starts().zip(sums.chunks_exact_mut(padded * P::ROWS)) {
-                        let rows = first..(first + P::ROWS).min(task.rows.end);
-                        sums.chunks_exact_mut(P::ROWS).for_each(|sums| layer.begin(rows.clone(), &mut sums[..rows.len()]));
-                    }
+                if let Some(bias) = layer.bias {
+                    typed!(Floats, bias, bias => {
+                        for (first, sums) in starts().zip(sums.chunks_exact_mut(padded * P::ROWS)) {
+                            for sums in sums.chunks_exact_mut(P::ROWS) {
+                                sums.iter_mut().zip(&bias[first..task.rows.end]).for_each(|(sum, bias)| *sum += bias.to_f32());
+                            }
+                        }
+                    });
                 }
             }
-            product.add(&packed, tiles, &panels, &mut sums);
             let (sums, others) = sums.split_at(starts().len() * padded * P::ROWS);
             product.simd().run(FinishPanels {
                 sums,
@@ -173,27 +176,27 @@ impl<S: Simd, const TOKENS: usize> Product for InFloats<S, TOKENS> {
         PackedFloats { values, columns }
     }
 
-    fn add(&self, packed: &PackedFloats, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
+    fn multiply(&self, packed: &PackedFloats, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
         let PackedFloats { values, columns } = packed;
         let x = &values[tiles.start * columns * TOKENS..tiles.end * columns * TOKENS];
         for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(tiles.len() * TOKENS * Self::WIDTH)) {
-            self.0.run(AddFloats::<TOKENS> { x, panel, sums });
+            self.0.run(MultiplyFloats::<TOKENS> { x, panel, sums });
         }
     }
 }
 
-struct AddFloats<'a, const TOKENS: usize> {
+struct MultiplyFloats<'a, const TOKENS: usize> {
     x: &'a [f32],
     panel: &'a Panel<'a>,
     sums: &'a mut [f32],
 }
 
-impl<const TOKENS: usize> Op for AddFloats<'_, TOKENS> {
+impl<const TOKENS: usize> Op for MultiplyFloats<'_, TOKENS> {
     type Output = ();
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let AddFloats { x, panel: &Panel { weight: w, first }, sums } = self;
+        let MultiplyFloats { x, panel: &Panel { weight: w, first }, sums } = self;
         let width = 2 * S::LANES;
         let mut panel = Scratch::new(COLUMNS.min(w.columns) * width);
         for column in (0..w.columns).step_by(COLUMNS) {
@@ -201,15 +204,16 @@ impl<const TOKENS: usize> Op for AddFloats<'_, TOKENS> {
             unpack::panel(s, w, first, column, &mut panel[..n * width]);
             for (tile, sums) in sums.chunks_exact_mut(TOKENS * width).enumerate() {
                 let x = &x[(tile * w.columns + column) * TOKENS..][..n * TOKENS];
-                add_tile::<S, TOKENS>(s, x, &panel[..n * width], sums);
+                add_tile::<S, TOKENS>(s, x, &panel[..n * width], column == 0, sums);
             }
         }
     }
 }
 
-/// Add the product of `x` `[n, TOKENS]` and `panel` `[n, 2 · LANES]` to `sums` `[TOKENS, 2 · LANES]`.
+/// Add the product of `x` `[n, TOKENS]` and `panel` `[n, 2 · LANES]` to `sums` `[TOKENS, 2 · LANES]`, which count as zeros
+/// when it is the first.
 #[inline(always)]
-fn add_tile<S: Simd, const TOKENS: usize>(s: S, x: &[f32], panel: &[f32], sums: &mut [f32]) {
+fn add_tile<S: Simd, const TOKENS: usize>(s: S, x: &[f32], panel: &[f32], is_first: bool, sums: &mut [f32]) {
     let n = x.len() / TOKENS;
     assert!(x.len() == n * TOKENS && panel.len() == n * 2 * S::LANES && sums.len() == TOKENS * 2 * S::LANES);
     // SAFETY: the lengths were checked.
@@ -227,7 +231,7 @@ fn add_tile<S: Simd, const TOKENS: usize>(s: S, x: &[f32], panel: &[f32], sums: 
         for t in 0..TOKENS {
             for half in 0..2 {
                 let at = sums.as_mut_ptr().add((2 * t + half) * S::LANES);
-                s.store(at, s.add(s.load(at), acc[t][half]));
+                s.store(at, if is_first { acc[t][half] } else { s.add(s.load(at), acc[t][half]) });
             }
         }
     }

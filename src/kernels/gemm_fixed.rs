@@ -80,10 +80,10 @@ impl<S: Simd, const TOKENS: usize> Product for InFixed<S, TOKENS> {
         packed
     }
 
-    fn add(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
+    fn multiply(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
         for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(tiles.len() * TOKENS * Self::ROWS)) {
             let (packed, first_tile) = (packed, tiles.start);
-            self.s.run(AddFixed::<TOKENS> { packed, first_tile, panel, group: self.group, sums });
+            self.s.run(MultiplyFixed::<TOKENS> { packed, first_tile, panel, group: self.group, sums });
         }
     }
 }
@@ -107,8 +107,8 @@ impl Op for FixToken<'_> {
     }
 }
 
-/// Add the products of one panel with tiles from `first_tile` on, as many as `sums` has.
-struct AddFixed<'a, const TOKENS: usize> {
+/// The products of one panel with tiles from `first_tile` on, as many as `sums` has.
+struct MultiplyFixed<'a, const TOKENS: usize> {
     packed: &'a Packed,
     first_tile: usize,
     panel: &'a Panel<'a>,
@@ -116,12 +116,12 @@ struct AddFixed<'a, const TOKENS: usize> {
     sums: &'a mut [f32],
 }
 
-impl<const TOKENS: usize> Op for AddFixed<'_, TOKENS> {
+impl<const TOKENS: usize> Op for MultiplyFixed<'_, TOKENS> {
     type Output = ();
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let AddFixed { packed, first_tile, panel: &Panel { weight: w, first }, group, sums } = self;
+        let MultiplyFixed { packed, first_tile, panel: &Panel { weight: w, first }, group, sums } = self;
         let Values::Affine(affine) = w.values else { unreachable!("fixed-point products are for quantized weights") };
         let (rows, groups) = (2 * S::LANES, w.columns / group);
         let mut panel = Unpacked {
@@ -161,7 +161,7 @@ impl<const TOKENS: usize> Op for AddFixed<'_, TOKENS> {
                     scales: &packed.scales[first_group * TOKENS..][..n / group * TOKENS],
                     sums: &packed.sums[first_group * TOKENS..][..n / group * TOKENS],
                 };
-                add_tile::<S, TOKENS>(s, &x, &panel, group, sums);
+                add_tile::<S, TOKENS>(s, &x, &panel, group, column == 0, sums);
             }
         }
     }
@@ -201,9 +201,16 @@ struct Tile<'a> {
     sums: &'a [f32],
 }
 
-/// Add the product of `x` and `panel` to `sums` `[TOKENS, 2 · LANES]`.
+/// Add the product of `x` and `panel` to `sums` `[TOKENS, 2 · LANES]`, which count as zeros when it is the first.
 #[inline(always)]
-fn add_tile<S: Simd, const TOKENS: usize>(s: S, x: &Tile, panel: &Unpacked, group: usize, sums: &mut [f32]) {
+fn add_tile<S: Simd, const TOKENS: usize>(
+    s: S,
+    x: &Tile,
+    panel: &Unpacked,
+    group: usize,
+    is_first: bool,
+    sums: &mut [f32],
+) {
     let (groups, rows) = (x.scales.len() / TOKENS, 2 * S::LANES);
     assert!(x.pairs.len() == groups * group / 2 * TOKENS && x.sums.len() == x.scales.len());
     assert!(panel.pairs.len() >= groups * group / 2 * rows && panel.scales.len() >= groups * rows);
@@ -211,7 +218,7 @@ fn add_tile<S: Simd, const TOKENS: usize>(s: S, x: &Tile, panel: &Unpacked, grou
     // SAFETY: the lengths were checked.
     unsafe {
         let mut acc = [[s.splat(0.0); 2]; TOKENS];
-        for t in 0..TOKENS {
+        for t in 0..if is_first { 0 } else { TOKENS } {
             for half in 0..2 {
                 acc[t][half] = s.load(sums.as_ptr().add(t * rows + half * S::LANES));
             }
