@@ -135,7 +135,6 @@ impl Kernels {
         if m <= 4 {
             return self.run(matvec::MatVec { x, joined, y });
         }
-        // Tiles are as large as the registers allow: 16 for AVX2, 32 for AVX-512.
         #[cfg(target_arch = "x86_64")]
         match self {
             Kernels::Amx if layers.iter().all(|layer| amx::takes(&x, &layer.weight)) => {
@@ -144,16 +143,12 @@ impl Kernels {
             }
             Kernels::Amx | Kernels::Avx512 => {
                 let s = simd::Avx512::detect().expect("chosen where it runs");
-                return match gemm_fixed::InFixed::<_, 6>::for_layers(s, &x, layers) {
-                    Some(fixed) => gemm::multiply(&fixed, x, joined, y),
-                    None => gemm::multiply(&gemm::InFloats::<_, 12>(s), x, joined, y),
-                };
+                return multiply::<_, 6, 12>(s, x, joined, y);
             }
             Kernels::Avx2 => {
-                let s = simd::Avx2::detect().expect("chosen where it runs");
-                return match gemm_fixed::InFixed::<_, 4>::for_layers(s, &x, layers) {
-                    Some(fixed) => gemm::multiply(&fixed, x, joined, y),
-                    None => gemm::multiply(&gemm::InFloats::<_, 6>(s), x, joined, y),
+                return match (simd::AvxVnni::detect(), simd::Avx2::detect()) {
+                    (Some(s), _) => multiply::<_, 4, 6>(s, x, joined, y),
+                    (None, s) => multiply::<_, 4, 6>(s.expect("chosen where it runs"), x, joined, y),
                 };
             }
             Kernels::Mlx | Kernels::Portable => {}
@@ -229,6 +224,15 @@ impl Kernels {
         w.check();
         assert!(y.len() == ids.len() * w.columns && ids.iter().all(|&id| (id as usize) < w.rows));
         unpack::rows(ids, w, y);
+    }
+}
+
+/// In whole numbers where that is possible, else in floats; so many tokens at a time as there are registers for.
+#[cfg(target_arch = "x86_64")]
+fn multiply<S: Simd, const IN_FIXED: usize, const IN_FLOATS: usize>(s: S, x: Floats, joined: Joined, y: FloatsMut) {
+    match gemm_fixed::InFixed::<_, IN_FIXED>::for_layers(s, &x, joined.layers) {
+        Some(fixed) => gemm::multiply(&fixed, x, joined, y),
+        None => gemm::multiply(&gemm::InFloats::<_, IN_FLOATS>(s), x, joined, y),
     }
 }
 

@@ -269,7 +269,7 @@ impl Simd for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(super) use x86::{Avx2, Avx512, AvxVnni};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -277,30 +277,38 @@ mod x86 {
 
     use super::{Op, Simd, bf16, f16};
 
-    /// AVX2 with FMA and F16C: x86-64-v3.
+    /// AVX2 with FMA and F16C (x86-64-v3), and maybe with AVX-VNNI.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(());
+    pub(in super::super) struct Avx2With<const VNNI: bool>(());
 
-    impl Avx2 {
+    pub(in super::super) type Avx2 = Avx2With<false>;
+    pub(in super::super) type AvxVnni = Avx2With<true>;
+
+    impl<const VNNI: bool> Avx2With<VNNI> {
         pub fn detect() -> Option<Self> {
             let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            (has && is_x86_feature_detected!("f16c")).then_some(Avx2(()))
+            let has = has && is_x86_feature_detected!("f16c") && (!VNNI || is_x86_feature_detected!("avxvnni"));
+            has.then_some(Avx2With(()))
         }
     }
 
-    // SAFETY, for every block below: an `Avx2` exists only where the machine has avx2, fma and f16c; pointers are the
-    // caller's promise.
-    impl Simd for Avx2 {
+    // SAFETY, for every block below: an `Avx2With` exists only where the machine has avx2, fma and f16c, and avxvnni where
+    // it says so; pointers are the caller's promise.
+    impl<const VNNI: bool> Simd for Avx2With<VNNI> {
         const LANES: usize = 8;
         type F = __m256;
         type U = __m256i;
 
         fn run<O: Op>(self, op: O) -> O::Output {
             #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-            unsafe fn compiled<O: Op>(s: Avx2, op: O) -> O::Output {
+            unsafe fn compiled<S: Simd, O: Op>(s: S, op: O) -> O::Output {
                 op.with(s)
             }
-            unsafe { compiled(self, op) }
+            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt,avxvnni")]
+            unsafe fn compiled_vnni<S: Simd, O: Op>(s: S, op: O) -> O::Output {
+                op.with(s)
+            }
+            unsafe { if VNNI { compiled_vnni(self, op) } else { compiled(self, op) } }
         }
         #[inline(always)]
         fn splat(self, x: f32) -> __m256 {
@@ -472,7 +480,9 @@ mod x86 {
         }
         #[inline(always)]
         fn dot_pairs(self, a: __m256i, b: __m256i, sum: __m256i) -> __m256i {
-            unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+            unsafe {
+                if VNNI { _mm256_dpwssd_avx_epi32(sum, a, b) } else { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+            }
         }
         #[inline(always)]
         fn to_floats(self, x: __m256i) -> __m256 {
