@@ -16,6 +16,7 @@ mod amx;
 mod elementwise;
 mod fixed;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
 mod gemm_fixed;
 mod join;
 pub(crate) mod leaves;

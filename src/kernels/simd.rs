@@ -13,6 +13,7 @@ pub(super) trait Op {
 }
 
 /// Vectors of [`Simd::LANES`] lanes. Pointers are to as many values, of any alignment.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // some is for products of whole numbers
 pub(super) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Lanes of f32.
@@ -245,22 +246,14 @@ impl Simd for Portable {
     unsafe fn store_words(self, to: *mut u32, x: Self::U) {
         unsafe { to.cast::<[u32; 8]>().write_unaligned(x) }
     }
-    #[inline(always)]
-    fn pairs<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U {
-        let mask = (1 << BITS) - 1;
-        lanes(words, |word| (word >> (index * BITS)) & mask | ((word >> ((index + 1) * BITS)) & mask) << 16)
+    fn pairs<const BITS: u32>(self, _: Self::U, _: u32) -> Self::U {
+        unreachable!("floats are faster in plain Rust")
     }
-    #[inline(always)]
-    fn dot_pairs(self, a: Self::U, b: Self::U, sum: Self::U) -> Self::U {
-        let low = |x: u32| i32::from(x as i16);
-        let high = |x: u32| x as i32 >> 16;
-        std::array::from_fn(|i| {
-            (low(a[i]) * low(b[i])).wrapping_add(high(a[i]) * high(b[i])).wrapping_add(sum[i] as i32) as u32
-        })
+    fn dot_pairs(self, _: Self::U, _: Self::U, _: Self::U) -> Self::U {
+        unreachable!("floats are faster in plain Rust")
     }
-    #[inline(always)]
-    fn to_floats(self, x: Self::U) -> Self::F {
-        lanes(x, |x| x as i32 as f32)
+    fn to_floats(self, _: Self::U) -> Self::F {
+        unreachable!("floats are faster in plain Rust")
     }
     #[inline(always)]
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F {
