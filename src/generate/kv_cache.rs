@@ -27,6 +27,8 @@ use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
+use crate::kernels::{self, leaves};
+
 /// Buffers grow by this many tokens, as in mlx-lm.
 const STEP: i32 = 256;
 
@@ -215,8 +217,7 @@ impl KvCache {
             store(&mut all_values, kept, *sinks)?;
         }
         for (buffer, new) in [(&mut all_keys, keys), (&mut all_values, values)] {
-            grow(buffer, &new, step.end, self.limits.context_size)?;
-            store(buffer, new, step.offset)?;
+            append(buffer, new, step, self.limits.context_size)?;
         }
         let seen = (rows(&all_keys, step.start, step.end)?, rows(&all_values, step.start, step.end)?);
         self.layers[layer] = Some((all_keys, all_values));
@@ -300,15 +301,19 @@ fn store(buffer: &mut Array, new: Array, start: i32) -> Result<(), Exception> {
     buffer.try_index_mut((.., .., (start..end).stride_by(1), ..), new)
 }
 
-/// Give `buffer` room for `end` tokens like `new`, in steps up to `limit`.
-fn grow(buffer: &mut Array, new: &Array, end: i32, limit: i32) -> Result<(), Exception> {
+/// Put `new` at the rows that the step has for it, in a larger buffer where this one has no room.
+fn append(buffer: &mut Array, new: Array, step: &Step, limit: i32) -> Result<(), Exception> {
     let capacity = buffer.dim(2);
-    if end > capacity {
-        let wanted = ((end + STEP - 1) / STEP * STEP).min(limit);
+    if step.end > capacity {
+        let wanted = ((step.end + STEP - 1) / STEP * STEP).min(limit);
+        if kernels::active().is_some() && buffer.dtype() == new.dtype() {
+            *buffer = leaves::append(buffer, step.offset, &new, wanted);
+            return Ok(());
+        }
         let shape = [new.dim(0), new.dim(1), wanted - capacity, new.dim(3)];
         *buffer = concatenate(&[&*buffer, &zeros_dtype(&shape, new.dtype())?], 2)?;
     }
-    Ok(())
+    store(buffer, new, step.offset)
 }
 
 /// Turn rotated keys back by the angles of `turn`: computed in f32, rounded once. What RoPE multiplied them with beside

@@ -5,6 +5,7 @@ use mlx_rs::{Array, Dtype};
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 
 use super::bridge::{View, leaf};
+use super::types::{Element, same_type, typed};
 use super::{Affine, Filter, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
 use crate::quantized::{Linear, Packing, Weight};
 
@@ -160,6 +161,30 @@ pub(crate) fn attention(
         };
         let [q, k, v] = [0, 1, 2].map(|i| heads(&inputs[i]));
         kernels.attention(q, k, v, scale, mask, output.floats_mut());
+    })
+}
+
+/// A buffer `[B, H, capacity, D]` with the first `n` tokens of another, `[B, H, …, D]` and of the same type, then those of
+/// `new` `[B, H, L, D]`, then zeros.
+pub(crate) fn append(buffer: &Array, n: i32, new: &Array, capacity: i32) -> Array {
+    // An empty array has no memory to look at.
+    let inputs: Vec<&Array> = [new].into_iter().chain((n > 0).then_some(buffer)).collect();
+    leaf(&inputs, &[new.dim(0), new.dim(1), capacity, new.dim(3)], new.dtype(), move |inputs, output| {
+        let numbers_of = |view: &View| (view.shape()[2] * view.shape()[3]) as usize;
+        let (row, kept) = (numbers_of(output), n as usize * output.shape()[3] as usize);
+        typed!(FloatsMut, output.floats_mut(), output => {
+            for (view, start, size) in [(inputs.get(1), 0, kept), (inputs.first(), kept, numbers_of(&inputs[0]))] {
+                let Some(view) = view else { continue };
+                view.contiguous(|from| {
+                    let from = same_type(output, from).chunks_exact(numbers_of(view));
+                    for (to, from) in output.chunks_exact_mut(row).zip(from) {
+                        to[start..start + size].copy_from_slice(&from[..size]);
+                    }
+                });
+            }
+            let end = kept + numbers_of(&inputs[0]);
+            output.chunks_exact_mut(row).for_each(|row| row[end..].fill(Element::from_f32(0.0)));
+        });
     })
 }
 
