@@ -2,8 +2,8 @@
 //! 16 x 32 with 32 x 16 numbers and adds to 16 x 16 sums in f32.
 //!
 //! Instructions on tiles are written in assembly, since Rust's are not stable yet. Only four of the eight tiles are in use:
-//! two for sums, one for tokens, one for rows. With all eight, loads wait for products, above all where another thread
-//! shares the core: a product took 26 ns instead of 14. For the same reason all tiles begin at cache lines.
+//! two for sums, one for tokens, one for rows. With all eight, loads wait for products, so that where another thread shares
+//! the core a product takes nearly twice as long. Rows of tiles begin at cache lines, since they load slowly across two.
 
 use std::arch::asm;
 use std::arch::x86_64::*;

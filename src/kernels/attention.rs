@@ -77,11 +77,17 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Row `i`, in the first numbers of `to`.
+    /// Row `i`, in the first numbers of `to`. The row that lies a block ahead begins to come near.
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, i: usize, to: &mut [f32]) {
         let from = self.first + i * self.stride;
-        typed!(Floats, self.values, values => load_all(s, &values[from..from + self.width], &mut to[..self.width]));
+        typed!(Floats, self.values, values => {
+            let row = &values[from..from + self.width];
+            for line in (0..size_of_val(row)).step_by(64) {
+                s.prefetch(row.as_ptr().wrapping_add(KEYS * self.stride).wrapping_byte_add(line));
+            }
+            load_all(s, row, &mut to[..self.width]);
+        });
     }
 }
 

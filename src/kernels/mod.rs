@@ -2,8 +2,9 @@
 //! `leaves`, which make them nodes of MLX's graph.
 //!
 //! Every kernel is written once, over the vectors of `simd`, and compiled for plain Rust (every machine), AVX2 and AVX-512;
-//! products of matrices have further forms for AVX-512 and AMX. Which one runs is decided at run time. Sums are made in f32 in an order that depends on the shapes and the instruction
-//! set alone, so results are the same for any number of threads.
+//! products of matrices have further forms for whole numbers and for AMX. Which one runs is decided at run time. Sums are
+//! made in f32 in an order that depends on the shapes and the instruction set alone, so results are the same for any number
+//! of threads.
 
 #![allow(unsafe_code)] // vector instructions, disjoint writes by threads, MLX's memory; each block says why it is sound
 #![allow(clippy::needless_range_loop)] // loops with a constant count over arrays of vectors, which become registers
@@ -51,7 +52,7 @@ pub enum Kernels {
     Mlx,
     /// Plain Rust.
     Portable,
-    /// AVX2, FMA and F16C.
+    /// AVX2, FMA and F16C; AVX-VNNI where the machine has it.
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,

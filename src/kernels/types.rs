@@ -141,6 +141,7 @@ impl Floats<'_> {
     }
 
     /// Where they begin.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn bytes(&self) -> *const u8 {
         typed!(Floats, self, x => x.as_ptr().cast())
     }
