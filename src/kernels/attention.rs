@@ -77,16 +77,23 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Row `i`, in the first numbers of `to`. The row that lies a block ahead begins to come near.
+    /// Row `i`, in the first numbers of `to`.
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, i: usize, to: &mut [f32]) {
         let from = self.first + i * self.stride;
+        typed!(Floats, self.values, values => load_all(s, &values[from..from + self.width], &mut to[..self.width]));
+    }
+
+    /// Begin to bring the next KEYS rows near, which come after these.
+    #[inline(always)]
+    fn prefetch_next<S: Simd>(&self, s: S) {
         typed!(Floats, self.values, values => {
-            let row = &values[from..from + self.width];
-            for line in (0..size_of_val(row)).step_by(64) {
-                s.prefetch(row.as_ptr().wrapping_add(KEYS * self.stride).wrapping_byte_add(line));
+            for i in KEYS..2 * KEYS {
+                let row = values.as_ptr().wrapping_add(self.first + i * self.stride);
+                for line in (0..size_of_val(&values[..self.width])).step_by(64) {
+                    s.prefetch(row.wrapping_byte_add(line));
+                }
             }
-            load_all(s, row, &mut to[..self.width]);
         });
     }
 }
@@ -325,8 +332,12 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
         let last = visible(rows - 1);
         for from in (0..last).step_by(KEYS) {
             let count = KEYS.min(last - from);
-            product.columns(&rows_of(&k, kv_head, from), count, padded, &mut keys);
-            product.rows(&rows_of(&v, kv_head, from), count, padded, &mut values);
+            let (k_rows, v_rows) = (rows_of(&k, kv_head, from), rows_of(&v, kv_head, from));
+            product.columns(&k_rows, count, padded, &mut keys);
+            product.rows(&v_rows, count, padded, &mut values);
+            // Memory works while these are multiplied.
+            k_rows.prefetch_next(s);
+            v_rows.prefetch_next(s);
             for row in (0..rows).step_by(P::ROWS) {
                 let n = P::ROWS.min(rows - row);
                 let part = row * padded..(row + P::ROWS) * padded;
