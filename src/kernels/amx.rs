@@ -237,17 +237,13 @@ unsafe fn add_tiles(
 
 /// Begin to bring near what [`fill`] reads, which is too short a piece of each row for the machine to see it coming.
 fn prefetch(s: Avx512, w: &Matrix, first: usize, column: usize, n: usize) {
-    let row_bytes = match w.values {
-        Values::Dense(values) => w.columns * values.bits() / 8,
-        Values::Affine(affine) => w.columns * affine.bits as usize / 8,
-    };
-    let start = match w.values {
-        Values::Dense(values) => values.bytes(),
-        Values::Affine(affine) => affine.packed.as_ptr().cast(),
+    let (start, bits) = match w.values {
+        Values::Dense(values) => (values.bytes(), values.bits()),
+        Values::Affine(affine) => (affine.packed.as_ptr().cast(), affine.bits as usize),
     };
     for row in first..w.rows.min(first + ROWS) {
-        let from = row * row_bytes + column * row_bytes / w.columns;
-        for line in (0..n * row_bytes / w.columns).step_by(64) {
+        let from = (row * w.columns + column) * bits / 8;
+        for line in (0..n * bits / 8).step_by(64) {
             s.prefetch(start.wrapping_add(from + line));
         }
         if let Values::Affine(affine) = w.values {

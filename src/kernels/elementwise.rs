@@ -190,7 +190,8 @@ fn turns(frequencies: &[f64], offset: usize, length: usize, factor: f64) -> (Vec
     let mut cosines = vec![0.0; length * frequencies.len()];
     let mut sines = cosines.clone();
     for (i, frequency) in frequencies.iter().enumerate() {
-        let (step_sin, step_cos) = frequency.sin_cos();
+        // A decode step has one position.
+        let (step_sin, step_cos) = if length > 1 { frequency.sin_cos() } else { (0.0, 1.0) };
         let (mut sin, mut cos) = (0.0, 1.0);
         for t in 0..length {
             (sin, cos) = match t % EXACT {

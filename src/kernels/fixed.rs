@@ -3,16 +3,13 @@
 //! A number is kept to within 1/65024 of the largest of its group, where bf16 itself rounds each to 1/512 of its own size
 //! and f16 to 1/4096. Products with quantized weights are then exact in whole numbers.
 
-use super::simd::Simd;
+use super::simd::{ROUND, Simd};
 
 /// Groups whose largest number is below this count as zeros: their scale would leave the normal range.
 const TINY: f32 = 1e-30;
 
 /// Rounded to a multiple of 256, it still has an upper byte of 127.
 const LARGEST: f32 = 127.0 * 256.0;
-
-/// 1.5 · 2^23: adding it leaves no bits for a fraction, and the whole number in the lowest bits.
-const ROUND: f32 = 12582912.0;
 
 /// Fixed-point numbers.
 pub(super) struct Fixed {

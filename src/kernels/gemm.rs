@@ -10,7 +10,7 @@ use super::join::{Finish, Join, Joined};
 use super::pool;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
-use super::types::{Element, Floats, FloatsMut, Layer, Matrix, Shared, typed};
+use super::types::{Element, Floats, FloatsMut, Matrix, Shared, typed};
 use super::unpack;
 
 /// Tokens of one task, about: their sums with a few panels fit into the second-level cache.
@@ -69,7 +69,7 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
             product.multiply(&packed, tiles, &panels, &mut sums);
             for (layer, sums) in layers.iter().zip(sums.chunks_exact_mut(starts().len() * padded * P::ROWS)) {
                 for (first, sums) in starts().zip(sums.chunks_exact_mut(padded * P::ROWS)) {
-                    add_bias(layer, first..task.rows.end, P::ROWS, sums);
+                    layer.add_bias(first..task.rows.end, P::ROWS, sums);
                 }
             }
             let (sums, others) = sums.split_at(starts().len() * padded * P::ROWS);
@@ -85,16 +85,6 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
                 width,
             });
         });
-    });
-}
-
-/// Add the bias of `rows` (if there is one) to each of `sums` `[tokens, panel]`.
-fn add_bias(layer: &Layer, rows: Range<usize>, panel: usize, sums: &mut [f32]) {
-    let Some(bias) = layer.bias else { return };
-    typed!(Floats, bias, bias => {
-        for sums in sums.chunks_exact_mut(panel) {
-            sums.iter_mut().zip(&bias[rows.clone()]).for_each(|(sum, bias)| *sum += bias.to_f32());
-        }
     });
 }
 

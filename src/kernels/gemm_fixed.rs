@@ -82,8 +82,7 @@ impl<S: Simd, const TOKENS: usize> Product for InFixed<S, TOKENS> {
 
     fn multiply(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
         for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(tiles.len() * TOKENS * Self::ROWS)) {
-            let (packed, first_tile) = (packed, tiles.start);
-            self.s.run(MultiplyFixed::<TOKENS> { packed, first_tile, panel, group: self.group, sums });
+            self.s.run(MultiplyFixed::<TOKENS> { packed, first_tile: tiles.start, panel, group: self.group, sums });
         }
     }
 }

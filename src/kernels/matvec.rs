@@ -58,9 +58,9 @@ impl Op for MatVec<'_> {
                     let mut sums = [[0.0; BLOCK]; 2];
                     for (i, (layer, sums)) in joined.layers_of(task).iter().zip(&mut sums).enumerate() {
                         let (layout, x) = &prepared[prepared_for[task.layer + i]];
-                        layer.begin(task.rows.clone(), &mut sums[..n]);
                         let (first, sums) = (task.rows.start, &mut sums[..n]);
                         s.run(AddRows { w: &layer.weight, x: &x[token], layout: *layout, first, sums });
+                        layer.add_bias(task.rows.clone(), n, sums);
                     }
                     let [sums, other] = &sums;
                     let multiplied = (joined.join == Join::SwiGlu).then_some(&other[..n]);

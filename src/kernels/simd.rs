@@ -97,11 +97,13 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F;
 }
 
+/// 1.5 · 2^23: adding it leaves no bits for a fraction, and the whole number in the lowest bits.
+pub(super) const ROUND: f32 = 12582912.0;
+
 /// `e^x`, within 2 units in the last place; 1.2e-38, the least that is not subnormal (on which machines are slow), below
 /// -87.3, and infinite above 88.7.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    const ROUND: f32 = 12582912.0; // 1.5 · 2^23: adding it leaves no bits for a fraction
     let x = s.max(s.splat(-87.3), s.min(s.splat(89.0), x));
     let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
     let n = s.sub(shifted, s.splat(ROUND));

@@ -227,16 +227,14 @@ pub struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// The bias of `rows`, or zeros, to be added to.
-    pub(super) fn begin(&self, rows: std::ops::Range<usize>, sums: &mut [f32]) {
-        match self.bias {
-            None => sums.fill(0.0),
-            Some(bias) => typed!(Floats, bias, bias => {
-                for (sum, bias) in sums.iter_mut().zip(&bias[rows]) {
-                    *sum = bias.to_f32();
-                }
-            }),
-        }
+    /// Add the bias of `rows`, if there is one, to each row of `sums` `[tokens, width]`, in its first numbers.
+    pub(super) fn add_bias(&self, rows: std::ops::Range<usize>, width: usize, sums: &mut [f32]) {
+        let Some(bias) = self.bias else { return };
+        typed!(Floats, bias, bias => {
+            for sums in sums.chunks_exact_mut(width) {
+                sums.iter_mut().zip(&bias[rows.clone()]).for_each(|(sum, bias)| *sum += bias.to_f32());
+            }
+        });
     }
 }
 
