@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_lm::kernels::{Affine, Floats, FloatsMut, Join, Kernels, Layer, Matrix, Values};
+use mlx_lm::kernels::{Affine, Filter, Floats, FloatsMut, Join, Kernels, Layer, Matrix, Values};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -88,5 +88,21 @@ fn matmul(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matmul);
+/// Choosing among as many tokens as Qwen3 has.
+fn choose(c: &mut Criterion) {
+    let logits: Vec<bf16> = numbers(151_936).into_iter().map(|x| bf16::from_f32(4.0 * x.to_f32())).collect();
+    let mut group = c.benchmark_group("choose among 151936");
+    group.throughput(Throughput::Elements(logits.len() as u64));
+    for kernels in sets() {
+        group.bench_function(BenchmarkId::new(kernels.name(), "argmax"), |b| {
+            b.iter(|| kernels.argmax(Floats::Bf16(black_box(&logits))))
+        });
+        let filter = Filter { temp: 0.7, top_p: 0.9, min_p: 0.0, top_k: 0 };
+        group.bench_function(BenchmarkId::new(kernels.name(), "temp 0.7, top-p 0.9"), |b| {
+            b.iter(|| kernels.sample(Floats::Bf16(black_box(&logits)), filter, black_box([1, 2])))
+        });
+    }
+}
+
+criterion_group!(benches, matmul, choose);
 criterion_main!(benches);

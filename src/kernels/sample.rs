@@ -3,6 +3,7 @@
 //! As `mlx.core.random.categorical` does: one number u between 0 and 1, and the first token whose probability, with those of
 //! all tokens before it, is more than u.
 
+use super::scratch::Scratch;
 use super::simd::{Op, Simd, exp};
 use super::types::{Element, Floats, load_all, typed};
 
@@ -57,86 +58,125 @@ impl Op for Sample<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) -> usize {
-        let Sample { logits, filter, key } = self;
+        let Sample { logits, filter: Filter { temp, top_p, min_p, top_k }, key } = self;
         let n = logits.len();
-        // Padded with what is never chosen.
-        let mut logprobs = vec![f32::NEG_INFINITY; n.next_multiple_of(S::LANES)];
-        typed!(Floats, logits, logits => load_all(s, logits, &mut logprobs[..n]));
-        let largest = largest(s, &logprobs);
-        let mut probs = vec![0.0; logprobs.len()];
-        exp_all(s, &logprobs, -largest, 1.0, &mut probs);
-        let sum: f64 = probs.chunks(256).map(|part| f64::from(part.iter().sum::<f32>())).sum();
-        let log_sum = largest + sum.ln() as f32;
-        logprobs.iter_mut().for_each(|x| *x -= log_sum);
-
-        let mut least = f32::NEG_INFINITY;
-        if filter.top_p < 1.0 {
-            least = least.max(top_p(&probs, &logprobs, f64::from(filter.top_p) * sum));
-        }
-        if filter.min_p > 0.0 {
-            least = least.max(largest - log_sum + filter.min_p.ln());
-        }
-        if filter.top_k > 0 && filter.top_k < n {
-            let mut kept: Vec<f32> = logprobs[..n].iter().copied().filter(|x| *x >= least).collect();
-            if kept.len() > filter.top_k {
-                let (_, kth, _) = kept.select_nth_unstable_by(filter.top_k - 1, |a, b| b.total_cmp(a));
-                least = *kth;
+        let mut row = Scratch::new(n.next_multiple_of(S::LANES));
+        typed!(Floats, logits, logits => load_all(s, logits, &mut row[..n]));
+        row[n..].fill(f32::NEG_INFINITY);
+        let largest = largest(s, &row);
+        let mut weights = Scratch::new(row.len());
+        let mut least = f32::MIN;
+        if top_p < 1.0 || top_k > 0 {
+            let sum: f64 = weigh(s, &row, largest, 1.0, least, &mut weights).iter().sum();
+            if top_p < 1.0 {
+                let mass = f64::from(top_p) * sum;
+                // All that are less likely than this are less than what is left out.
+                let unlikely = (sum - mass) / (2 * n) as f64;
+                least = least.max(threshold::<_, false>(s, &row, &weights, unlikely as f32, mass));
+            }
+            if 0 < top_k && top_k < n {
+                least = least.max(threshold::<_, true>(s, &row, &weights, 0.0, top_k as f64));
             }
         }
-        let mut weights = probs;
-        exp_all(s, &logprobs, log_sum - largest, 1.0 / filter.temp, &mut weights);
-        for (weight, logprob) in weights.iter_mut().zip(&logprobs) {
-            *weight = if *logprob >= least { *weight } else { 0.0 };
+        if min_p > 0.0 {
+            least = least.max(largest + min_p.ln());
         }
-        pick(&weights[..n], uniform(key))
+        let sums = weigh(s, &row, largest, 1.0 / temp, least, &mut weights);
+        pick(&weights[..n], &sums, uniform(key))
     }
 }
 
-/// `to = e^((from + offset) · factor)`, of whole vectors.
+/// How many numbers are added up in f32; their sums are added up in f64.
+const PART: usize = 1024;
+
+/// `weights = e^((row - largest) · factor)` of whole vectors, 0 where `row` is below `least`; and the sum of each part.
 #[inline(always)]
-fn exp_all<S: Simd>(s: S, from: &[f32], offset: f32, factor: f32, to: &mut [f32]) {
-    assert!(from.len() == to.len() && from.len().is_multiple_of(S::LANES));
-    for i in (0..from.len()).step_by(S::LANES) {
-        // SAFETY: `i + LANES` stays within both.
-        unsafe {
-            let x = s.mul(s.add(s.load(from.as_ptr().add(i)), s.splat(offset)), s.splat(factor));
-            s.store(to.as_mut_ptr().add(i), exp(s, x));
+fn weigh<S: Simd>(s: S, row: &[f32], largest: f32, factor: f32, least: f32, weights: &mut [f32]) -> Vec<f64> {
+    assert!(row.len() == weights.len() && row.len().is_multiple_of(S::LANES));
+    let mut sums = Vec::with_capacity(row.len().div_ceil(PART));
+    for (row, weights) in row.chunks(PART).zip(weights.chunks_mut(PART)) {
+        let mut sum = s.splat(0.0);
+        for i in (0..row.len()).step_by(S::LANES) {
+            // SAFETY: a part has whole vectors, so that `i + LANES` stays within both.
+            unsafe {
+                let x = s.load(row.as_ptr().add(i));
+                let weight = exp(s, s.mul(s.sub(x, s.splat(largest)), s.splat(factor)));
+                let weight = s.keep(weight, x, s.splat(least));
+                s.store(weights.as_mut_ptr().add(i), weight);
+                sum = s.add(sum, weight);
+            }
         }
+        sums.push(f64::from(s.sum(sum)));
     }
+    sums
 }
 
-/// The smallest log-probability that is kept when the largest `probs` are kept until they reach `mass`.
-fn top_p(probs: &[f32], logprobs: &[f32], mass: f64) -> f32 {
-    // Numbers from 0 to 1 are ordered as their bits are. Sums of those that share the upper half of their bits find the
-    // share in which the mass is reached; only its members have to be sorted.
-    const ONE: usize = (1f32.to_bits() >> 16) as usize;
-    let share = |p: f32| ((p.to_bits() >> 16) as usize).min(ONE);
-    let mut sums = vec![0.0f64; ONE + 1];
-    for &p in probs {
-        sums[share(p)] += f64::from(p);
-    }
+/// The least of `row` that is kept when the largest are kept until their probabilities (or, with `COUNT`, they themselves)
+/// add up to `goal`. `probs` grow with the numbers of `row`, and those below `unlikely` are known not to be kept.
+#[inline(always)]
+fn threshold<S: Simd, const COUNT: bool>(s: S, row: &[f32], probs: &[f32], unlikely: f32, goal: f64) -> f32 {
+    // Positive numbers are ordered as their bits are. All from `low` up reach the goal, those from `high` up do not.
+    let (mut low, mut high) = (unlikely.to_bits(), 1f32.to_bits() + 1);
     let mut above = 0.0;
-    let mut last = ONE;
-    while last > 0 && above + sums[last] < mass {
-        above += sums[last];
-        last -= 1;
-    }
-    let mut members: Vec<(f32, f32)> =
-        probs.iter().copied().zip(logprobs.iter().copied()).filter(|(p, _)| share(*p) == last).collect();
-    members.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-    for (p, logprob) in &members {
-        above += f64::from(*p);
-        if above >= mass {
-            return *logprob;
+    for _ in 0..4 {
+        let ends: [u32; ENDS] = std::array::from_fn(|i| low + (high - low) / (ENDS as u32 + 1) * (i as u32 + 1));
+        for (end, sum) in ends.into_iter().zip(sums_from::<_, COUNT>(s, probs, ends.map(f32::from_bits))) {
+            if sum < goal {
+                (high, above) = (end, sum);
+                break;
+            }
+            low = end;
         }
     }
-    members.last().map_or(f32::NEG_INFINITY, |(_, logprob)| *logprob)
+    let mut between = Vec::new();
+    let (low, high) = (f32::from_bits(low), f32::from_bits(high));
+    for (row, probs) in row.chunks(4 * S::LANES).zip(probs.chunks(4 * S::LANES)) {
+        let mut largest = s.splat(0.0);
+        for i in (0..probs.len()).step_by(S::LANES) {
+            // SAFETY: there are whole vectors, so that `i + LANES` stays within them.
+            let p = unsafe { s.load(probs.as_ptr().add(i)) };
+            largest = s.max(largest, s.sub(s.keep(p, p, s.splat(low)), s.keep(p, p, s.splat(high))));
+        }
+        if s.max_lane(largest) > 0.0 {
+            between.extend(row.iter().copied().zip(probs.iter().copied()).filter(|&(_, p)| low <= p && p < high));
+        }
+    }
+    between.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    for &(x, p) in &between {
+        above += if COUNT { 1.0 } else { f64::from(p) };
+        if above >= goal {
+            return x;
+        }
+    }
+    between.last().map_or(f32::MIN, |&(x, _)| x)
 }
 
-/// The token at which the sum of weights from the first on passes the share `u` of all.
-fn pick(weights: &[f32], u: f64) -> usize {
-    const PART: usize = 256;
-    let sums: Vec<f64> = weights.chunks(PART).map(|part| f64::from(part.iter().sum::<f32>())).collect();
+/// Into how many ranges, less one, [`threshold`] divides a range at a time.
+const ENDS: usize = 4;
+
+/// What the `probs` from each of `ends` up add up to, or how many they are.
+#[inline(always)]
+fn sums_from<S: Simd, const COUNT: bool>(s: S, probs: &[f32], ends: [f32; ENDS]) -> [f64; ENDS] {
+    let mut all = [0.0; ENDS];
+    for part in probs.chunks(PART) {
+        let mut sums = [s.splat(0.0); ENDS];
+        for i in (0..part.len()).step_by(S::LANES) {
+            // SAFETY: a part has whole vectors, so that `i + LANES` stays within it.
+            let p = unsafe { s.load(part.as_ptr().add(i)) };
+            let amount = if COUNT { s.splat(1.0) } else { p };
+            for k in 0..ENDS {
+                sums[k] = s.add(sums[k], s.keep(amount, p, s.splat(ends[k])));
+            }
+        }
+        for k in 0..ENDS {
+            all[k] += f64::from(s.sum(sums[k]));
+        }
+    }
+    all
+}
+
+/// The token at which the sum of weights from the first on passes the share `u` of all; `sums` are those of the parts.
+fn pick(weights: &[f32], sums: &[f64], u: f64) -> usize {
     let mut left = u * sums.iter().sum::<f64>();
     for (part, sum) in sums.iter().enumerate() {
         if left >= *sum {

@@ -1,0 +1,437 @@
+//! The vectors of x86-64: 256 bits (AVX2) and 512 bits (AVX-512).
+
+use std::arch::x86_64::*;
+
+use super::{Op, Simd, bf16, f16};
+
+/// AVX2 with FMA and F16C (x86-64-v3), and maybe with AVX-VNNI.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx2With<const VNNI: bool>(());
+
+pub(in super::super) type Avx2 = Avx2With<false>;
+pub(in super::super) type AvxVnni = Avx2With<true>;
+
+impl<const VNNI: bool> Avx2With<VNNI> {
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let has = has && is_x86_feature_detected!("f16c") && (!VNNI || is_x86_feature_detected!("avxvnni"));
+        has.then_some(Avx2With(()))
+    }
+}
+
+// SAFETY, for every block below: an `Avx2With` exists only where the machine has avx2, fma and f16c, and avxvnni where
+// it says so; pointers are the caller's promise.
+impl<const VNNI: bool> Simd for Avx2With<VNNI> {
+    const LANES: usize = 8;
+    type F = __m256;
+    type U = __m256i;
+
+    fn run<O: Op>(self, op: O) -> O::Output {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+        unsafe fn compiled<S: Simd, O: Op>(s: S, op: O) -> O::Output {
+            op.with(s)
+        }
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt,avxvnni")]
+        unsafe fn compiled_vnni<S: Simd, O: Op>(s: S, op: O) -> O::Output {
+            op.with(s)
+        }
+        unsafe { if VNNI { compiled_vnni(self, op) } else { compiled(self, op) } }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())), 16)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, from: *const u32) -> __m256i {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [__m256i; 16] {
+        unsafe {
+            let mut pairs = [_mm256_setzero_si256(); 8];
+            for i in 0..4 {
+                let (a, b) = (self.load_words(rows[2 * i]), self.load_words(rows[2 * i + 1]));
+                pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
+                pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
+            }
+            // Half h of `fours[i][c]` has word 4h + c of rows 4i to 4i + 3.
+            let mut fours = [[_mm256_setzero_si256(); 4]; 2];
+            for i in 0..2 {
+                for c in 0..2 {
+                    let (a, b) = (pairs[4 * i + c], pairs[4 * i + 2 + c]);
+                    fours[i][2 * c] = _mm256_unpacklo_epi64(a, b);
+                    fours[i][2 * c + 1] = _mm256_unpackhi_epi64(a, b);
+                }
+            }
+            let mut columns = [_mm256_setzero_si256(); 16];
+            for c in 0..4 {
+                columns[c] = _mm256_permute2x128_si256::<0x20>(fours[0][c], fours[1][c]);
+                columns[4 + c] = _mm256_permute2x128_si256::<0x31>(fours[0][c], fours[1][c]);
+            }
+            columns
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: __m256) {
+        unsafe { _mm256_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: __m256) {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+            // A NaN must not round to infinity.
+            let nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+            let packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+            _mm_storeu_si128(to.cast(), packed)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: __m256) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn keep(self, a: __m256, b: __m256, least: __m256) -> __m256 {
+        unsafe { _mm256_and_ps(a, _mm256_cmp_ps(b, least, _CMP_GE_OQ)) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m256) -> f32 {
+        unsafe {
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn max_lane(self, a: __m256) -> f32 {
+        unsafe {
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn exp2_whole(self, a: __m256) -> __m256 {
+        unsafe {
+            let biased = _mm256_add_ps(a, _mm256_set1_ps(8388608.0 + 127.0));
+            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(biased), 23))
+        }
+    }
+    #[inline(always)]
+    fn field<const BITS: u32>(self, words: __m256i, index: u32) -> __m256 {
+        unsafe {
+            let low = _mm256_srlv_epi32(words, _mm256_set1_epi32((index * BITS) as i32));
+            _mm256_cvtepi32_ps(_mm256_and_si256(low, _mm256_set1_epi32((1 << BITS) - 1)))
+        }
+    }
+    fn has_word_dots(bits: u32) -> bool {
+        bits <= 4 // products of pairs of bytes are added in 16 bits
+    }
+    #[inline(always)]
+    unsafe fn word_dots<const BITS: u32>(self, words: __m256i, x: *const i8) -> __m256 {
+        unsafe {
+            let mask = _mm256_set1_epi8((1 << BITS) - 1);
+            let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            for f in 0..(8 / BITS) as usize {
+                let q = _mm256_srlv_epi32(words, _mm256_set1_epi32((f as u32 * BITS) as i32));
+                let q = _mm256_and_si256(q, mask);
+                let row = x.add(f * 64).cast();
+                // At most 8 / BITS · 2 · 128 · (2^BITS - 1) = 7680.
+                high = _mm256_add_epi16(high, _mm256_maddubs_epi16(q, _mm256_loadu_si256(row)));
+                low = _mm256_add_epi16(low, _mm256_maddubs_epi16(q, _mm256_loadu_si256(row.add(1))));
+            }
+            let high = _mm256_madd_epi16(high, _mm256_set1_epi16(256));
+            _mm256_cvtepi32_ps(_mm256_add_epi32(high, _mm256_madd_epi16(low, _mm256_set1_epi16(1))))
+        }
+    }
+    #[inline(always)]
+    fn splat_word(self, x: u32) -> __m256i {
+        unsafe { _mm256_set1_epi32(x as i32) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut u32, x: __m256i) {
+        unsafe { _mm256_storeu_si256(to.cast(), x) }
+    }
+    #[inline(always)]
+    fn pairs<const BITS: u32>(self, words: __m256i, index: u32) -> __m256i {
+        unsafe {
+            let low = _mm256_srl_epi32(words, _mm_cvtsi32_si128((index * BITS) as i32));
+            // The second value to bit 16.
+            let high = _mm256_slli_epi32(_mm256_srl_epi32(low, _mm_cvtsi32_si128(BITS as i32)), 16);
+            let both = _mm256_blend_epi16(low, high, 0b1010_1010);
+            _mm256_and_si256(both, _mm256_set1_epi16((1 << BITS) - 1))
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m256i, b: __m256i, sum: __m256i) -> __m256i {
+        unsafe {
+            if VNNI { _mm256_dpwssd_avx_epi32(sum, a, b) } else { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+        }
+    }
+    #[inline(always)]
+    fn to_floats(self, x: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    fn permute(self, table: __m256, lanes: __m256i) -> __m256 {
+        unsafe { _mm256_permutevar8x32_ps(table, lanes) }
+    }
+}
+
+/// AVX-512 F, BW, DQ, VL and VNNI: Ice Lake and Zen 4 onwards.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx512(());
+
+impl Avx512 {
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
+        (has && is_x86_feature_detected!("avx512vnni") && Avx2::detect().is_some()).then_some(Avx512(()))
+    }
+}
+
+// SAFETY, for every block below: an `Avx512` exists only where the machine has these instructions; pointers are the
+// caller's promise.
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    type F = __m512;
+    type U = __m512i;
+
+    fn run<O: Op>(self, op: O) -> O::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+        unsafe fn compiled<O: Op>(s: Avx512, op: O) -> O::Output {
+            op.with(s)
+        }
+        unsafe { compiled(self, op) }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())), 16)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, from: *const u32) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [__m512i; 16] {
+        unsafe {
+            let mut pairs = [_mm512_setzero_si512(); 16];
+            for i in 0..8 {
+                let (a, b) = (self.load_words(rows[2 * i]), self.load_words(rows[2 * i + 1]));
+                pairs[2 * i] = _mm512_unpacklo_epi32(a, b);
+                pairs[2 * i + 1] = _mm512_unpackhi_epi32(a, b);
+            }
+            // Quarter q of `fours[i][c]` has word 4q + c of rows 4i to 4i + 3.
+            let mut fours = [[_mm512_setzero_si512(); 4]; 4];
+            for i in 0..4 {
+                for c in 0..2 {
+                    let (a, b) = (pairs[4 * i + c], pairs[4 * i + 2 + c]);
+                    fours[i][2 * c] = _mm512_unpacklo_epi64(a, b);
+                    fours[i][2 * c + 1] = _mm512_unpackhi_epi64(a, b);
+                }
+            }
+            let mut columns = [_mm512_setzero_si512(); 16];
+            for c in 0..4 {
+                let four = [fours[0][c], fours[1][c], fours[2][c], fours[3][c]];
+                // Quarters 0 and 2 of all, then 1 and 3.
+                let even =
+                    [_mm512_shuffle_i32x4::<0x88>(four[0], four[1]), _mm512_shuffle_i32x4::<0x88>(four[2], four[3])];
+                let odd =
+                    [_mm512_shuffle_i32x4::<0xdd>(four[0], four[1]), _mm512_shuffle_i32x4::<0xdd>(four[2], four[3])];
+                columns[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
+                columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
+                columns[8 + c] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
+                columns[12 + c] = _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]);
+            }
+            columns
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: __m512) {
+        unsafe { _mm512_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            // A NaN must not round to infinity.
+            let nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+            let whole = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(whole, 16)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: __m512) {
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn keep(self, a: __m512, b: __m512, least: __m512) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(b, least, _CMP_GE_OQ), a) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
+    fn max_lane(self, a: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    fn exp2_whole(self, a: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), a) }
+    }
+    #[inline(always)]
+    fn field<const BITS: u32>(self, words: __m512i, index: u32) -> __m512 {
+        unsafe {
+            let low = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
+            if BITS <= 4 {
+                // A permutation looks at the lowest four bits of each index only, so it masks and converts in one.
+                let mask = ((1u32 << BITS) - 1) as f32;
+                let table: [f32; 16] = std::array::from_fn(|i| (i as u32 & mask as u32) as f32);
+                _mm512_permutexvar_ps(low, _mm512_loadu_ps(table.as_ptr()))
+            } else {
+                _mm512_cvtepi32_ps(_mm512_and_si512(low, _mm512_set1_epi32((1 << BITS) - 1)))
+            }
+        }
+    }
+    fn has_word_dots(bits: u32) -> bool {
+        bits <= 8
+    }
+    #[inline(always)]
+    unsafe fn word_dots<const BITS: u32>(self, words: __m512i, x: *const i8) -> __m512 {
+        unsafe {
+            let mask = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
+            let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            for f in 0..(8 / BITS) as usize {
+                let q = _mm512_srlv_epi32(words, _mm512_set1_epi32((f as u32 * BITS) as i32));
+                let q = _mm512_and_si512(q, mask);
+                high = _mm512_dpbusd_epi32(high, q, _mm512_loadu_si512(x.add(f * 128).cast()));
+                low = _mm512_dpbusd_epi32(low, q, _mm512_loadu_si512(x.add(f * 128 + 64).cast()));
+            }
+            _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low))
+        }
+    }
+    #[inline(always)]
+    fn splat_word(self, x: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x as i32) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut u32, x: __m512i) {
+        unsafe { _mm512_storeu_si512(to.cast(), x) }
+    }
+    #[inline(always)]
+    fn pairs<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
+        unsafe {
+            let low = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
+            // The second value to bit 16.
+            let high = _mm512_rorv_epi32(words, _mm512_set1_epi32(((index + 1) * BITS + 16) as i32));
+            let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high);
+            _mm512_and_si512(both, _mm512_set1_epi16((1 << BITS) - 1))
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+    #[inline(always)]
+    fn to_floats(self, x: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    fn permute(self, table: __m512, lanes: __m512i) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(lanes, table) }
+    }
+}
