@@ -54,8 +54,13 @@ impl Decoder {
     pub fn forward(&self, tokens: &Array, cache: &mut KvCache) -> Result<Array> {
         let step = cache.reserve(tokens.dim(1))?;
         let mut x = self.embed_tokens.forward(tokens)?;
+        // MLX takes memory for operations long before it computes them on a CPU: for a chunk of a prompt, for most layers.
+        let is_long = kernels::active().is_some() && tokens.dim(1) >= 64;
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, i, &step, cache)?;
+            if is_long {
+                x.eval()?;
+            }
         }
         self.norm.forward(&x)
     }
