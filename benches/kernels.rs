@@ -1,13 +1,14 @@
 //! Each CPU kernel alone, for every instruction set of the machine: `cargo bench --bench kernels [-- FILTER]`.
 //!
 //! Throughput is in bytes of weights read (GB/s) where reading them is the limit, in multiplications (one element is one
-//! multiply-add) where arithmetic is. Weights are as large as all of Llama-3.2-1B's, so that no cache holds them.
+//! multiply-add) where arithmetic is. Weights are as large as all of Llama-3.2-1B's, so that no cache holds them; other shapes
+//! are those of its layers.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_lm::kernels::{Affine, Filter, Floats, FloatsMut, Join, Kernels, Layer, Matrix, Values};
+use mlx_lm::kernels::{Affine, Filter, Floats, FloatsMut, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -88,6 +89,65 @@ fn matmul(c: &mut Criterion) {
     }
 }
 
+/// `[1, heads, tokens, 64]`.
+fn heads(values: &[bf16], heads: usize) -> Heads<'_> {
+    let tokens = values.len() / heads / 64;
+    Heads { values: Floats::Bf16(values), shape: [1, heads, tokens, 64], strides: [values.len(), tokens * 64, 64] }
+}
+
+fn attention(c: &mut Criterion) {
+    for (name, queries, tokens) in [("reading 512", 512, 512), ("decoding after 8192", 1, 8192)] {
+        let (q, k, v) = (numbers(queries * 2048), numbers(tokens * 512), numbers(tokens * 512));
+        let mut y = vec![bf16::ZERO; q.len()];
+        let mut group = c.benchmark_group(format!("attention, {name} tokens"));
+        group.sample_size(10).throughput(match queries {
+            1 => Throughput::Bytes((k.len() + v.len()) as u64 * 2),
+            _ => Throughput::Elements((2048 * queries * (tokens + 1)) as u64), // half of all are masked, keys and values
+        });
+        for kernels in sets() {
+            group.bench_function(kernels.name(), |b| {
+                b.iter(|| {
+                    let (q, k, v) = black_box((heads(&q, 32), heads(&k, 8), heads(&v, 8)));
+                    kernels.attention(q, k, v, 0.125, Mask::Causal, FloatsMut::Bf16(&mut y));
+                })
+            });
+        }
+    }
+}
+
+/// What is done with each number by itself, for 512 tokens.
+fn elementwise(c: &mut Criterion) {
+    let (x, other) = (numbers(512 * 2048), numbers(512 * 2048));
+    let weight = numbers(2048);
+    let frequencies: Vec<f64> = (0..32).map(|i| 5e5f64.powf(-f64::from(i) / 32.0)).collect();
+    let mut y = vec![bf16::ZERO; x.len()];
+    let mut group = c.benchmark_group("512 x 2048");
+    group.throughput(Throughput::Bytes(x.len() as u64 * 4)); // read and written
+    for kernels in sets() {
+        group.bench_function(BenchmarkId::new(kernels.name(), "add"), |b| {
+            b.iter(|| kernels.add(Floats::Bf16(&x), Floats::Bf16(&other), FloatsMut::Bf16(black_box(&mut y))))
+        });
+        group.bench_function(BenchmarkId::new(kernels.name(), "rms_norm"), |b| {
+            let (x, weight) = (Floats::Bf16(&x), Floats::Bf16(&weight));
+            b.iter(|| kernels.rms_norm(x, weight, 1e-5, FloatsMut::Bf16(black_box(&mut y))))
+        });
+        group.bench_function(BenchmarkId::new(kernels.name(), "rope"), |b| {
+            b.iter(|| kernels.rope(heads(&x, 32), None, &frequencies, 100, 1.0, FloatsMut::Bf16(black_box(&mut y))))
+        });
+    }
+    group.finish();
+
+    let weight = Packed::new(1 << 17, 2048, 4);
+    let ids: Vec<u32> = (0..512).map(|i| i * 251).collect();
+    let mut group = c.benchmark_group("embed 512 tokens, 4-bit");
+    group.throughput(Throughput::Bytes(y.len() as u64 * 2));
+    for kernels in sets() {
+        group.bench_function(kernels.name(), |b| {
+            b.iter(|| kernels.embed(&ids, &weight.matrix(), FloatsMut::Bf16(black_box(&mut y))))
+        });
+    }
+}
+
 /// Choosing among as many tokens as Qwen3 has.
 fn choose(c: &mut Criterion) {
     let logits: Vec<bf16> = numbers(151_936).into_iter().map(|x| bf16::from_f32(4.0 * x.to_f32())).collect();
@@ -104,5 +164,5 @@ fn choose(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matmul, choose);
+criterion_group!(benches, matmul, attention, elementwise, choose);
 criterion_main!(benches);
