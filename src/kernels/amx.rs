@@ -7,6 +7,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -117,9 +118,9 @@ impl Product for Amx {
         let Packed { values, columns } = packed;
         let columns = *columns;
         let mut unpacked = Scratch::new(panels.len() * COLUMNS / 2 * ROWS);
-        // SAFETY: an `Amx` exists only where the machine has tiles and AVX-512 with BF16.
+        let tiled = Tiled::new(*self);
+        // SAFETY: an `Amx` exists only where the machine has AVX-512 with BF16.
         unsafe {
-            configure();
             for column in (0..columns).step_by(COLUMNS) {
                 let n = COLUMNS.min(columns - column);
                 let size = n / 2 * ROWS;
@@ -147,31 +148,96 @@ impl Product for Amx {
                                 row: ROWS * 4,
                                 next: ROWS * 4 * TILE,
                             };
-                            add_tiles(x, columns * TILE * 2, rows, n / STEP, column == 0, c);
+                            tiled.add(x, columns * TILE * 2, rows, n / STEP, column == 0, c);
                         }
                     }
                 }
             }
-            asm!("tilerelease", options(nostack, nomem));
         }
     }
 }
 
-/// Give the tiles in use 16 rows of 64 bytes.
-unsafe fn configure() {
-    #[repr(C, align(64))]
-    struct Config {
-        palette: u8,
-        start_row: u8,
-        reserved: [u8; 14],
-        bytes_per_row: [u16; 16],
-        rows: [u8; 16],
+/// This thread's tiles, four of 16 rows of 64 bytes, as long as it is there: one at a time.
+pub(super) struct Tiled(PhantomData<*const ()>);
+
+impl Tiled {
+    fn new(_: Amx) -> Self {
+        #[repr(C, align(64))]
+        struct Config {
+            palette: u8,
+            start_row: u8,
+            reserved: [u8; 14],
+            bytes_per_row: [u16; 16],
+            rows: [u8; 16],
+        }
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+        config.bytes_per_row[..4].fill(64);
+        config.rows[..4].fill(TILE as u8);
+        // SAFETY: an `Amx` exists only where the machine has tiles; the instruction reads these 64 bytes.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
+        Tiled(PhantomData)
     }
-    let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
-    config.bytes_per_row[..4].fill(64);
-    config.rows[..4].fill(TILE as u8);
-    // SAFETY: the instruction reads these 64 bytes.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
+
+    /// Add the product of two tiles' rows of `a`, `below` bytes apart, and one tile's columns of `b`, `steps` tiles along, to
+    /// two tiles of sums `c`, which count as zeros when it is the first.
+    ///
+    /// # Safety
+    /// All this is there, in whole tiles of 16 rows of 64 bytes.
+    unsafe fn add(
+        &self,
+        a: Tiles<*const u8>,
+        below: usize,
+        b: Tiles<*const u8>,
+        steps: usize,
+        is_first: bool,
+        c: Tiles<*mut u8>,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "test {is_first}, {is_first}",
+                "jnz 2f",
+                "tileloadd tmm0, [{c0} + {c_row}]",
+                "tileloadd tmm1, [{c1} + {c_row}]",
+                "2:",
+                "tileloadd tmm3, [{b} + {b_row}]",
+                "tileloadd tmm2, [{a0} + {a_row}]",
+                "tdpbf16ps tmm0, tmm2, tmm3",
+                "tileloadd tmm2, [{a1} + {a_row}]",
+                "tdpbf16ps tmm1, tmm2, tmm3",
+                "add {a0}, {a_next}",
+                "add {a1}, {a_next}",
+                "add {b}, {b_next}",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{c0} + {c_row}], tmm0",
+                "tilestored [{c1} + {c_row}], tmm1",
+                a0 = inout(reg) a.first => _,
+                a1 = inout(reg) a.first.wrapping_add(below) => _,
+                a_row = in(reg) a.row,
+                a_next = in(reg) a.next,
+                b = inout(reg) b.first => _,
+                b_row = in(reg) b.row,
+                b_next = in(reg) b.next,
+                c0 = in(reg) c.first,
+                c1 = in(reg) c.first.wrapping_add(c.next),
+                c_row = in(reg) c.row,
+                steps = inout(reg) steps => _,
+                is_first = in(reg) usize::from(is_first),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+impl Drop for Tiled {
+    fn drop(&mut self) {
+        // SAFETY: the tiles were configured, and hold nothing that is needed.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
 }
 
 /// A matrix in memory, in bytes from one row of a tile to the next and from one tile to the next.
@@ -180,59 +246,6 @@ struct Tiles<T> {
     first: T,
     row: usize,
     next: usize,
-}
-
-/// Add the product of two tiles' rows of `a`, `below` bytes apart, and one tile's columns of `b`, `steps` tiles along, to
-/// two tiles of sums `c`, which count as zeros when it is the first.
-///
-/// # Safety
-/// Tiles are configured, and all this is there, in whole tiles of 16 rows of 64 bytes.
-unsafe fn add_tiles(
-    a: Tiles<*const u8>,
-    below: usize,
-    b: Tiles<*const u8>,
-    steps: usize,
-    is_first: bool,
-    c: Tiles<*mut u8>,
-) {
-    // SAFETY: as the caller says.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "test {is_first}, {is_first}",
-            "jnz 2f",
-            "tileloadd tmm0, [{c0} + {c_row}]",
-            "tileloadd tmm1, [{c1} + {c_row}]",
-            "2:",
-            "tileloadd tmm3, [{b} + {b_row}]",
-            "tileloadd tmm2, [{a0} + {a_row}]",
-            "tdpbf16ps tmm0, tmm2, tmm3",
-            "tileloadd tmm2, [{a1} + {a_row}]",
-            "tdpbf16ps tmm1, tmm2, tmm3",
-            "add {a0}, {a_next}",
-            "add {a1}, {a_next}",
-            "add {b}, {b_next}",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{c0} + {c_row}], tmm0",
-            "tilestored [{c1} + {c_row}], tmm1",
-            a0 = inout(reg) a.first => _,
-            a1 = inout(reg) a.first.wrapping_add(below) => _,
-            a_row = in(reg) a.row,
-            a_next = in(reg) a.next,
-            b = inout(reg) b.first => _,
-            b_row = in(reg) b.row,
-            b_next = in(reg) b.next,
-            c0 = in(reg) c.first,
-            c1 = in(reg) c.first.wrapping_add(c.next),
-            c_row = in(reg) c.row,
-            steps = inout(reg) steps => _,
-            is_first = in(reg) usize::from(is_first),
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            options(nostack),
-        );
-    }
 }
 
 /// Begin to bring near what [`fill`] reads, which is too short a piece of each row for the machine to see it coming.
@@ -375,10 +388,15 @@ impl attention::Product for Amx {
     const WIDTH: usize = STEP;
     type Number = bf16;
     type S = Avx512;
+    type Ready = Tiled;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
         self.0
+    }
+
+    fn ready(self) -> Tiled {
+        Tiled::new(self)
     }
 
     #[inline(always)]
@@ -427,19 +445,18 @@ impl attention::Product for Amx {
     }
 
     #[inline(always)]
-    fn multiply(self, a: &[bf16], b: &[bf16], columns: usize, _: usize, is_first: bool, c: &mut [f32]) {
+    fn multiply(self, tiled: &Tiled, a: &[bf16], b: &[bf16], columns: usize, _: usize, is_first: bool, c: &mut [f32]) {
         let depth = b.len() / columns;
         assert!(depth.is_multiple_of(STEP) && columns.is_multiple_of(TILE) && b.len() == depth * columns);
         assert!(a.len() == 2 * TILE * depth && c.len() == 2 * TILE * columns && depth > 0);
         let a = Tiles { first: a.as_ptr().cast(), row: depth * 2, next: STEP * 2 };
-        // SAFETY: an `Amx` exists only where the machine has tiles; the lengths were checked.
+        // SAFETY: the lengths were checked.
         unsafe {
-            configure();
             for column in (0..columns).step_by(TILE) {
                 let first = b[2 * column..].as_ptr().cast();
                 let b = Tiles { first, row: columns * 4, next: columns * 4 * TILE };
                 let first = c[column..].as_mut_ptr().cast();
-                add_tiles(
+                tiled.add(
                     a,
                     depth * 2 * TILE,
                     b,
@@ -448,7 +465,6 @@ impl attention::Product for Amx {
                     Tiles { first, row: columns * 4, next: columns * 4 * TILE },
                 );
             }
-            asm!("tilerelease", options(nostack, nomem));
         }
     }
 }

@@ -9,7 +9,7 @@ use super::types::{Element, Floats, FloatsMut, Shared, load_all, store_all, type
 /// Keys of one block; their scores stay in the first-level cache.
 pub(super) const KEYS: usize = 64;
 /// Queries times heads of one task, about.
-const ROWS: usize = 64;
+const ROWS: usize = 128;
 
 /// Which keys a query sees.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +53,12 @@ pub(super) trait Product: Copy + Send + Sync {
     /// What is multiplied.
     type Number: Element + Plain + Default;
     type S: Simd;
+    /// The state of the machine in which it multiplies, as long as this is there.
+    type Ready;
 
     fn simd(self) -> Self::S;
+
+    fn ready(self) -> Self::Ready;
 
     /// `count` rows of keys from `first` on as columns: the `width` rows of a matrix `[width, KEYS]`, in this product's own
     /// order. Columns without a key are zeros.
@@ -65,7 +69,17 @@ pub(super) trait Product: Copy + Send + Sync {
 
     /// Add `a` `[rows, depth]` times `b` `[depth, columns]` to `c` `[rows, columns]`, which counts as zeros when it is the
     /// first. `a` and `c` have [`Product::ROWS`] rows, of which `n` count.
-    fn multiply(self, a: &[Self::Number], b: &[Self::Number], columns: usize, n: usize, is_first: bool, c: &mut [f32]);
+    #[allow(clippy::too_many_arguments)]
+    fn multiply(
+        self,
+        ready: &Self::Ready,
+        a: &[Self::Number],
+        b: &[Self::Number],
+        columns: usize,
+        n: usize,
+        is_first: bool,
+        c: &mut [f32],
+    );
 }
 
 /// Neighbouring tokens of one head.
@@ -107,11 +121,14 @@ impl<S: Simd> Product for InFloats<S> {
     const WIDTH: usize = S::LANES;
     type Number = f32;
     type S = S;
+    type Ready = ();
 
     #[inline(always)]
     fn simd(self) -> S {
         self.0
     }
+
+    fn ready(self) {}
 
     #[inline(always)]
     fn columns(self, keys: &Rows, count: usize, width: usize, to: &mut [f32]) {
@@ -153,7 +170,7 @@ impl<S: Simd> Product for InFloats<S> {
     }
 
     #[inline(always)]
-    fn multiply(self, a: &[f32], b: &[f32], columns: usize, n: usize, is_first: bool, c: &mut [f32]) {
+    fn multiply(self, _: &(), a: &[f32], b: &[f32], columns: usize, n: usize, is_first: bool, c: &mut [f32]) {
         let depth = b.len() / columns;
         assert!(n <= Self::ROWS && a.len() == Self::ROWS * depth && c.len() == Self::ROWS * columns);
         assert!(b.len() == depth * columns && columns.is_multiple_of(S::LANES));
@@ -330,6 +347,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
             Mask::All | Mask::Table(_) => tokens,
         };
         let last = visible(rows - 1);
+        let ready = product.ready();
         for from in (0..last).step_by(KEYS) {
             let count = KEYS.min(last - from);
             let (k_rows, v_rows) = (rows_of(&k, kv_head, from), rows_of(&v, kv_head, from));
@@ -341,7 +359,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
             for row in (0..rows).step_by(P::ROWS) {
                 let n = P::ROWS.min(rows - row);
                 let part = row * padded..(row + P::ROWS) * padded;
-                product.multiply(&queries[part.clone()], &keys, KEYS, n, true, &mut scores);
+                product.multiply(&ready, &queries[part.clone()], &keys, KEYS, n, true, &mut scores);
                 for r in 0..n {
                     let scores = &mut scores[r * KEYS..(r + 1) * KEYS];
                     scores[visible(row + r).saturating_sub(from).min(count)..].fill(f32::NEG_INFINITY);
@@ -355,7 +373,7 @@ impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
                     let weights = &mut weights[r * KEYS..(r + 1) * KEYS];
                     soften(s, scores, scale, nothing, &mut states[row + r], weights, output);
                 }
-                product.multiply(&weights, &values, padded, n, from == 0, &mut outputs[part]);
+                product.multiply(&ready, &weights, &values, padded, n, from == 0, &mut outputs[part]);
             }
         }
         for row in 0..rows {

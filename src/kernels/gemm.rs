@@ -52,7 +52,9 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
     let tiles = tokens.div_ceil(P::TOKENS);
     let block = tiles.div_ceil(((tokens + BLOCK / 2) / BLOCK).max(1));
     let panels = P::PANELS.div_ceil(if joined.join == Join::SwiGlu { 2 } else { 1 });
-    let tasks = joined.tasks(task_rows(joined.layers[0].weight.rows, panels * P::ROWS).next_multiple_of(P::ROWS));
+    // Ever smaller ones, so that all threads end at about the same time.
+    let part = |left: usize| (left / (2 * pool::threads())).next_multiple_of(P::ROWS);
+    let tasks = joined.tasks(|left| part(left).clamp(P::ROWS, panels * P::ROWS));
     typed!(FloatsMut, y, y => {
         let y = Shared(y.as_mut_ptr());
         pool::for_each(tiles.div_ceil(block) * tasks.len(), |i| {
@@ -86,12 +88,6 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
             });
         });
     });
-}
-
-/// Rows of one task, at most `most`, so that all threads have equally many tasks and each several.
-fn task_rows(rows: usize, most: usize) -> usize {
-    let tasks = rows.div_ceil(most).max(2 * pool::threads()).next_multiple_of(pool::threads());
-    rows.div_ceil(tasks)
 }
 
 /// Write the outputs of a task to `y`, `width` numbers from token to token.

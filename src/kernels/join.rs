@@ -39,17 +39,19 @@ impl<'a> Joined<'a> {
         }
     }
 
-    /// All rows, in tasks of up to `size`.
-    pub fn tasks(&self, size: usize) -> Vec<Task> {
+    /// All rows, in tasks of up to `size` of so many as are left.
+    pub fn tasks(&self, size: impl Fn(usize) -> usize) -> Vec<Task> {
         let mut tasks = Vec::new();
-        let mut at = 0;
+        let (mut at, width) = (0, self.width());
         let layers = if self.join == Join::SwiGlu { &self.layers[..1] } else { self.layers };
-        for (i, layer) in layers.iter().enumerate() {
-            let rows = layer.weight.rows;
-            for first in (0..rows).step_by(size) {
-                tasks.push(Task { layer: i, rows: first..(first + size).min(rows), at: at + first });
+        for (layer, Layer { weight, .. }) in layers.iter().enumerate() {
+            let mut first = 0;
+            while first < weight.rows {
+                let n = size(width - at).min(weight.rows - first);
+                tasks.push(Task { layer, rows: first..first + n, at });
+                first += n;
+                at += n;
             }
-            at += rows;
         }
         tasks
     }

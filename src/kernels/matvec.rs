@@ -48,7 +48,7 @@ impl Op for MatVec<'_> {
             }
         }
         let width = joined.width();
-        let tasks = joined.tasks(pool::share(width).min(BLOCK));
+        let tasks = joined.tasks(|_| pool::share(width).min(BLOCK));
         typed!(FloatsMut, y, y => {
             let y = Shared(y.as_mut_ptr());
             pool::for_each(tasks.len(), |i| {

@@ -149,7 +149,7 @@ impl Kernels {
             }
             Kernels::Avx2 => {
                 return match (simd::AvxVnni::detect(), simd::Avx2::detect()) {
-                    (Some(s), _) => multiply::<_, 4, 6>(s, x, joined, y),
+                    (Some(s), _) => multiply::<_, 6, 6>(s, x, joined, y),
                     (None, s) => multiply::<_, 4, 6>(s.expect("chosen where it runs"), x, joined, y),
                 };
             }
