@@ -116,7 +116,9 @@ fn weigh<S: Simd>(s: S, row: &[f32], largest: f32, factor: f32, least: f32, weig
 #[inline(always)]
 fn threshold<S: Simd, const COUNT: bool>(s: S, row: &[f32], probs: &[f32], unlikely: f32, goal: f64) -> f32 {
     // Positive numbers are ordered as their bits are. All from `low` up reach the goal, those from `high` up do not.
-    let (mut low, mut high) = (unlikely.to_bits(), 1f32.to_bits() + 1);
+    // Where there is no number, there is nothing between them.
+    let mut high = 1f32.to_bits() + 1;
+    let mut low = unlikely.to_bits().min(high);
     let mut above = 0.0;
     for _ in 0..4 {
         let ends: [u32; ENDS] = std::array::from_fn(|i| low + (high - low) / (ENDS as u32 + 1) * (i as u32 + 1));

@@ -566,3 +566,17 @@ fn draws_are_those_of_mlx() {
         }
     }
 }
+
+#[test]
+fn logits_that_are_no_numbers_give_a_token_all_the_same() {
+    for nonsense in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for logits in [vec![nonsense; 100], [vec![1.0; 99], vec![nonsense]].concat()] {
+            for (top_p, top_k) in [(1.0, 0), (0.9, 0), (1.0, 5)] {
+                let filter = Filter { temp: 0.7, top_p, min_p: 0.0, top_k };
+                for kernels in sets() {
+                    assert!(kernels.sample(Floats::F32(&logits), filter, [1, 2]) < 100, "{}", kernels.name());
+                }
+            }
+        }
+    }
+}
