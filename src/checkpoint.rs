@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::ops::Range;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
+use memmap2::MmapMut;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::mapped::Mapped;
 use crate::mlxpack::{Pack, Place};
 use crate::tensor_index::{TensorEntry, TensorIndex};
 
@@ -42,7 +43,7 @@ pub struct WeightFile<'c> {
 
 #[derive(Debug)]
 enum Bytes<'c> {
-    Mapped(Arc<Mmap>),
+    Mapped(Arc<Mapped>),
     Borrowed(&'c [u8]),
 }
 
@@ -57,6 +58,9 @@ const WEIGHTS: &str = "model.safetensors";
 /// Which file holds each tensor of a model whose weights are in several.
 pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
+/// What tells a model's directory from others.
+const MODEL_FILES: [&str; 3] = ["config.json", "tokenizer.json", WEIGHTS];
+
 /// The largest text file that is read: tokenizers of 250k entries stay under 40 MB.
 const MAX_TEXT_BYTES: u64 = 256 << 20;
 
@@ -68,10 +72,19 @@ impl Checkpoint {
     /// When `root` is neither or cannot be read; for packs, as [`Pack::open`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        let found = fs::metadata(&root).map_err(Error::io(&root))?;
+        let found = fs::metadata(&root).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if is_hub_name(&root) => Error::Missing {
+                path: root.clone(),
+                expected: format!(
+                    "it looks like a model of the Hugging Face hub: `hf download {} --local-dir DIR` fetches it, then give that DIR",
+                    root.display()
+                ),
+            },
+            _ => Error::Io { path: root.clone(), error },
+        })?;
         let source = if found.is_dir() {
             Source::Directory
-        } else if found.is_file() && Pack::has_magic(&root) {
+        } else if found.is_file() && Pack::has_magic(&root)? {
             Source::Pack(Pack::open(&root)?.into())
         } else {
             return Err(Error::unsupported(
@@ -81,6 +94,19 @@ impl Checkpoint {
             ));
         };
         Ok(Checkpoint { root, source })
+    }
+
+    /// # Errors
+    /// When it is a directory with none of the files that make a model.
+    pub fn require_model(&self) -> Result<()> {
+        let is_models = |name: &String| MODEL_FILES.contains(&name.as_str()) || name.ends_with(".safetensors");
+        match self.pack().is_some() || self.names()?.iter().any(is_models) {
+            true => Ok(()),
+            false => Err(Error::Missing {
+                path: self.root.clone(),
+                expected: format!("there is no model here; it would hold {}", MODEL_FILES.join(", ")),
+            }),
+        }
     }
 
     /// The demo model inside this program.
@@ -214,8 +240,9 @@ impl Checkpoint {
 
     fn weight_file(&self, name: &str, with_data: bool) -> Result<WeightFile<'_>> {
         let path = self.path(name);
-        let mapped =
-            |file: &File, range| map(file, range).map(|map| Bytes::Mapped(map.into())).map_err(Error::io(&path));
+        let mapped = |path: &Path, file: &File, range| {
+            Mapped::file(path, file, range).map(|map| Bytes::Mapped(map.into())).map_err(Error::io(path))
+        };
         let (index, bytes) = match &self.source {
             Source::Directory => {
                 let file = File::open(&path).map_err(Error::io(&path))?;
@@ -224,7 +251,7 @@ impl Checkpoint {
                     return Err(Error::malformed(&path, "not a regular file"));
                 }
                 let index = TensorIndex::read(&path, found.len(), |buffer, at| file.read_exact_at(buffer, at))?;
-                (index, if with_data { Some(mapped(&file, 0..found.len())?) } else { None })
+                (index, if with_data { Some(mapped(&path, &file, 0..found.len())?) } else { None })
             }
             Source::Pack(pack) => {
                 let missing = || Error::Missing { path: path.clone(), expected: "the pack does not hold it".into() };
@@ -232,7 +259,7 @@ impl Checkpoint {
                 let index = TensorIndex::read(&path, entry.length, |buffer, at| pack.read_at(entry, buffer, at))?;
                 let bytes = match pack.place(entry) {
                     _ if !with_data => None,
-                    Place::File(file, range) => Some(mapped(file, range)?),
+                    Place::File(file, range) => Some(mapped(pack.path(), file, range)?),
                     Place::Memory(bytes) => Some(Bytes::Borrowed(bytes)),
                 };
                 (index, bytes)
@@ -242,14 +269,10 @@ impl Checkpoint {
     }
 
     /// What tells this model from others: the SHA-256 of its configuration, and of each tensor's name, type, shape and first
-    /// bytes, so that a fine-tuned copy is another. The same for a directory and its pack.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::weight_files`].
-    pub fn identity(&self) -> Result<String> {
+    /// bytes, so that a fine-tuned copy is another. The same for a directory and its pack. `files` are its weights.
+    pub(crate) fn identity(&self, files: &[WeightFile]) -> Result<String> {
         let mut hash = Sha256::new();
         hash.update(self.text("config.json")?.unwrap_or_default());
-        let files = self.weight_files()?;
         let mut tensors: Vec<_> =
             files.iter().flat_map(|f| f.index.tensors.iter().map(move |tensor| (tensor, f))).collect();
         tensors.sort_by_key(|(tensor, _)| &tensor.name);
@@ -309,23 +332,23 @@ pub(crate) struct Index {
     pub weight_map: HashMap<String, String>,
 }
 
+/// `organisation/name`, as models are called on the hub.
+fn is_hub_name(path: &Path) -> bool {
+    let name = path.to_str().unwrap_or_default();
+    let is_part = |part: &str| {
+        !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && !part.is_empty()
+    };
+    name.split_once('/').is_some_and(|(organisation, name)| is_part(organisation) && is_part(name))
+}
+
 /// `model-00001-of-00003.safetensors`, whatever the numbers' widths.
 fn is_shard(name: &str) -> bool {
     name.strip_prefix("model-")
         .and_then(|rest| rest.strip_suffix(".safetensors"))
         .and_then(|rest| rest.split_once("-of-"))
         .is_some_and(|(a, b)| [a, b].iter().all(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit())))
-}
-
-/// These bytes of a file, in memory as they are touched.
-fn map(file: &File, range: Range<u64>) -> std::io::Result<Mmap> {
-    let length = usize::try_from(range.end - range.start).map_err(std::io::Error::other)?;
-    // SAFETY: the map is only read. Another process that shortens the file meanwhile would raise SIGBUS; like every reader
-    // of mapped weights we rely on model files being replaced, not rewritten in place. The range is within the file: all of it, or checked when the pack was opened.
-    #[allow(unsafe_code)]
-    let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(file) }?;
-    let _ = map.advise(Advice::WillNeed); // a hint; failure costs only speed
-    Ok(map)
 }
 
 impl WeightFile<'_> {
@@ -339,7 +362,7 @@ impl WeightFile<'_> {
     }
 
     /// The map that holds the tensors' bytes, if they come from a file.
-    pub(crate) fn map(&self) -> Option<&Arc<Mmap>> {
+    pub(crate) fn map(&self) -> Option<&Arc<Mapped>> {
         match self.bytes.as_ref()? {
             Bytes::Mapped(map) => Some(map),
             Bytes::Borrowed(_) => None,
@@ -347,18 +370,9 @@ impl WeightFile<'_> {
     }
 
     /// A file that exists in memory alone.
-    pub(crate) fn in_memory(index: TensorIndex, bytes: Mmap) -> WeightFile<'static> {
-        WeightFile { path: PathBuf::from("<synthetic>"), index, bytes: Some(Bytes::Mapped(bytes.into())) }
-    }
-
-    /// Hand the pages of `part` (a slice that [`WeightFile::data`] gave) back to the system once they have been copied,
-    /// so that a model is never in memory twice.
-    pub fn release(&self, part: &[u8]) {
-        if let Some(Bytes::Mapped(map)) = &self.bytes {
-            let offset = part.as_ptr() as usize - map.as_ptr() as usize;
-            // SAFETY: the map is shared and read-only, so dropped pages are read from the file again when touched.
-            #[allow(unsafe_code)]
-            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len()) };
-        }
+    pub(crate) fn in_memory(index: TensorIndex, bytes: MmapMut) -> io::Result<WeightFile<'static>> {
+        let path = PathBuf::from("<synthetic>");
+        let bytes = Some(Bytes::Mapped(Mapped::memory(&path, bytes)?.into()));
+        Ok(WeightFile { path, index, bytes })
     }
 }

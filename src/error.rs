@@ -1,5 +1,6 @@
 //! The library's error: every variant names the file, field or tensor that it is about and what would be right.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// What can go wrong between a path on the command line and generated text. One line each.
@@ -41,7 +42,7 @@ pub enum Error {
 
     /// An option of a generation is out of its range.
     #[error("{setting} is {found}, expected {expected}")]
-    Setting { setting: &'static str, found: String, expected: &'static str },
+    Setting { setting: &'static str, found: String, expected: Cow<'static, str> },
 
     /// A file is in the way of one that was to be written.
     #[error("{path}: exists already", path = .0.display())]
@@ -50,6 +51,18 @@ pub enum Error {
     /// The caller's progress callback asked to stop.
     #[error("interrupted")]
     Interrupted,
+
+    /// Memory ran out; how much was wanted, and what for.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
+
+    /// The model's logits are of no use: its weights are damaged, or its numbers left the range of their type.
+    #[error("{0}")]
+    NotANumber(String),
+
+    /// A computation failed where it should not have, which is a defect of this library.
+    #[error("internal error: {0}; please report it")]
+    Internal(String),
 
     /// MLX refused an operation.
     #[error("MLX: {0}")]
@@ -61,9 +74,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl From<mlx_rs::error::Exception> for Error {
     fn from(exception: mlx_rs::error::Exception) -> Self {
-        Error::Mlx(first_line(exception.what()).to_owned())
+        let message = first_line(exception.what());
+        match message.strip_prefix(OUT_OF_MEMORY) {
+            Some(wanted) => Error::OutOfMemory(wanted.to_owned()),
+            None => Error::Mlx(message.to_owned()),
+        }
     }
 }
+
+/// How a message of `primitive.cpp` begins that becomes [`Error::OutOfMemory`].
+const OUT_OF_MEMORY: &str = "out of memory: ";
 
 /// MLX's message without the place in its C++ sources, and without a compiler's log.
 fn first_line(what: &str) -> &str {
@@ -88,6 +108,10 @@ impl Error {
         expected: impl Into<String>,
     ) -> Self {
         Error::Field { path: path.to_owned(), field: field.into(), found: found.to_string(), expected: expected.into() }
+    }
+
+    pub(crate) fn setting(setting: &'static str, found: impl ToString, expected: impl Into<Cow<'static, str>>) -> Self {
+        Error::Setting { setting, found: found.to_string(), expected: expected.into() }
     }
 
     pub(crate) fn tensor(path: &Path, tensor: &str, problem: impl Into<String>) -> Self {

@@ -39,6 +39,7 @@ pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;
 
+mod mapped;
 mod mlx_rs_patch;
 mod partial;
 

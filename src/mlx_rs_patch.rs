@@ -7,6 +7,8 @@
 
 use mlx_rs::{Array, Dtype};
 
+use crate::error::{Error, Result};
+
 /// An array with a copy of `bytes`, which are little-endian elements of `dtype` in row-major order and need no
 /// alignment.
 ///
@@ -14,14 +16,19 @@ use mlx_rs::{Array, Dtype};
 ///
 /// # Panics
 /// When `shape` and `dtype` do not describe exactly `bytes.len()` bytes, or a dimension is negative.
-pub(crate) fn array_from_bytes(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Array {
+///
+/// # Errors
+/// When there is no memory for it, which mlx-rs does not look at.
+pub(crate) fn array_from_bytes(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Result<Array> {
     let expected = shape.iter().try_fold(item_size(dtype), |n: usize, &d| n.checked_mul(usize::try_from(d).ok()?));
     assert_eq!(expected, Some(bytes.len()), "array_from_bytes: shape {shape:?} of {dtype:?}");
     // SAFETY: MLX reads exactly the product of `shape` times the item size from the pointer, which the assertion
     // above makes the length of `bytes`, and copies it with memcpy before the call returns.
     #[allow(unsafe_code)]
-    unsafe {
-        Array::from_raw_data(bytes.as_ptr().cast(), shape, dtype)
+    let array = unsafe { Array::from_raw_data(bytes.as_ptr().cast(), shape, dtype) };
+    match array.as_ptr().ctx.is_null() {
+        true => Err(Error::OutOfMemory(format!("{} bytes for weights or a cache were not to be had", bytes.len()))),
+        false => Ok(array),
     }
 }
 
@@ -48,7 +55,7 @@ mod tests {
         for shift in 0..4 {
             let mut shifted = vec![0; shift];
             shifted.extend(&bytes);
-            let array = array_from_bytes(&shifted[shift..], &[2, 3], Dtype::Float32);
+            let array = array_from_bytes(&shifted[shift..], &[2, 3], Dtype::Float32).unwrap();
             assert_eq!(array.shape(), [2, 3]);
             let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(array.as_slice()), bits(&values));
@@ -58,6 +65,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "array_from_bytes")]
     fn a_shape_that_reads_past_the_bytes_is_refused() {
-        array_from_bytes(&[0; 8], &[3], Dtype::Float32);
+        let _ = array_from_bytes(&[0; 8], &[3], Dtype::Float32);
     }
 }

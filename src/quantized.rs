@@ -161,7 +161,7 @@ impl Linear {
     /// `[…, input]` to `[…, output]`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         if let Some(kernels) = kernels::active() {
-            return Ok(leaves::linear(kernels, x, &[self], Join::Beside));
+            return leaves::linear(kernels, x, &[self], Join::Beside);
         }
         self.weight.project(x, self.bias.as_ref())
     }
@@ -188,8 +188,11 @@ impl Embedding {
     /// Token ids `[B, L]` (u32, below `vocab_size`) to vectors `[B, L, D]`.
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
         if let Some(kernels) = kernels::active() {
-            return Ok(leaves::embedding(kernels, tokens, &self.linear.weight));
+            return leaves::embedding(kernels, tokens, &self.linear.weight);
         }
+        // MLX reads whatever lies where a row should be.
+        let last = self.linear.weight.arrays()[0].dim(0) - 1;
+        let tokens = &ops::minimum(tokens, Array::from_slice(&[last as u32], &[1]))?;
         Ok(match &self.linear.weight {
             Weight::Dense(weight) => take_axis(weight, tokens, 0)?,
             Weight::Affine { packed, scales, biases, packing } => dequantize(

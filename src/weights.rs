@@ -125,8 +125,10 @@ impl<'f> Weights<'f> {
         let array = match file.map().and_then(|map| kernels::in_place(map, data, shape, dtype)) {
             Some(array) => array,
             None => {
-                let array = array_from_bytes(data, shape, dtype);
-                file.release(data);
+                let array = array_from_bytes(data, shape, dtype)?;
+                if let Some(map) = file.map() {
+                    map.release(data);
+                }
                 array
             }
         };
@@ -175,7 +177,10 @@ impl<'w, 'f> Scope<'w, 'f> {
 
     /// An error about the tensor `name` of this scope.
     pub fn error(&self, name: &str, problem: impl Into<String>) -> Error {
-        Error::tensor(&self.weights.origin, &self.full(name), problem)
+        let name = self.full(name);
+        let tensors = self.weights.tensors.borrow();
+        let path = tensors.get(name.as_str()).map_or(&self.weights.origin, |tensor| &tensor.file.path);
+        Error::tensor(path, &name, problem)
     }
 
     fn full(&self, name: impl std::fmt::Display) -> String {

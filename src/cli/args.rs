@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_lm::generate::sampler::SamplerOptions;
-use mlx_lm::generate::{GenerateOptions, Overflow};
+use mlx_lm::generate::{GenerateOptions, Overrides};
+use mlx_lm::kernels::MAX_THREADS;
 use serde_json::Value;
-
-const DEFAULT_PROMPT: &str = "In the beginning the Universe was created.";
 
 /// Generate text from a Mistral, Llama or Qwen3 checkpoint.
 ///
@@ -23,8 +22,8 @@ pub struct Cli {
     #[command(flatten)]
     pub generate: GenerateArgs,
     /// CPU threads to compute with [default: one for each physical core]
-    #[arg(long, value_name = "N", global = true)]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", global = true, value_parser = threads)]
+    pub threads: Option<usize>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -47,36 +46,43 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ModelArgs {
     /// Model directory, as Hugging Face and mlx_lm.convert write it, or .mlxpack file [default: the demo model]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, short, visible_alias = "model", value_name = "PATH")]
     pub model_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Prompt")]
 pub struct PromptArgs {
-    /// The prompt; `-` reads it from standard input
-    #[arg(long, value_name = "TEXT", default_value = DEFAULT_PROMPT, allow_hyphen_values = true)]
-    pub prompt: String,
+    /// The prompt, as by --prompt
+    #[arg(value_name = "PROMPT", help_heading = "Prompt")]
+    pub text: Option<String>,
+    /// The prompt; `-` reads it from standard input [default: standard input where that is not a terminal, else "In the
+    /// beginning the Universe was created."]
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
+    pub prompt: Option<String>,
     /// Read the prompt from a file, byte for byte
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt", help_heading = "Prompt")]
     pub prompt_file: Option<PathBuf>,
-    /// Read a whole conversation, a JSON list of {"role": …, "content": …}, from a file or `-`
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "system", "raw"])]
+    /// Read a whole conversation, a JSON list of {"role": …, "content": …}, from a file or `-`; an assistant's message at its
+    /// end is continued
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "system", "raw", "prefill_response"], help_heading = "Prompt")]
     pub messages: Option<PathBuf>,
     /// Hand the chat template the tools in this JSON file
-    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    #[arg(long, value_name = "FILE", conflicts_with = "raw", help_heading = "Prompt")]
     pub tools: Option<PathBuf>,
     /// A system message before the prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true, help_heading = "Prompt")]
     pub system: Option<String>,
+    /// What the answer begins with; it is continued, not repeated
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true, help_heading = "Prompt")]
+    pub prefill_response: Option<String>,
     /// Take the prompt as it is, without the model's chat template
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     pub raw: bool,
     /// Set a variable of the chat template, such as enable_thinking=false (repeatable)
-    #[arg(long, value_name = "KEY=JSON", value_parser = template_arg, conflicts_with = "raw")]
+    #[arg(long, value_name = "KEY=JSON", value_parser = template_arg, conflicts_with = "raw", help_heading = "Prompt")]
     pub template_arg: Vec<(String, Value)>,
     /// The date that the chat template prints, instead of today's
-    #[arg(long, value_name = "YYYY-MM-DD", conflicts_with = "raw")]
+    #[arg(long, value_name = "YYYY-MM-DD", conflicts_with = "raw", help_heading = "Prompt")]
     pub date: Option<jiff::civil::Date>,
 }
 
@@ -202,27 +208,29 @@ pub enum PerplexityFormat {
 #[derive(Debug, Args)]
 pub struct CacheArgs {
     /// The most tokens that the model looks back at [default: the model's max_position_embeddings]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]
     pub context_size: Option<i64>,
     /// Attention sinks: first tokens that stay in the context for ever
-    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens, allow_negative_numbers = true, help_heading = "Limits")]
     pub num_sink_tokens: i64,
     /// Share of the other tokens that leave a full context at once, in percent (1-50)
-    #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent, allow_negative_numbers = true)]
+    #[arg(long, value_name = "PERCENT", default_value_t = GenerateOptions::default().eviction_batch_percent, allow_negative_numbers = true, help_heading = "Limits")]
     pub eviction_batch_percent: i64,
 }
 
 impl CacheArgs {
     /// The library's options, the rest by default, their ranges checked.
     pub fn options(&self) -> mlx_lm::Result<GenerateOptions> {
-        let options = GenerateOptions {
+        self.overrides(Overrides::default()).apply(&GenerateOptions::default())
+    }
+
+    fn overrides(&self, others: Overrides) -> Overrides {
+        Overrides {
             context_size: self.context_size,
-            num_sink_tokens: self.num_sink_tokens,
-            eviction_batch_percent: self.eviction_batch_percent,
-            ..GenerateOptions::default()
-        };
-        options.validate()?;
-        Ok(options)
+            num_sink_tokens: Some(self.num_sink_tokens),
+            eviction_batch_percent: Some(self.eviction_batch_percent),
+            ..others
+        }
     }
 }
 
@@ -236,18 +244,15 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     pub prompt_cache: Option<PathBuf>,
     #[command(flatten)]
-    pub limits: LimitArgs,
+    pub cache: CacheArgs,
     #[command(flatten)]
-    pub sampling: SamplingArgs,
+    pub overrides: Overrides,
     /// Generate for each line {"prompt": …, "id": …, options …} of a file or `-`; one JSON line per result
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "format"], help_heading = "Output")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "prefill_response", "format"], help_heading = "Output")]
     pub batch: Option<PathBuf>,
     /// What to print: the text, one JSON object, or a JSON object per event
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Output")]
     pub format: Format,
-    /// Give the log-probabilities of the N most likely tokens at each step (with --format json or jsonl)
-    #[arg(long, value_name = "N", help_heading = "Output", allow_negative_numbers = true)]
-    pub logprobs: Option<usize>,
     /// Show timings and memory on stderr
     #[arg(long, help_heading = "Output")]
     pub verbose: bool,
@@ -269,104 +274,19 @@ pub enum DeviceArg {
     Gpu,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum OverflowArg {
-    Stream,
-    Truncate,
-    Error,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Limits")]
-pub struct LimitArgs {
-    /// The most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().max_tokens, allow_negative_numbers = true)]
-    pub max_tokens: usize,
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// With more tokens than the context holds: let the oldest but the sinks go, read only the sinks and the end of a
-    /// longer prompt, or end the text and refuse the prompt
-    #[arg(long, value_enum, default_value_t = OverflowArg::Stream)]
-    pub overflow: OverflowArg,
-    /// End before this text (repeatable)
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub stop: Vec<String>,
-    /// Go on after an end-of-sequence token
-    #[arg(long)]
-    pub ignore_eos: bool,
-    /// Prompt tokens per forward pass
-    #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().prefill_step, allow_negative_numbers = true)]
-    pub prefill_step: usize,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Sampling")]
-pub struct SamplingArgs {
-    /// Temperature: 0 takes the most likely token, higher is more random
-    #[arg(long, value_name = "T", default_value_t = SamplerOptions::default().temp, allow_negative_numbers = true)]
-    pub temp: f32,
-    /// Keep the most likely tokens that together have this probability (0-1)
-    #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().top_p, allow_negative_numbers = true)]
-    pub top_p: f32,
-    /// Keep this many most likely tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = SamplerOptions::default().top_k, allow_negative_numbers = true)]
-    pub top_k: usize,
-    /// Keep tokens with at least this share of the most likely one's probability (0-1)
-    #[arg(long, value_name = "P", default_value_t = SamplerOptions::default().min_p, allow_negative_numbers = true)]
-    pub min_p: f32,
-    /// Weaken the logits of recent tokens by this factor
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
-    pub repetition_penalty: Option<f32>,
-    /// How many recent tokens the penalties look at
-    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().repetition_context, allow_negative_numbers = true)]
-    pub repetition_context: usize,
-    /// Subtract this from the logits of recent tokens
-    #[arg(long, value_name = "X", default_value_t = SamplerOptions::default().presence_penalty, allow_negative_numbers = true)]
-    pub presence_penalty: f32,
-    /// Subtract this from the logits of recent tokens for each time they occur
-    #[arg(long, value_name = "X", default_value_t = SamplerOptions::default().frequency_penalty, allow_negative_numbers = true)]
-    pub frequency_penalty: f32,
-    /// Add a value to a token's logit (repeatable)
-    #[arg(long, value_name = "ID=VALUE", value_parser = logit_bias)]
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Random seed: same seed, same text
-    #[arg(long, value_name = "N", default_value_t = SamplerOptions::default().seed, allow_negative_numbers = true)]
-    pub seed: u64,
-}
-
 impl GenerateArgs {
     /// The library's options, their ranges checked.
     pub fn options(&self) -> mlx_lm::Result<GenerateOptions> {
-        let (limits, sampling) = (&self.limits, &self.sampling);
-        let options = GenerateOptions {
-            max_tokens: limits.max_tokens,
-            overflow: match limits.overflow {
-                OverflowArg::Stream => Overflow::Stream,
-                OverflowArg::Truncate => Overflow::Truncate,
-                OverflowArg::Error => Overflow::Error,
-            },
-            stop: limits.stop.clone(),
-            ignore_eos: limits.ignore_eos,
-            // An event per token tells its log-probability; text alone does not need it.
-            logprobs: self.logprobs.or((self.format == Format::Jsonl).then_some(0)),
-            prefill_step: limits.prefill_step,
-            sampler: SamplerOptions {
-                temp: sampling.temp,
-                top_p: sampling.top_p,
-                top_k: sampling.top_k,
-                min_p: sampling.min_p,
-                repetition_penalty: sampling.repetition_penalty,
-                repetition_context: sampling.repetition_context,
-                presence_penalty: sampling.presence_penalty,
-                frequency_penalty: sampling.frequency_penalty,
-                logit_bias: sampling.logit_bias.clone(),
-                seed: sampling.seed,
-            },
-            ..limits.cache.options()?
-        };
-        options.validate()?;
-        Ok(options)
+        let mut overrides = self.cache.overrides(self.overrides.clone());
+        // An event per token tells its log-probability; text alone does not need it.
+        overrides.logprobs = overrides.logprobs.or((self.format == Format::Jsonl).then_some(0));
+        overrides.apply(&GenerateOptions::default())
     }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    let threads = text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
+    threads.ok_or_else(|| format!("expected a whole number from 1 to {MAX_THREADS}"))
 }
 
 fn bits(text: &str) -> Result<u32, String> {
@@ -382,11 +302,4 @@ fn template_arg(text: &str) -> Result<(String, Value), String> {
     let value = serde_json::from_str(json)
         .map_err(|e| format!("{json:?} is not JSON ({e}); strings need quotes: {key}='\"text\"'"))?;
     Ok((key.to_owned(), value))
-}
-
-fn logit_bias(text: &str) -> Result<(u32, f32), String> {
-    let parsed = text.split_once('=').and_then(|(id, value)| Some((id.parse().ok()?, value.parse().ok()?)));
-    parsed
-        .filter(|(_, value): &(u32, f32)| value.is_finite())
-        .ok_or_else(|| "expected ID=VALUE, such as 42=-5.5".to_owned())
 }

@@ -1,92 +1,86 @@
 //! `--batch`: a prompt per line in, a JSON result per line out, in order, each as soon as it is ready.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use mlx_lm::GenerateOptions;
+use mlx_lm::generate::Overrides;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::args::GenerateArgs;
 use super::generate::Session;
 use super::output::{print_stats, token_json, write_line};
 use super::process::{FAILURE, INTERRUPTED, SUCCESS};
-use super::prompt::{Input, Prompt, check_messages};
+use super::prompt::{Input, MAX_INPUT_BYTES, Prompt, check_messages};
 
-/// A line of the batch: a prompt or messages, an id to be repeated in the result, and options that differ from the
-/// command line's.
+/// What a line of the batch says of its prompt. Its other fields are [`Overrides`].
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    #[serde(default, rename = "id")]
-    _id: Value,
+struct LinePrompt {
     prompt: Option<String>,
     messages: Option<Vec<Value>>,
     system: Option<String>,
+    prefill_response: Option<String>,
     tools: Option<Value>,
     raw: Option<bool>,
     template_args: Option<Map<String, Value>>,
-    max_tokens: Option<usize>,
-    stop: Option<Vec<String>>,
-    ignore_eos: Option<bool>,
-    temp: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-    repetition_context: Option<usize>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    seed: Option<u64>,
+    date: Option<jiff::civil::Date>,
 }
 
-impl Line {
-    /// The prompt and options of this line; what it leaves out is the command line's.
-    fn split(self, flags: &Prompt, base: &GenerateOptions) -> Result<(Prompt, GenerateOptions)> {
-        let flag_system = match &flags.input {
-            Input::Text { system, .. } => system.clone(),
-            Input::Messages(_) => None,
+/// The fields of [`LinePrompt`], and `id`, which the result repeats.
+const PROMPT_FIELDS: [&str; 9] =
+    ["id", "prompt", "messages", "system", "prefill_response", "tools", "raw", "template_args", "date"];
+
+/// The prompt and options of a line; what it leaves out is the command line's.
+fn read_line(line: &[u8], flags: &Prompt, base: &GenerateOptions) -> Result<(Prompt, GenerateOptions)> {
+    let value = serde_json::from_slice(line).map_err(|e| anyhow!("not valid JSON: {e}"))?;
+    let Value::Object(fields) = value else {
+        bail!("expected an object, such as {{\"prompt\": \"Hello\"}}, not {value}");
+    };
+    let (of_prompt, of_options): (Map<_, _>, Map<_, _>) =
+        fields.into_iter().partition(|(name, _)| PROMPT_FIELDS.contains(&name.as_str()));
+    let options = read_fields::<Overrides>(of_options)?.apply(base)?;
+    Ok((read_fields::<LinePrompt>(of_prompt)?.resolve(flags)?, options))
+}
+
+/// A struct from an object; errors name the field.
+fn read_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T> {
+    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| match error.path().to_string().as_str() {
+        "." => anyhow!("{}", error.inner()),
+        field => anyhow!("`{field}`: {}", error.inner()),
+    })
+}
+
+impl LinePrompt {
+    fn resolve(self, flags: &Prompt) -> Result<Prompt> {
+        let (flag_system, flag_response) = match &flags.input {
+            Input::Text { system, response, .. } => (system.clone(), response.clone()),
+            Input::Messages(_) => (None, None),
         };
         let raw = self.raw.unwrap_or(flags.raw);
-        let input = match (self.prompt, self.messages, self.system) {
-            (_, Some(_), _) | (_, _, Some(_)) if raw => bail!("\"raw\" goes with \"prompt\" alone"),
-            (Some(text), None, None) if raw => Input::Text { text, system: None },
-            (Some(text), None, system) => Input::Text { text, system: system.or(flag_system) },
-            (None, Some(_), Some(_)) => bail!("\"system\" goes with \"prompt\"; put it into \"messages\""),
+        let extras = [("system", self.system.is_some()), ("prefill_response", self.prefill_response.is_some())];
+        let extra = extras.into_iter().find(|(_, is_there)| *is_there).map(|(name, _)| name);
+        if raw && (self.messages.is_some() || extra.is_some() || self.tools.is_some()) {
+            bail!("\"raw\" goes with \"prompt\" alone");
+        }
+        let input = match (self.prompt, self.messages, extra) {
+            (Some(text), None, _) if raw => Input::Text { text, system: None, response: None },
+            (Some(text), None, _) => Input::Text {
+                text,
+                system: self.system.or(flag_system),
+                response: self.prefill_response.or(flag_response),
+            },
+            (None, Some(_), Some(extra)) => bail!("\"{extra}\" goes with \"prompt\"; put it into \"messages\""),
             (None, Some(messages), None) => Input::Messages(check_messages(messages)?),
             _ => bail!("expected either \"prompt\" or \"messages\""),
         };
         let mut template_args = flags.template_args.clone();
         template_args.extend(self.template_args.unwrap_or_default());
-        if raw && self.tools.is_some() {
-            bail!("\"raw\" goes with \"prompt\" alone");
-        }
         let tools = self.tools.or_else(|| flags.tools.clone());
-        let prompt = Prompt { input, raw, tools, template_args, date: flags.date };
-        let mut options = base.clone();
-        let set = &mut options;
-        override_with(&mut set.max_tokens, self.max_tokens);
-        override_with(&mut set.stop, self.stop);
-        override_with(&mut set.ignore_eos, self.ignore_eos);
-        override_with(&mut set.sampler.temp, self.temp);
-        override_with(&mut set.sampler.top_p, self.top_p);
-        override_with(&mut set.sampler.top_k, self.top_k);
-        override_with(&mut set.sampler.min_p, self.min_p);
-        override_with(&mut set.sampler.repetition_penalty, self.repetition_penalty.map(Some));
-        override_with(&mut set.sampler.repetition_context, self.repetition_context);
-        override_with(&mut set.sampler.presence_penalty, self.presence_penalty);
-        override_with(&mut set.sampler.frequency_penalty, self.frequency_penalty);
-        override_with(&mut set.sampler.seed, self.seed);
-        options.validate()?;
-        Ok((prompt, options))
-    }
-}
-
-fn override_with<T>(option: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *option = value;
+        Ok(Prompt { input, raw, tools, template_args, date: self.date.or(flags.date) })
     }
 }
 
@@ -96,47 +90,58 @@ pub fn run(
     options: &GenerateOptions,
     load: impl FnOnce() -> Result<Session>,
 ) -> Result<u8> {
-    let input: Box<dyn BufRead> = if path == Path::new("-") {
+    let flags = Prompt::read(&args.prompt, Some(path))?;
+    let mut input: Box<dyn BufRead> = if path == Path::new("-") {
         Box::new(io::stdin().lock())
     } else {
         Box::new(BufReader::new(File::open(path).with_context(|| path.display().to_string())?))
     };
-    let flags = Prompt::read(&args.prompt)?;
     let session = load()?;
     let mut out = io::stdout().lock();
     let mut failed = false;
-    for (i, line) in input.split(b'\n').enumerate() {
-        let line = line.with_context(|| path.display().to_string())?;
+    for i in 0.. {
+        let mut line = Vec::new();
+        input
+            .by_ref()
+            .take(MAX_INPUT_BYTES + 1)
+            .read_until(b'\n', &mut line)
+            .with_context(|| path.display().to_string())?;
+        if line.is_empty() {
+            break;
+        }
+        if line.len() as u64 > MAX_INPUT_BYTES {
+            bail!(
+                "{}: line {} has more than {MAX_INPUT_BYTES} bytes, which is the most that is read",
+                path.display(),
+                i + 1
+            );
+        }
         if line.trim_ascii().is_empty() {
             continue;
         }
         // The id of a line is repeated even when the rest of the line is no good.
-        let value: Result<Value, _> = serde_json::from_slice(&line);
-        let id = value.as_ref().ok().and_then(|v| v.get("id")).cloned().unwrap_or(Value::Null);
-        let outcome = value
-            .map_err(|e| anyhow!("not valid JSON: {e}"))
-            .and_then(|v| serde_json::from_value::<Line>(v).context("not a line of a batch"))
-            .and_then(|line| {
-                let (prompt, options) = line.split(&flags, options)?;
-                let (_, ids) = prompt.encode(&session.tokenizer)?;
-                let (mut text, mut tokens) = (String::new(), Vec::new());
-                let outcome = session.run(&ids, &options, |piece| {
-                    text.push_str(&piece.text);
-                    tokens.extend(piece.token.logprob.map(|_| token_json(piece)));
-                    Ok(())
-                })?;
-                text.push_str(&outcome.held_back);
-                Ok((outcome, text, tokens))
-            });
+        let value: Option<Value> = serde_json::from_slice(&line).ok();
+        let id = value.and_then(|v| v.get("id").cloned()).unwrap_or(Value::Null);
+        let outcome = read_line(&line, &flags, options).and_then(|(prompt, options)| {
+            let (_, ids) = prompt.encode(&session.tokenizer)?;
+            let (mut text, mut tokens) = (String::new(), Vec::new());
+            let outcome = session.run(&ids, &options, |piece| {
+                text.push_str(&piece.text);
+                tokens.extend(piece.token.logprob.map(|_| token_json(piece)));
+                Ok(())
+            })?;
+            text.push_str(&outcome.held_back);
+            Ok((outcome, text, tokens, options.logprobs.is_some()))
+        });
         let mut result = json!({"line": i + 1});
         if !id.is_null() {
             result["id"] = id;
         }
         match &outcome {
-            Ok((outcome, text, tokens)) => {
+            Ok((outcome, text, tokens, has_logprobs)) => {
                 let Value::Object(fields) = outcome.json(text) else { unreachable!("an outcome is an object") };
                 result.as_object_mut().expect("built as one").extend(fields);
-                if args.logprobs.is_some() {
+                if *has_logprobs {
                     result["tokens"] = tokens.clone().into();
                 }
             }

@@ -1,11 +1,12 @@
 //! `mlx_lm bench`: how fast a model reads and writes on this machine. Names and meanings follow `llama-bench` and
 //! `mlx_lm.benchmark`.
 
-use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use mlx_lm::Model;
+use mlx_lm::generate::Watch;
 use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
@@ -113,9 +114,9 @@ fn prefill<'m>(
     sampling: SamplerOptions,
 ) -> Result<Generator<'m>> {
     let sampler = Sampler::new(sampling, model.config().vocab_size)?;
-    let go_on = &mut |_, _| ControlFlow::Continue(());
-    let generator = Generator::prefill(model, cache, sampler, ids, max_tokens, None, 2048, go_on)?;
-    Ok(generator.expect("nothing breaks it off"))
+    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+    let generator = Generator::prefill(model, cache, sampler, ids, max_tokens, None, 2048, &mut watch)?;
+    Ok(generator.expect("nothing stops it"))
 }
 
 struct Trial {

@@ -2,20 +2,19 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use mlx_lm::generate::prompt_cache::PromptCache;
-use mlx_lm::generate::{FinishReason, Piece, generate_with_progress};
+use mlx_lm::generate::{FinishReason, Piece, Watch, generate_with_progress};
 use mlx_lm::kernels;
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 
 use super::args::{DeviceArg, Format, GenerateArgs};
 use super::output::{Outcome, Printer, print_stats};
-use super::process::{INTERRUPTED, SUCCESS};
+use super::process::{INTERRUPTED, SUCCESS, Usage};
 use super::progress::Progress;
 use super::prompt::Prompt;
 use super::{batch, terminal};
@@ -37,7 +36,7 @@ impl Session {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
             note!("kernels: {}", kernels::in_use());
         }
-        let load_cache = |path: &PathBuf| PromptCache::load(path, &model, &checkpoint.identity()?);
+        let load_cache = |path: &PathBuf| PromptCache::load(path, &model);
         let prompt_cache = args.prompt_cache.as_ref().map(load_cache).transpose()?;
         Ok(Session { model, tokenizer, prompt_cache })
     }
@@ -50,14 +49,9 @@ impl Session {
         mut on_piece: impl FnMut(&Piece) -> io::Result<()>,
     ) -> Result<Outcome> {
         let _interruptible = terminal::Generation::begin();
-        let mut progress = Progress::new("reading the prompt", "{pos}/{len} tokens");
         let cached = self.prompt_cache.as_ref();
-        let on_prefill = &mut |done, total| {
-            progress.update(done as u64, total as u64);
-            if terminal::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let mut generation = generate_with_progress(&self.model, &self.tokenizer, ids, options, cached, on_prefill)?;
-        drop(progress);
+        let mut generation =
+            with_prompt_bar(|watch| generate_with_progress(&self.model, &self.tokenizer, ids, options, cached, watch))?;
         let evicted = generation.stats().evicted_tokens;
         if evicted > 0 {
             note!("the prompt is longer than the context: {evicted} of its {} tokens were evicted", ids.len());
@@ -78,15 +72,15 @@ impl Session {
 
 pub fn generate(args: GenerateArgs) -> Result<u8> {
     let options = args.options()?;
-    if args.logprobs.is_some() && args.format == Format::Text && args.batch.is_none() {
-        bail!("--logprobs needs --format json or jsonl");
+    if args.overrides.logprobs.is_some() && args.format == Format::Text && args.batch.is_none() {
+        return Err(Usage("--logprobs needs --format json or jsonl, or --batch".into()).into());
     }
     set_device(args.device)?;
     terminal::catch_interrupt();
     if let Some(path) = &args.batch {
         return batch::run(path, &args, &options, || Session::load(&args));
     }
-    let prompt = Prompt::read(&args.prompt)?;
+    let prompt = Prompt::read(&args.prompt, None)?;
     let session = Session::load(&args)?;
     let (_, ids) = prompt.encode(&session.tokenizer)?;
 
@@ -95,10 +89,20 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
     let outcome = session.run(&ids, &options, |piece| printer.piece(piece))?;
     printer.done(&outcome)?;
     let interrupted = outcome.finish_reason.is_none();
+    if interrupted {
+        note!("interrupted");
+    }
     if args.verbose || interrupted {
         print_stats(&outcome.stats);
     }
     Ok(if interrupted { INTERRUPTED } else { SUCCESS })
+}
+
+/// Read a text under a progress bar, until it is read or Ctrl-C stops it.
+pub fn with_prompt_bar<T>(read: impl FnOnce(&mut Watch) -> T) -> T {
+    let mut progress = Progress::new("reading", "{pos}/{len} tokens");
+    let on_progress = &mut |done, total| progress.update(done as u64, total as u64);
+    read(&mut Watch { on_progress, stop: terminal::interrupt() })
 }
 
 /// Load the model with a progress bar.

@@ -16,7 +16,7 @@ mod terminal;
 mod tokenize;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use mlx_lm::Checkpoint;
 
 use args::{Cli, Command};
@@ -31,10 +31,13 @@ fn run() -> Result<u8> {
     let verbose = cli.command.is_none() && cli.generate.verbose;
     process::log_from(if verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn });
     if let Some(threads) = cli.threads {
-        mlx_lm::kernels::set_threads(threads.get());
+        mlx_lm::kernels::set_threads(threads);
     }
     match cli.command {
-        None => generate::generate(cli.generate),
+        None => {
+            refuse_mistyped_command(&cli.generate.prompt)?;
+            generate::generate(cli.generate)
+        }
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
@@ -44,10 +47,29 @@ fn run() -> Result<u8> {
     }
 }
 
+/// A prompt of one word that is nearly a subcommand was meant as one.
+fn refuse_mistyped_command(prompt: &args::PromptArgs) -> Result<()> {
+    let Some(word) = prompt.text.as_deref().filter(|text| !text.contains(char::is_whitespace)) else { return Ok(()) };
+    let commands = Cli::command();
+    let near = commands.get_subcommands().filter(|command| !command.is_hide_set()).map(|command| command.get_name());
+    match near.max_by(|a, b| strsim::jaro(word, a).total_cmp(&strsim::jaro(word, b))) {
+        Some(near) if strsim::jaro(word, near) > 0.85 => {
+            let problem =
+                format!("there is no subcommand {word:?}; {near:?} is one. A prompt of this word is given by --prompt");
+            Err(process::Usage(problem).into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The checkpoint that the user named, or the demo model inside this program.
 fn open(model: &args::ModelArgs) -> Result<Checkpoint> {
     match &model.model_root {
-        Some(root) => Ok(Checkpoint::open(root)?),
+        Some(root) => {
+            let checkpoint = Checkpoint::open(root)?;
+            checkpoint.require_model()?;
+            Ok(checkpoint)
+        }
         None => {
             note!("using the demo model inside this program; --model-root PATH runs another");
             Ok(Checkpoint::demo()?)

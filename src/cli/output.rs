@@ -135,8 +135,9 @@ pub fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()
 
 /// `--verbose`'s summary, on stderr.
 pub fn print_stats(stats: &Stats) {
-    let Stats { prompt_tokens, generated_tokens, .. } = stats;
-    note!("prompt: {prompt_tokens} tokens, {:.1} tokens/s", stats.prompt_tps());
+    let Stats { prompt_tokens, read_tokens, generated_tokens, .. } = stats;
+    let read = if read_tokens < prompt_tokens { format!(", {read_tokens} of them read") } else { String::new() };
+    note!("prompt: {prompt_tokens} tokens{read}, {:.1} tokens/s", stats.prompt_tps());
     note!("generation: {generated_tokens} tokens, {:.1} tokens/s", stats.generation_tps());
     if stats.evicted_tokens > 0 {
         note!("evicted: {} tokens", stats.evicted_tokens);

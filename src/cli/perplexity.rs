@@ -11,10 +11,11 @@ use mlx_lm::generate::warn_of_limits;
 use serde_json::json;
 
 use super::args::{PerplexityArgs, PerplexityFormat};
-use super::generate::{load_model, set_device};
+use super::generate::{load_model, set_device, with_prompt_bar};
 use super::output::write_line;
-use super::process::SUCCESS;
+use super::process::{INTERRUPTED, SUCCESS};
 use super::prompt::read_text;
+use super::terminal;
 
 /// Losses added up.
 #[derive(Default, Clone, Copy)]
@@ -41,6 +42,7 @@ pub fn perplexity(mut args: PerplexityArgs) -> Result<u8> {
     }
     let options = args.cache.options()?;
     set_device(args.device)?;
+    terminal::catch_interrupt();
     let text = read_text(&args.file)?;
     let checkpoint = super::open(&args.model)?;
     let ids = Tokenizer::load(&checkpoint)?.encode(&text, true)?;
@@ -71,7 +73,8 @@ pub fn perplexity(mut args: PerplexityArgs) -> Result<u8> {
         ),
     };
     let started = Instant::now();
-    let evicted = losses(&model, &ids, past, &mut |first, losses| {
+    let _interruptible = terminal::Generation::begin();
+    let mut on_losses = |first, losses: &[f32]| {
         for (position, &loss) in (first..).zip(losses) {
             bucket.add(loss);
             all.add(loss);
@@ -79,8 +82,13 @@ pub fn perplexity(mut args: PerplexityArgs) -> Result<u8> {
                 printed = print_bucket(position, std::mem::take(&mut bucket));
             }
         }
-        if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
+        if printed.is_ok() && !terminal::interrupted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let evicted = with_prompt_bar(|watch| losses(&model, &ids, past, watch, &mut on_losses))?;
+    let is_cut = all.tokens + 1 < ids.len();
+    if is_cut && bucket.tokens > 0 && printed.is_ok() {
+        printed = print_bucket(all.tokens, bucket);
+    }
     let tps = all.tokens as f64 / started.elapsed().as_secs_f64();
     printed?;
     match args.format {
@@ -111,6 +119,10 @@ pub fn perplexity(mut args: PerplexityArgs) -> Result<u8> {
             }
             write_line(&mut out, &done)?
         }
+    }
+    if is_cut {
+        note!("interrupted after {} of {} tokens", all.tokens, ids.len() - 1);
+        return Ok(INTERRUPTED);
     }
     Ok(SUCCESS)
 }

@@ -20,6 +20,11 @@ pub const FAILURE: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const INTERRUPTED: u8 = 130;
 
+/// The command line asks for what cannot be, which clap does not see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 /// Run the command and end the process.
 pub fn main(run: fn() -> Result<u8>) -> ! {
     let code = guarded(run);
@@ -48,6 +53,10 @@ fn guarded(run: fn() -> Result<u8>) -> u8 {
             let is_variable = setting.chars().all(|c| c.is_ascii_uppercase() || c == '_');
             let name = if is_variable { (*setting).to_owned() } else { format!("--{}", setting.replace('_', "-")) };
             note!("error: {name} is {found}, expected {expected}\n\nFor more information, try '--help'.");
+            return USAGE;
+        }
+        if let Some(Usage(problem)) = error.downcast_ref() {
+            note!("error: {}\n\nFor more information, try '--help'.", one_line(problem));
             return USAGE;
         }
         note!("error: {}", one_line(&format!("{error:#}")));

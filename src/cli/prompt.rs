@@ -1,7 +1,7 @@
 //! Where the prompt comes from, and how it becomes ids.
 
-use std::fs;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,6 +10,12 @@ use mlx_lm::chat_template::Conversation;
 use serde_json::{Map, Value, json};
 
 use super::args::PromptArgs;
+use super::process::Usage;
+
+/// The most that is read of a prompt, a conversation, a text or a line of a batch: some ten million tokens.
+pub const MAX_INPUT_BYTES: u64 = 64 << 20;
+
+const DEFAULT_PROMPT: &str = "In the beginning the Universe was created.";
 
 /// A prompt before the tokenizer has seen it.
 pub struct Prompt {
@@ -21,22 +27,30 @@ pub struct Prompt {
 }
 
 pub enum Input {
-    Text { text: String, system: Option<String> },
+    Text {
+        text: String,
+        system: Option<String>,
+        /// The beginning of the answer.
+        response: Option<String>,
+    },
     Messages(Vec<Value>),
 }
 
 impl Prompt {
-    /// Read what the flags name.
-    pub fn read(args: &PromptArgs) -> Result<Self> {
+    /// Read what the flags name. `batch` is where lines come from that bring prompts of their own.
+    pub fn read(args: &PromptArgs, batch: Option<&Path>) -> Result<Self> {
+        check(args, batch)?;
         let input = if let Some(path) = &args.messages {
             Input::Messages(parse_messages(&read_text(path)?).with_context(|| path.display().to_string())?)
         } else {
-            let text = match &args.prompt_file {
-                Some(path) => read_text(path)?,
-                None if args.prompt == "-" => read_text(Path::new("-"))?,
-                None => args.prompt.clone(),
+            let text = match (&args.prompt_file, args.text.as_ref().or(args.prompt.as_ref())) {
+                (Some(path), _) => read_text(path)?,
+                (None, Some(prompt)) if prompt == "-" => read_text(Path::new("-"))?,
+                (None, Some(prompt)) => prompt.clone(),
+                (None, None) if batch.is_some() => String::new(),
+                (None, None) => piped_prompt(args)?.unwrap_or_else(|| DEFAULT_PROMPT.to_owned()),
             };
-            Input::Text { text, system: args.system.clone() }
+            Input::Text { text, system: args.system.clone(), response: args.prefill_response.clone() }
         };
         let tools = match &args.tools {
             Some(path) => Some(parse_json(&read_text(path)?).with_context(|| path.display().to_string())?),
@@ -56,7 +70,11 @@ impl Prompt {
     pub fn encode(&self, tokenizer: &Tokenizer) -> Result<(String, Vec<u32>)> {
         let plain = match &self.input {
             Input::Text { text, .. } if self.raw => Some(text),
-            Input::Text { text, system: None } if !tokenizer.has_chat_template() && self.tools.is_none() => Some(text),
+            Input::Text { text, system: None, response: None }
+                if !tokenizer.has_chat_template() && self.tools.is_none() =>
+            {
+                Some(text)
+            }
             _ => None,
         };
         if let Some(text) = plain {
@@ -64,9 +82,11 @@ impl Prompt {
         }
         let messages = match &self.input {
             Input::Messages(messages) => messages.clone(),
-            Input::Text { text, system } => {
-                let system = system.iter().map(|s| json!({"role": "system", "content": s}));
-                system.chain([json!({"role": "user", "content": text})]).collect()
+            Input::Text { text, system, response } => {
+                let message = |role: &str, content: &String| json!({"role": role, "content": content});
+                let system = system.iter().map(|text| message("system", text));
+                let response = response.iter().map(|text| message("assistant", text));
+                system.chain([message("user", text)]).chain(response).collect()
             }
         };
         let text = tokenizer.render(&Conversation {
@@ -81,15 +101,66 @@ impl Prompt {
     }
 }
 
+/// There is one prompt, and standard input can be read once.
+fn check(args: &PromptArgs, batch: Option<&Path>) -> Result<()> {
+    let others = [
+        ("--prompt", args.prompt.is_some()),
+        ("--prompt-file", args.prompt_file.is_some()),
+        ("--messages", args.messages.is_some()),
+        ("--batch", batch.is_some()),
+    ];
+    if let (Some(text), Some((flag, _))) = (&args.text, others.into_iter().find(|(_, is_there)| *is_there)) {
+        return Err(Usage(format!("{text:?} is a prompt, and so is what {flag} gives; leave one out")).into());
+    }
+    let is_stdin = |path: Option<&Path>| path == Some(Path::new("-"));
+    let prompt = args.prompt.as_deref().map(Path::new);
+    let text = args.text.as_deref().map(Path::new);
+    let flags = [
+        ("--batch", batch),
+        ("--messages", args.messages.as_deref()),
+        ("--prompt-file", args.prompt_file.as_deref()),
+        ("--prompt", prompt),
+        ("the prompt", text),
+        ("--tools", args.tools.as_deref()),
+    ];
+    let readers: Vec<&str> = flags.into_iter().filter(|(_, path)| is_stdin(*path)).map(|(flag, _)| flag).collect();
+    match readers.len() {
+        0 | 1 => Ok(()),
+        _ => {
+            Err(Usage(format!("only one of {} can be `-`: standard input is read once", readers.join(" and "))).into())
+        }
+    }
+}
+
+/// What a pipe or a file on standard input holds, without the line end that `echo` adds; `None` where it is a terminal, has
+/// nothing, or another flag reads it.
+fn piped_prompt(args: &PromptArgs) -> Result<Option<String>> {
+    if io::stdin().is_terminal() || args.tools.as_deref() == Some(Path::new("-")) {
+        return Ok(None);
+    }
+    let mut text = read_text(Path::new("-"))?;
+    let end = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line).len());
+    text.truncate(end.unwrap_or(text.len()));
+    Ok(Some(text).filter(|text| !text.is_empty()))
+}
+
 /// A file's whole text, or standard input's for `-`, byte for byte.
 pub fn read_text(path: &Path) -> Result<String> {
-    let (name, bytes) = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes).context("standard input")?;
-        ("standard input".to_owned(), bytes)
+    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    let mut bytes = Vec::new();
+    let mut read = |source: &mut dyn Read| source.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes);
+    let read = if path == Path::new("-") {
+        if io::stdin().is_terminal() {
+            note!("reading standard input; Ctrl-D on a line of its own ends it");
+        }
+        read(&mut io::stdin())
     } else {
-        (path.display().to_string(), fs::read(path).with_context(|| path.display().to_string())?)
+        File::open(path).and_then(|mut file| read(&mut file))
     };
+    read.with_context(|| name.clone())?;
+    if bytes.len() as u64 > MAX_INPUT_BYTES {
+        bail!("{name}: more than {MAX_INPUT_BYTES} bytes, which is the most that is read");
+    }
     String::from_utf8(bytes)
         .map_err(|e| anyhow!("{name}: not UTF-8 text: invalid byte at offset {}", e.utf8_error().valid_up_to()))
 }

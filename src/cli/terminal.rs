@@ -40,6 +40,11 @@ impl Drop for Generation {
     }
 }
 
+/// What Ctrl-C sets, for whoever cannot ask [`interrupted`].
+pub fn interrupt() -> &'static Arc<AtomicBool> {
+    &INTERRUPT
+}
+
 /// Whether Ctrl-C asked the generation to stop.
 pub fn interrupted() -> bool {
     INTERRUPT.load(Ordering::SeqCst)

@@ -12,7 +12,7 @@ use super::prompt::Prompt;
 
 pub fn tokenize(args: TokenizeArgs) -> Result<u8> {
     let tokenizer = Tokenizer::load(&super::open(&args.model)?)?;
-    let (text, ids) = Prompt::read(&args.prompt)?.encode(&tokenizer)?;
+    let (text, ids) = Prompt::read(&args.prompt, None)?.encode(&tokenizer)?;
     let pieces: Vec<String> = ids.iter().map(|&id| tokenizer.piece(id).unwrap_or_default()).collect();
     let mut out = Vec::new();
     match args.format {

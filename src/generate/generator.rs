@@ -4,15 +4,18 @@
 //! first decode step. Decoding is pipelined: the step after a token is submitted before the token is read.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 
 use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::transforms::{async_eval, eval};
+use mlx_rs::transforms::async_eval;
 
 use super::kv_cache::KvCache;
 use super::sampler::{Sampler, logprobs};
-use crate::error::Result;
+use super::{Watch, unless_interrupted};
+use crate::error::{Error, Result};
+use crate::kernels::{Interruptible, NO_TOKEN};
 use crate::models::Model;
 
 /// MLX keeps freed buffers for reuse; they are dropped once in so many tokens.
@@ -46,6 +49,8 @@ enum State {
     Prefilled(u32),
     /// Submitted but not read.
     Decoding(Step),
+    /// What came before is as it should be.
+    Failed(Error),
     Finished,
 }
 
@@ -56,8 +61,8 @@ struct Step {
 }
 
 impl<'m> Generator<'m> {
-    /// Prefill all of `prompt` but its last token, `prefill_step` tokens at a time. `on_prefill` is told the tokens
-    /// done and in all before each chunk, and may stop there; then there is no generator.
+    /// Prefill all of `prompt` but its last token, `prefill_step` tokens at a time. When `watch` stops it, there is no
+    /// generator.
     ///
     /// `prompt` has at least one token, each below the model's `vocab_size`; the first [`KvCache::seen`] of them may be in
     /// `cache` already, but not the last.
@@ -70,12 +75,13 @@ impl<'m> Generator<'m> {
         max_tokens: usize,
         logprobs: Option<usize>,
         prefill_step: usize,
-        on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        watch: &mut Watch,
     ) -> Result<Option<Self>> {
         let (last, body) = prompt.split_last().expect("a prompt has at least one token");
         let chunk_size = cache.limits().chunk_size(prompt.len(), prefill_step);
-        let mut on_prefill = |done| on_prefill(done, prompt.len());
-        if read(model, &mut cache, body, chunk_size, &mut on_prefill)?.is_break() || on_prefill(body.len()).is_break() {
+        let on_progress = &mut |done, _| (watch.on_progress)(done, prompt.len());
+        let mut watch = Watch { on_progress, stop: watch.stop };
+        if read(model, &mut cache, body, chunk_size, &mut watch)?.is_break() {
             return Ok(None);
         }
         if !body.is_empty() {
@@ -108,12 +114,13 @@ impl<'m> Generator<'m> {
     fn advance(&mut self) -> Result<Option<Token>> {
         let step = match std::mem::replace(&mut self.state, State::Finished) {
             State::Finished => return Ok(None),
+            State::Failed(error) => return Err(error),
             State::Prefilled(last) => self.submit(&row(&[last]))?,
             State::Decoding(step) => step,
         };
         self.generated += 1;
         if self.generated < self.max_tokens {
-            self.state = State::Decoding(self.submit(&step.token)?);
+            self.state = self.submit(&step.token).map_or_else(State::Failed, State::Decoding);
         }
         if self.generated.is_multiple_of(CLEAR_CACHE_EVERY) {
             clear_cache()?;
@@ -123,12 +130,18 @@ impl<'m> Generator<'m> {
 
     /// Wait for a step and copy its results.
     fn read(&self, step: Step) -> Result<Token> {
-        step.token.eval()?;
+        self.model.evaluate([&step.token].into_iter().chain(&step.logprobs))?;
         let id: u32 = step.token.item_exact();
+        if id == NO_TOKEN {
+            return Err(Error::NotANumber(format!(
+                "the model's logits give no token: they hold NaN or infinity, so its weights or the prompt cache are damaged, or \
+                 its numbers are too large for {:?}; or logit biases ban every token",
+                self.model.dtype()
+            )));
+        }
         let (Some(logprobs), Some(n)) = (step.logprobs, self.logprobs) else {
             return Ok(Token { id, logprob: None, top_logprobs: Vec::new() });
         };
-        logprobs.eval()?;
         let logprobs: &[f32] = logprobs.as_slice();
         Ok(Token { id, logprob: Some(logprobs[id as usize]), top_logprobs: top(logprobs, n) })
     }
@@ -147,26 +160,31 @@ impl Drop for Generator<'_> {
     /// own statics down under it.
     fn drop(&mut self) {
         if let State::Decoding(step) = &self.state {
-            let _ = step.token.eval(); // nobody reads this token, nor its error
+            let _ = self.model.evaluate([&step.token]); // nobody reads this token, nor its error
         }
     }
 }
 
-/// Take into `cache` what it has not [seen](KvCache::seen) of `ids`, `chunk_size` tokens at a time. `before_chunk` is told
-/// how many are done, and may stop there.
+/// Take into `cache` what it has not [seen](KvCache::seen) of `ids`, `chunk_size` tokens at a time, until `watch` stops it;
+/// then the cache is of no use.
 pub(super) fn read(
     model: &Model,
     cache: &mut KvCache,
     ids: &[u32],
     chunk_size: usize,
-    before_chunk: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    watch: &mut Watch,
 ) -> Result<ControlFlow<()>> {
+    let _interruptible = Interruptible::by(watch.stop);
+    let layers = model.config().num_hidden_layers as usize;
+    (watch.on_progress)(cache.seen() as usize, ids.len());
     for chunk in ids[cache.seen() as usize..].chunks(chunk_size) {
-        if before_chunk(cache.seen() as usize).is_break() {
+        let before = cache.seen() as usize;
+        let on_layer = &mut |layer| (watch.on_progress)(before + chunk.len() * layer / layers, ids.len());
+        let read = model.forward_by_layer(&row(chunk), cache, on_layer).and_then(|_| model.evaluate(cache.arrays()));
+        // Where MLX computes by itself, nothing but this looks for it.
+        if unless_interrupted(read)?.is_none() || watch.stop.load(Ordering::Relaxed) {
             return Ok(ControlFlow::Break(()));
         }
-        model.forward(&row(chunk), cache)?;
-        eval(cache.arrays())?;
         clear_cache()?;
     }
     Ok(ControlFlow::Continue(()))
@@ -177,9 +195,9 @@ pub(super) fn row(ids: &[u32]) -> Array {
     Array::from_slice(ids, &[1, ids.len() as i32])
 }
 
-/// The `n` largest of `logprobs` with their indices, largest first, ties by index.
+/// The `n` largest of `logprobs` with their indices, largest first, ties by index; without those of banned tokens.
 fn top(logprobs: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let mut ranked: Vec<(u32, f32)> = (0..).zip(logprobs.iter().copied()).collect();
+    let mut ranked: Vec<(u32, f32)> = (0..).zip(logprobs.iter().copied()).filter(|(_, p)| p.is_finite()).collect();
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if n < ranked.len() {
         ranked.select_nth_unstable_by(n, order);

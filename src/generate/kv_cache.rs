@@ -21,12 +21,12 @@
 //! Offset, window and mask arithmetic live here alone. A forward pass of L tokens calls [`KvCache::reserve`] once,
 //! for its eviction, positions and mask, and then [`KvCache::update`] for each layer, so that layers cannot drift apart.
 
-use mlx_rs::error::Exception;
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
+use crate::error::Result;
 use crate::kernels::{self, leaves};
 
 /// Buffers grow by this many tokens, as in mlx-lm.
@@ -149,34 +149,36 @@ impl KvCache {
     ///
     /// # Panics
     /// When `n` is not positive, or they would not fit beside the sinks.
-    pub fn reserve(&mut self, n: i32) -> Result<Step, Exception> {
+    pub fn reserve(&mut self, n: i32) -> Result<Step> {
         let CacheLimits { context_size, num_sink_tokens: sinks, .. } = self.limits;
         assert!(n > 0, "{n} tokens");
-        let mut eviction = None;
         let missing = self.len + n - context_size;
-        if missing > 0 {
-            let count = missing.max(self.limits.eviction_batch()).min(self.len - sinks);
-            assert!(count >= missing, "{n} tokens do not fit into a cache of {context_size} with {sinks} sinks");
-            eviction = Some(Eviction { sinks, from: sinks + count, to: self.len, turn: self.turn(count) });
-            self.len -= count;
-            self.evicted += count as u64;
-            self.untrimmable = self.len;
+        let count = match missing {
+            ..=0 => 0,
+            _ => missing.max(self.limits.eviction_batch()).min(self.len - sinks),
+        };
+        assert!(count >= missing, "{n} tokens do not fit into a cache of {context_size} with {sinks} sinks");
+        let (offset, evicted) = (self.len - count, self.evicted + count as u64);
+        let end = offset + n;
+        let (start, mask) = self.mask(offset, end, evicted > 0)?; // before anything changes
+        let eviction =
+            (count > 0).then(|| Eviction { sinks, from: sinks + count, to: self.len, turn: self.turn(count) });
+        if eviction.is_some() {
+            self.untrimmable = offset;
         }
-        let (offset, end) = (self.len, self.len + n);
-        self.len = end;
-        let (start, mask) = self.mask(offset, end)?;
+        (self.len, self.evicted) = (end, evicted);
         Ok(Step { offset, end, start, mask, eviction })
     }
 
     /// What tokens at positions `offset..end` see, and from where on.
-    fn mask(&self, offset: i32, end: i32) -> Result<(i32, Mask), Exception> {
+    fn mask(&self, offset: i32, end: i32, has_evicted: bool) -> Result<(i32, Mask)> {
         let plain = if end - offset == 1 { Mask::All } else { Mask::Causal };
         let window = match self.sliding_window {
             Some(window) if end > window => window,
             _ => return Ok((0, plain)),
         };
         // Until the first eviction nothing differs from the plain model, for which the first tokens are as any other.
-        let sinks = if self.evicted > 0 { self.limits.num_sink_tokens } else { 0 };
+        let sinks = if has_evicted { self.limits.num_sink_tokens } else { 0 };
         let start = if sinks > 0 { 0 } else { (offset + 1 - window).max(0) };
         if end - offset == 1 && sinks == 0 {
             return Ok((start, Mask::All));
@@ -197,13 +199,7 @@ impl KvCache {
 
     /// Store a layer's new `keys` and `values` `[B, n_kv_heads, L, head_dim]` for `step`; returns all that the step's
     /// tokens may see, of length `end - start`.
-    pub fn update(
-        &mut self,
-        layer: usize,
-        step: &Step,
-        keys: Array,
-        values: Array,
-    ) -> Result<(Array, Array), Exception> {
+    pub fn update(&mut self, layer: usize, step: &Step, keys: Array, values: Array) -> Result<(Array, Array)> {
         let (mut all_keys, mut all_values) = match self.layers[layer].take() {
             Some(buffers) => buffers,
             None => (rows(&keys, 0, 0)?, rows(&values, 0, 0)?),
@@ -260,7 +256,7 @@ impl KvCache {
     }
 
     /// The keys and values of a layer, `[B, n_kv_heads, len, head_dim]` each; `None` before its first token.
-    pub fn layer(&self, layer: usize) -> Result<Option<(Array, Array)>, Exception> {
+    pub fn layer(&self, layer: usize) -> Result<Option<(Array, Array)>> {
         self.layers[layer].as_ref().map(|(k, v)| Ok((rows(k, 0, self.len)?, rows(v, 0, self.len)?))).transpose()
     }
 
@@ -291,23 +287,23 @@ impl Step {
 }
 
 /// Tokens `start..end` of `[B, heads, tokens, head_dim]`.
-fn rows(a: &Array, start: i32, end: i32) -> Result<Array, Exception> {
-    a.try_index((.., .., start..end, ..))
+fn rows(a: &Array, start: i32, end: i32) -> Result<Array> {
+    Ok(a.try_index((.., .., start..end, ..))?)
 }
 
 /// Write `new` over the tokens of `buffer` from `start` on.
-fn store(buffer: &mut Array, new: Array, start: i32) -> Result<(), Exception> {
+fn store(buffer: &mut Array, new: Array, start: i32) -> Result<()> {
     let end = start + new.dim(2);
-    buffer.try_index_mut((.., .., (start..end).stride_by(1), ..), new)
+    Ok(buffer.try_index_mut((.., .., (start..end).stride_by(1), ..), new)?)
 }
 
 /// Put `new` at the rows that the step has for it, in a larger buffer where this one has no room.
-fn append(buffer: &mut Array, new: Array, step: &Step, limit: i32) -> Result<(), Exception> {
+fn append(buffer: &mut Array, new: Array, step: &Step, limit: i32) -> Result<()> {
     let capacity = buffer.dim(2);
     if step.end > capacity {
         let wanted = ((step.end + STEP - 1) / STEP * STEP).min(limit);
         if kernels::active().is_some() && buffer.dtype() == new.dtype() {
-            *buffer = leaves::append(buffer, step.offset, &new, wanted);
+            *buffer = leaves::append(buffer, step.offset, &new, wanted)?;
             return Ok(());
         }
         let shape = [new.dim(0), new.dim(1), wanted - capacity, new.dim(3)];
@@ -318,11 +314,11 @@ fn append(buffer: &mut Array, new: Array, step: &Step, limit: i32) -> Result<(),
 
 /// Turn rotated keys back by the angles of `turn`: computed in f32, rounded once. What RoPE multiplied them with beside
 /// the rotation (yarn) stays in them.
-fn turn_back(keys: &Array, (cos, sin): &(Array, Array)) -> Result<Array, Exception> {
+fn turn_back(keys: &Array, (cos, sin): &(Array, Array)) -> Result<Array> {
     let half = cos.dim(0);
     let wide = keys.as_dtype(Dtype::Float32)?;
     let (x, y) = (wide.try_index((.., .., .., ..half))?, wide.try_index((.., .., .., half..))?);
     let turned_x = x.multiply(cos)?.add(y.multiply(sin)?)?;
     let turned_y = y.multiply(cos)?.subtract(x.multiply(sin)?)?;
-    concatenate(&[turned_x, turned_y], 3)?.as_dtype(keys.dtype())
+    Ok(concatenate(&[turned_x, turned_y], 3)?.as_dtype(keys.dtype())?)
 }

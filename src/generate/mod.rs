@@ -2,131 +2,43 @@
 
 pub mod generator;
 pub mod kv_cache;
+pub mod options;
 pub mod perplexity;
 pub mod prompt_cache;
 pub mod sampler;
 
 mod stop;
 
-use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use mlx_rs::Dtype;
 
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::models::config::DecoderConfig;
 use crate::tokenizer::{Detokenizer, Tokenizer};
 use generator::{Generator, Token};
 use kv_cache::CacheLimits;
+pub use options::{GenerateOptions, Overflow, Overrides};
 use prompt_cache::PromptCache;
-use sampler::{Sampler, SamplerOptions};
+use sampler::Sampler;
 use stop::StopStrings;
 
-/// How to generate.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerateOptions {
-    /// The most tokens to generate.
-    pub max_tokens: usize,
-    /// The most tokens that the model looks back at; `None` is the model's `max_position_embeddings`.
-    pub context_size: Option<i64>,
-    /// StreamingLLM's attention sinks: first tokens that stay in the cache for ever.
-    pub num_sink_tokens: i64,
-    /// How much of the cache StreamingLLM evicts at once, in percent.
-    pub eviction_batch_percent: i64,
-    /// What to do when prompt and output together are longer than the context.
-    pub overflow: Overflow,
-    /// End before the first of these strings; none of it is part of the text.
-    pub stop: Vec<String>,
-    /// Go on after an end-of-sequence token.
-    pub ignore_eos: bool,
-    /// `Some(n)` also gives the log-probabilities of each token and of the n most likely ones.
-    pub logprobs: Option<usize>,
-    /// Prompt tokens per forward pass.
-    pub prefill_step: usize,
-    /// How each token is chosen.
-    pub sampler: SamplerOptions,
+/// Who looks on while a long text is read, and may end it.
+pub struct Watch<'a> {
+    /// Told the tokens read so far and in all, before each chunk; and where a CPU computes many tokens, after each layer of
+    /// one, as if the chunk were read layer by layer.
+    pub on_progress: &'a mut dyn FnMut(usize, usize),
+    /// Once it is true, reading ends within a fraction of a second. Any thread may set it, and a signal's handler.
+    pub stop: &'a Arc<AtomicBool>,
 }
 
-/// What to do with more tokens than the context holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Overflow {
-    /// Stream: keep sinks and recent tokens, and go on for ever. A longer prompt goes through in chunks.
-    Stream,
-    /// The same for what is generated; of a longer prompt, only the sinks and its end are read.
-    Truncate,
-    /// Evict nothing: the text ends when the context is full, and a longer prompt is an error.
-    Error,
-}
-
-impl Default for GenerateOptions {
-    fn default() -> Self {
-        GenerateOptions {
-            max_tokens: 500,
-            context_size: None,
-            num_sink_tokens: 4,
-            eviction_batch_percent: 10,
-            overflow: Overflow::Stream,
-            stop: Vec::new(),
-            ignore_eos: false,
-            logprobs: None,
-            prefill_step: 2048,
-            sampler: SamplerOptions::default(),
-        }
-    }
-}
-
-impl GenerateOptions {
-    /// # Errors
-    /// When a value is out of its range; the message states the range.
-    pub fn validate(&self) -> Result<()> {
-        let check = |setting, value: i64, range: std::ops::RangeInclusive<i64>, expected| {
-            if range.contains(&value) {
-                Ok(())
-            } else {
-                Err(Error::Setting { setting, found: value.to_string(), expected })
-            }
-        };
-        const MAX: i64 = i32::MAX as i64;
-        check("context_size", self.context_size.unwrap_or(2), 2..=MAX, "a whole number from 2 to 2147483647")?;
-        check("num_sink_tokens", self.num_sink_tokens, 0..=MAX, "a whole number from 0 to 2147483647")?;
-        check("eviction_batch_percent", self.eviction_batch_percent, 1..=50, "a whole number from 1 to 50")?;
-        check(
-            "prefill_step",
-            self.prefill_step.try_into().unwrap_or(i64::MAX),
-            1..=MAX,
-            "a whole number from 1 to 2147483647",
-        )?;
-        if let Some(context_size) = self.context_size {
-            self.limits_within(context_size as i32)?;
-        }
-        if self.stop.iter().any(String::is_empty) {
-            return Err(Error::Setting { setting: "stop", found: "empty".into(), expected: "some text" });
-        }
-        self.sampler.validate()
-    }
-
-    /// What a cache for this model holds, and how it makes room.
-    ///
-    /// # Errors
-    /// When the sinks leave no room for recent tokens.
-    pub fn cache_limits(&self, config: &DecoderConfig) -> Result<CacheLimits> {
-        self.limits_within(self.context_size.map_or(config.max_position_embeddings, |size| size as i32))
-    }
-
-    fn limits_within(&self, context_size: i32) -> Result<CacheLimits> {
-        if self.num_sink_tokens > i64::from(context_size) - 2 {
-            return Err(Error::Setting {
-                setting: "num_sink_tokens",
-                found: format!("{} with a context size of {context_size}", self.num_sink_tokens),
-                expected: "at least 2 less than the context size, which leaves room for recent tokens",
-            });
-        }
-        Ok(CacheLimits {
-            context_size,
-            num_sink_tokens: self.num_sink_tokens as i32,
-            eviction_batch_percent: self.eviction_batch_percent as i32,
-        })
+/// `None` for what a [`Watch`] stopped.
+fn unless_interrupted<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(Error::Interrupted) => Ok(None),
+        result => result.map(Some),
     }
 }
 
@@ -155,6 +67,8 @@ pub struct Piece {
 pub struct Stats {
     /// Including special tokens.
     pub prompt_tokens: usize,
+    /// Those of the prompt that were read here: all but what a cache held, was truncated, or came after an interruption.
+    pub read_tokens: usize,
     /// Including an end-of-sequence token.
     pub generated_tokens: usize,
     /// From the start to the first token.
@@ -166,9 +80,9 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Prompt tokens per second.
+    /// Prompt tokens read per second.
     pub fn prompt_tps(&self) -> f64 {
-        rate(self.prompt_tokens, self.prompt_time)
+        rate(self.read_tokens, self.prompt_time)
     }
 
     /// Generated tokens per second, not counting the first, which came with the prompt.
@@ -205,13 +119,12 @@ pub fn generate<'a>(
     prompt: &[u32],
     options: &GenerateOptions,
 ) -> Result<Generation<'a>> {
-    generate_with_progress(model, tokenizer, prompt, options, None, &mut |_, _| ControlFlow::Continue(()))
+    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+    generate_with_progress(model, tokenizer, prompt, options, None, &mut watch)
 }
 
-/// [`generate()`] with a view of the prefill, which is shorter by what `cached` shares with the prompt.
-///
-/// `on_prefill` is told the prompt tokens done and in all, before each chunk, and may break off; the generation then
-/// has no pieces and no [`Generation::finish_reason`].
+/// [`generate()`] with a view of the prefill, which is shorter by what `cached` shares with the prompt. When `watch` stops
+/// it, the generation has no pieces and no [`Generation::finish_reason`].
 ///
 /// # Errors
 /// As [`generate()`]; and when `cached` cannot be used for this prompt and context.
@@ -221,7 +134,7 @@ pub fn generate_with_progress<'a>(
     prompt: &[u32],
     options: &GenerateOptions,
     cached: Option<&PromptCache>,
-    on_prefill: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    watch: &mut Watch,
 ) -> Result<Generation<'a>> {
     let started = Instant::now();
     options.validate()?;
@@ -261,6 +174,15 @@ pub fn generate_with_progress<'a>(
         Some(cached) => cached.resume(model, limits, read)?,
         None => model.new_cache(limits),
     };
+    let cached_tokens = cache.seen() as usize;
+    let mut read_tokens = 0;
+    let mut watch = Watch {
+        on_progress: &mut |done, total| {
+            read_tokens = done - cached_tokens;
+            (watch.on_progress)(done, total);
+        },
+        stop: watch.stop,
+    };
     let tokens = Generator::prefill(
         model,
         cache,
@@ -269,8 +191,18 @@ pub fn generate_with_progress<'a>(
         max_tokens,
         options.logprobs,
         options.prefill_step,
-        on_prefill,
+        &mut watch,
     )?;
+    let mut stats = Stats {
+        prompt_tokens: prompt.len(),
+        evicted_tokens: (prompt.len() - read.len()) as u64,
+        read_tokens,
+        prompt_time: started.elapsed(),
+        ..Stats::default()
+    };
+    if tokens.is_some() {
+        stats.read_tokens = read.len() - cached_tokens; // the last is read with the first step
+    }
     Ok(Generation {
         finish_reason: (tokens.is_some() && max_tokens == 0).then_some(FinishReason::Length),
         tokens,
@@ -279,11 +211,7 @@ pub fn generate_with_progress<'a>(
         stop: StopStrings::new(&options.stop),
         ignore_eos: options.ignore_eos,
         max_tokens,
-        stats: Stats {
-            prompt_tokens: prompt.len(),
-            evicted_tokens: (prompt.len() - read.len()) as u64,
-            ..Stats::default()
-        },
+        stats,
         started,
     })
 }

@@ -8,7 +8,9 @@ use mlx_rs::ops::indexing::{TryIndexOp, take_along_axis};
 use super::generator::row;
 use super::kv_cache::CacheLimits;
 use super::sampler::logprobs;
+use super::{Watch, unless_interrupted};
 use crate::error::{Error, Result};
+use crate::kernels::Interruptible;
 use crate::models::Model;
 
 /// Tokens whose logits are in memory at once, `[tokens, V]` in f32.
@@ -24,22 +26,25 @@ pub enum Past {
     Recomputed(usize),
 }
 
-/// Read `ids` and tell `on_losses`, run by run, the position of the first token and the losses of the tokens from there
+/// Read `ids`, until `watch` stops it, and tell `on_losses`, run by run, the position of the first token and the losses of the tokens from there
 /// on: `-ln` of the probability that the model gave each, with what came before it. The first token of a text has none.
 /// Gives the number of tokens that were evicted.
 ///
 /// # Errors
-/// When there are fewer than two tokens, or one is not in the model's vocabulary.
+/// When there are fewer than two tokens, one is not in the model's vocabulary, or a loss is no number.
 pub fn losses(
     model: &Model,
     ids: &[u32],
     past: Past,
+    watch: &mut Watch,
     on_losses: &mut dyn FnMut(usize, &[f32]) -> ControlFlow<()>,
 ) -> Result<u64> {
     if ids.len() < 2 {
         return Err(Error::Input(format!("a text of {} tokens has nothing to predict; give at least 2", ids.len())));
     }
     model.check_ids(ids)?;
+    let _interruptible = Interruptible::by(watch.stop);
+    let layers = model.config().num_hidden_layers as usize;
     match past {
         Past::Cached(limits) => {
             let mut cache = model.new_cache(limits);
@@ -49,8 +54,11 @@ pub fn losses(
                 let room = (limits.context_size - cache.len()) as usize;
                 let fits = if room > 0 { room } else { limits.eviction_batch() as usize };
                 let n = fits.min(CHUNK).min(ids.len() - 1 - at);
-                let hidden_states = model.forward(&row(&ids[at..at + n]), &mut cache)?;
-                let found = of(&model.logits(&hidden_states)?, &ids[at + 1..at + 1 + n])?;
+                let evicted = cache.evicted();
+                let on_layer = &mut |layer| (watch.on_progress)(at + n * layer / layers, ids.len());
+                let hidden_states = model.forward_by_layer(&row(&ids[at..at + n]), &mut cache, on_layer);
+                let found = hidden_states.and_then(|x| of(model, &model.logits(&x)?, &ids[at + 1..at + 1 + n]));
+                let Some(found) = unless_interrupted(found)? else { return Ok(evicted) };
                 if on_losses(at + 1, &found).is_break() {
                     break;
                 }
@@ -64,7 +72,9 @@ pub fn losses(
                 let mut cache = model.new_cache(CacheLimits::new(seen.len() as i32));
                 let hidden_states = model.forward(&row(seen), &mut cache)?;
                 let logits = model.logits(&hidden_states.try_index((.., -1.., ..))?)?;
-                if on_losses(at, &of(&logits, &ids[at..=at])?).is_break() {
+                let Some(found) = unless_interrupted(of(model, &logits, &ids[at..=at]))? else { break };
+                (watch.on_progress)(at, ids.len());
+                if on_losses(at, &found).is_break() {
                     break;
                 }
             }
@@ -74,10 +84,16 @@ pub fn losses(
 }
 
 /// The losses of `targets` under logits `[1, L, V]`.
-fn of(logits: &Array, targets: &[u32]) -> Result<Vec<f32>> {
+fn of(model: &Model, logits: &Array, targets: &[u32]) -> Result<Vec<f32>> {
     let l = targets.len() as i32;
     let logprobs = logprobs(&logits.reshape(&[l, -1])?)?;
     let found = take_along_axis(&logprobs, Array::from_slice(targets, &[l, 1]), 1)?.negative()?.reshape(&[l])?;
-    found.eval()?;
-    Ok(found.as_slice::<f32>().to_vec())
+    model.evaluate([&found])?;
+    let found = found.as_slice::<f32>().to_vec();
+    match found.iter().any(|loss| loss.is_nan()) {
+        true => Err(Error::NotANumber(
+            "the model's logits hold NaN or infinity; its weights are damaged, or its numbers too large".into(),
+        )),
+        false => Ok(found),
+    }
 }

@@ -1,22 +1,24 @@
 //! A prompt that was prefilled once, kept in a file for later generations that begin with it.
 //!
 //! The file is safetensors: `layers.N.keys` and `layers.N.values`, `[1, n_kv_heads, len, head_dim]`, as they lie in the
-//! cache, and in `__metadata__` under `mlx_lm.prompt_cache` a JSON object with the token ids, the counts, the limits and
-//! the model's identity.
+//! cache, and in `__metadata__` under `mlx_lm.prompt_cache` a JSON object with the token ids, the counts, the limits, the
+//! model's identity and a hash of all of it.
 
 use std::collections::HashMap;
-use std::fs;
-use std::ops::ControlFlow;
+use std::fs::{self, File};
 use std::path::Path;
 
 use mlx_rs::{Array, Dtype};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::Watch;
 use super::generator::read;
 use super::kv_cache::{CacheLimits, KvCache};
 use crate::error::{Error, Result};
+use crate::mapped::Mapped;
 use crate::mlx_rs_patch::array_from_bytes;
 use crate::models::Model;
 use crate::partial::Partial;
@@ -26,12 +28,14 @@ const KEY: &str = "mlx_lm.prompt_cache";
 /// A prompt's tokens and the cache that they left.
 #[derive(Debug, Clone)]
 pub struct PromptCache {
+    /// [`Model::identity`].
+    model: String,
     ids: Vec<u32>,
     cache: KvCache,
 }
 
 /// What the file says beside the tensors.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Metadata {
     model: String,
     ids: Vec<u32>,
@@ -40,22 +44,53 @@ struct Metadata {
     context_size: i32,
     num_sink_tokens: i32,
     eviction_batch_percent: i32,
+    /// Of these fields, with this one empty, and of the tensors.
+    sha256: String,
+}
+
+impl Metadata {
+    /// The hash that belongs to these fields and to the layers' tensors, in order.
+    fn hash<'t>(&self, tensors: impl Iterator<Item = (FileDtype, &'t [u8])>) -> String {
+        let fields = Metadata { sha256: String::new(), ..self.clone() };
+        let mut hash = Sha256::new_with_prefix(fields.to_json());
+        for (dtype, bytes) in tensors {
+            hash.update(format!("\0{dtype:?}\0{}\0", bytes.len()));
+            hash.update(bytes);
+        }
+        hex::encode(hash.finalize())
+    }
+
+    fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("it has only what JSON has")
+    }
 }
 
 impl PromptCache {
-    /// Prefill `ids`, `chunk_size` tokens at a time.
+    /// Prefill `ids`, `chunk_size` tokens at a time. When `watch` stops it, it holds the chunks that were finished.
     ///
     /// # Errors
-    /// When there are none, or one is not in the model's vocabulary.
-    pub fn new(model: &Model, ids: &[u32], limits: CacheLimits, chunk_size: usize) -> Result<Self> {
+    /// When there are none, one is not in the model's vocabulary, or it was stopped before the end of the first chunk.
+    pub fn new(model: &Model, ids: &[u32], limits: CacheLimits, chunk_size: usize, watch: &mut Watch) -> Result<Self> {
         if ids.is_empty() {
             return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
         }
         model.check_ids(ids)?;
         let mut cache = model.new_cache(limits);
         let chunk_size = limits.chunk_size(ids.len(), chunk_size);
-        let _ = read(model, &mut cache, ids, chunk_size, &mut |_| ControlFlow::Continue(()))?; // nothing stops it
-        Ok(PromptCache { ids: ids.to_vec(), cache })
+        let on_progress = &mut |done, _| (watch.on_progress)(done, ids.len());
+        let mut watch = Watch { on_progress, stop: watch.stop };
+        while (cache.seen() as usize) < ids.len() {
+            let before = cache.clone();
+            let end = ids.len().min(cache.seen() as usize + chunk_size);
+            if read(model, &mut cache, &ids[..end], chunk_size, &mut watch)?.is_break() {
+                cache = before;
+                break;
+            }
+        }
+        match cache.seen() as usize {
+            0 => Err(Error::Interrupted),
+            seen => Ok(PromptCache { model: model.identity().to_owned(), ids: ids[..seen].to_vec(), cache }),
+        }
     }
 
     /// Tokens that it saves a generation from reading.
@@ -68,47 +103,53 @@ impl PromptCache {
         self.cache.evicted()
     }
 
-    /// Write it to `path`, which appears when it is complete. `model` is [`crate::Checkpoint::identity`].
+    /// Write it to `path`, which appears when it is complete.
     ///
     /// # Errors
     /// When `path` exists and `overwrite` is not set, or writing fails.
-    pub fn save(&self, path: &Path, model: String, overwrite: bool) -> Result<()> {
+    pub fn save(&self, path: &Path, overwrite: bool) -> Result<()> {
         let limits = self.cache.limits();
-        let metadata = Metadata {
-            model,
+        let mut metadata = Metadata {
+            model: self.model.clone(),
             ids: self.ids.clone(),
             evicted: self.cache.evicted(),
             untrimmable: self.cache.untrimmable(),
             context_size: limits.context_size,
             num_sink_tokens: limits.num_sink_tokens,
             eviction_batch_percent: limits.eviction_batch_percent,
+            sha256: String::new(),
         };
-        let metadata = serde_json::to_string(&metadata).expect("it has only what JSON has");
         let mut tensors = Vec::new();
         for layer in 0..self.cache.n_layers() {
             let (keys, values) = self.cache.layer(layer)?.expect("it holds tokens");
             for (name, array) in [("keys", keys), ("values", values)] {
-                tensors.push((format!("layers.{layer}.{name}"), array.dtype(), array.shape().to_vec(), bytes(&array)?));
+                let shape = array.shape().iter().map(|&dim| dim as usize).collect();
+                tensors.push((format!("layers.{layer}.{name}"), file_dtype(array.dtype()), shape, bytes(&array)?));
             }
         }
-        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-            let shape = shape.iter().map(|&dim| dim as usize).collect();
-            let view = TensorView::new(file_dtype(*dtype), shape, bytes).expect("an array's bytes fit its shape");
-            (name, view)
+        metadata.sha256 = metadata.hash(tensors.iter().map(|(_, dtype, _, bytes)| (*dtype, bytes.as_slice())));
+        let views = tensors.iter().map(|(name, dtype, shape, bytes): &(_, _, Vec<usize>, _)| {
+            (name, TensorView::new(*dtype, shape.clone(), bytes).expect("an array's bytes fit its shape"))
         });
-        let file = safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata)])))
+        let file = safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata.to_json())])))
             .map_err(|e| Error::malformed(path, e))?;
         let partial = Partial::create(path, overwrite)?;
         partial.write_at(&file, 0)?;
         partial.commit(|| Ok(()))
     }
 
-    /// Read what [`PromptCache::save`] wrote for this `model`, whose identity is `identity`.
+    /// Read what [`PromptCache::save`] wrote for this `model`.
     ///
     /// # Errors
-    /// When it cannot be read, is no such file, or was made with another model.
-    pub fn load(path: &Path, model: &Model, identity: &str) -> Result<Self> {
-        let file = fs::read(path).map_err(Error::io(path))?;
+    /// When it cannot be read, is no such file, is damaged, or was made with another model.
+    pub fn load(path: &Path, model: &Model) -> Result<Self> {
+        // Asked before opening, since opening a fifo waits for its writer.
+        let found = fs::metadata(path).map_err(Error::io(path))?;
+        if !found.is_file() {
+            return Err(Error::malformed(path, "not a regular file"));
+        }
+        let file =
+            File::open(path).and_then(|file| Mapped::file(path, &file, 0..found.len())).map_err(Error::io(path))?;
         let invalid =
             |problem: &dyn std::fmt::Display| Error::malformed(path, format!("not a prompt cache: {problem}"));
         let tensors = SafeTensors::deserialize(&file).map_err(|e| invalid(&e))?;
@@ -117,7 +158,7 @@ impl PromptCache {
             return Err(invalid(&"`mlx_lm cache-prompt` makes them"));
         };
         let metadata: Metadata = serde_json::from_str(text).map_err(|e| invalid(&e))?;
-        if metadata.model != identity {
+        if metadata.model != model.identity() {
             return Err(Error::malformed(path, "was made with another model; make it again with this one"));
         }
         let limits = CacheLimits {
@@ -138,28 +179,41 @@ impl PromptCache {
             return Err(invalid(&"its counts contradict each other"));
         }
         let shape = [1, config.num_key_value_heads, len as i32, config.head_dim];
-        let tensor = |name: String| {
-            let view = tensors.tensor(&name).map_err(|e| invalid(&e))?;
-            let fits = view.shape().iter().copied().eq(shape.iter().map(|&dim| dim as usize));
-            if !fits || view.dtype() != file_dtype(model.dtype()) {
-                return Err(Error::tensor(path, &name, format!("is not {shape:?} of {:?}", model.dtype())));
-            }
-            Ok(array_from_bytes(view.data(), &shape, model.dtype()))
-        };
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| Ok((tensor(format!("layers.{i}.keys"))?, tensor(format!("layers.{i}.values"))?)))
+        let names =
+            (0..config.num_hidden_layers).flat_map(|i| [format!("layers.{i}.keys"), format!("layers.{i}.values")]);
+        let views = names
+            .map(|name| {
+                let view = tensors.tensor(&name).map_err(|e| invalid(&e))?;
+                let fits = view.shape().iter().copied().eq(shape.iter().map(|&dim| dim as usize));
+                match mlx_dtype(view.dtype()) {
+                    Some(dtype) if fits => Ok((dtype, view)),
+                    _ => Err(Error::tensor(path, &name, format!("is not {shape:?} of F32, F16 or BF16"))),
+                }
+            })
             .collect::<Result<Vec<_>>>()?;
+        if metadata.sha256 != metadata.hash(views.iter().map(|(_, view)| (view.dtype(), view.data()))) {
+            return Err(Error::malformed(path, "is damaged (SHA-256 differs); make it again"));
+        }
+        let arrays = views.iter().map(|(dtype, view)| array_from_bytes(view.data(), &shape, *dtype));
+        let mut arrays = arrays.collect::<Result<Vec<_>>>()?.into_iter();
+        file.check()?;
+        let layers = std::iter::from_fn(|| Some((arrays.next()?, arrays.next()?))).collect();
         let mut cache = model.new_cache(limits);
         cache.restore(layers, metadata.evicted, metadata.untrimmable);
-        Ok(PromptCache { ids: metadata.ids, cache })
+        Ok(PromptCache { model: metadata.model, ids: metadata.ids, cache })
     }
 
     /// A cache with `limits` that holds what this one shares with the beginning of `prompt`, but not its last token.
     ///
     /// # Errors
-    /// When tokens were evicted and what is left is not what such a cache would hold for this prompt, or it holds more
-    /// than the limits allow.
+    /// When it was made with another model; when tokens were evicted and what is left is not what such a cache would hold for
+    /// this prompt, or it holds more than the limits allow.
     pub(super) fn resume(&self, model: &Model, limits: CacheLimits, prompt: &[u32]) -> Result<KvCache> {
+        if self.model != model.identity() {
+            return Err(Error::Input(
+                "the prompt cache was made with another model; make it again with this one".into(),
+            ));
+        }
         let most = prompt.len() - 1;
         let shared = self.ids.iter().zip(&prompt[..most]).take_while(|(a, b)| a == b).count();
         let mut cache = self.cache.clone();
@@ -203,6 +257,10 @@ fn bytes(array: &Array) -> Result<Vec<u8>> {
     let flat = array.reshape(&[-1])?.view_dtype(Dtype::Uint8)?;
     flat.eval()?;
     Ok(flat.as_slice::<u8>().to_vec())
+}
+
+fn mlx_dtype(dtype: FileDtype) -> Option<Dtype> {
+    [Dtype::Float16, Dtype::Bfloat16, Dtype::Float32].into_iter().find(|&known| file_dtype(known) == dtype)
 }
 
 fn file_dtype(dtype: Dtype) -> FileDtype {

@@ -10,7 +10,7 @@ use mlx_rs::ops::{self, argpartition_axis, concatenate, sort_axis};
 use mlx_rs::random::{RandomState, categorical};
 
 use crate::error::{Error, Result};
-use crate::kernels::{self, Filter, leaves};
+use crate::kernels::{self, Filter, NO_TOKEN, leaves};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +31,7 @@ pub struct SamplerOptions {
     pub presence_penalty: f32,
     /// Subtract this from the logits of recent tokens for each time they occur.
     pub frequency_penalty: f32,
-    /// Add to the logits of these tokens.
+    /// Add to the logits of these tokens; -∞ bans one.
     pub logit_bias: Vec<(u32, f32)>,
     /// Same seed, same tokens, on the same device.
     pub seed: u64,
@@ -58,8 +58,8 @@ impl SamplerOptions {
     /// # Errors
     /// When a value is out of its range; the message states the range.
     pub fn validate(&self) -> Result<()> {
-        let check = |setting, value: f32, in_range: bool, expected| {
-            if in_range { Ok(()) } else { Err(Error::Setting { setting, found: value.to_string(), expected }) }
+        let check = |setting, value: f32, in_range: bool, expected: &'static str| {
+            if in_range { Ok(()) } else { Err(Error::setting(setting, value, expected)) }
         };
         let share = |setting, value: f32| check(setting, value, (0.0..=1.0).contains(&value), "a number from 0 to 1");
         let finite = |setting, value: f32| check(setting, value, value.is_finite(), "a finite number");
@@ -67,9 +67,19 @@ impl SamplerOptions {
         share("top_p", self.top_p)?;
         share("min_p", self.min_p)?;
         let penalty = self.repetition_penalty.unwrap_or(1.0);
-        check("repetition_penalty", penalty, penalty.is_normal() && penalty > 0.0, "a number above 0")?;
+        let in_range = penalty.is_normal() && penalty > 0.0 && (1.0 / penalty).is_normal();
+        check(
+            "repetition_penalty",
+            penalty,
+            in_range,
+            "a number above 0, and not too large or small for its reciprocal",
+        )?;
         finite("presence_penalty", self.presence_penalty)?;
-        finite("frequency_penalty", self.frequency_penalty)
+        finite("frequency_penalty", self.frequency_penalty)?;
+        match self.logit_bias.iter().find(|(_, value)| value.is_nan() || *value == f32::INFINITY) {
+            Some((id, value)) => Err(Error::setting("logit_bias", format!("{id}={value}"), "a number, or -inf")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -87,10 +97,8 @@ impl Sampler {
     /// When `logit_bias` names a token that is not below `vocab_size`, or this machine lacks the kernels asked for.
     pub fn new(options: SamplerOptions, vocab_size: i32) -> Result<Self> {
         if let Some((id, _)) = options.logit_bias.iter().find(|(id, _)| i64::from(*id) >= i64::from(vocab_size)) {
-            return Err(Error::Input(format!(
-                "logit bias for token {id}, but the vocabulary ends at {}",
-                vocab_size - 1
-            )));
+            let expected = format!("a token of the vocabulary, which ends at {}", vocab_size - 1);
+            return Err(Error::setting("logit_bias", id, expected));
         }
         kernels::choose()?;
         let random = RandomState::with_seed(options.seed)?;
@@ -143,24 +151,35 @@ impl Sampler {
         Ok(logits)
     }
 
-    /// Choose a token `[1]` (u32) by processed logits `[1, V]`.
+    /// Choose a token `[1]` (u32) by processed logits `[1, V]`; [`NO_TOKEN`] when they hold NaN or ∞, or are all -∞.
+    ///
+    /// # Errors
+    /// When the logits are of more than one sequence.
     pub fn sample(&mut self, logits: &Array) -> Result<Array> {
+        if logits.ndim() != 2 || logits.dim(0) != 1 {
+            return Err(Error::Input(format!("a sampler chooses by logits [1, V], not {:?}", logits.shape())));
+        }
         // A temperature whose reciprocal f32 cannot hold is as good as zero.
         let is_greedy = !(1.0 / self.options.temp).is_finite();
         if let Some(kernels) = kernels::active() {
             if is_greedy {
-                return Ok(leaves::argmax(kernels, logits));
+                return leaves::argmax(kernels, logits);
             }
             let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
             let filter = Filter { temp, top_p, min_p, top_k };
-            return Ok(leaves::sample(kernels, logits, filter, &self.random.next_key()?));
+            return leaves::sample(kernels, logits, filter, &self.random.next_key()?);
         }
-        if is_greedy {
-            return Ok(argmax_axis(logits, -1, false)?);
-        }
-        let logprobs = self.filter(logprobs(logits)?)?;
-        let key = self.random.next_key()?;
-        Ok(categorical(logprobs.multiply(Array::from_f32(1.0 / self.options.temp))?, None, None, &key)?)
+        let token = if is_greedy {
+            argmax_axis(logits, -1, false)?
+        } else {
+            let logprobs = self.filter(logprobs(logits)?)?;
+            let key = self.random.next_key()?;
+            categorical(logprobs.multiply(Array::from_f32(1.0 / self.options.temp))?, None, None, &key)?
+        };
+        // Less than ∞ and more than -∞, which NaN is not either.
+        let all = logits.as_type::<f32>()?.logsumexp_axis(-1, false)?;
+        let are_numbers = all.abs()?.lt(Array::from_f32(f32::INFINITY))?;
+        Ok(ops::select(are_numbers, token, Array::from_slice(&[NO_TOKEN], &[1]))?)
     }
 
     /// Give tokens outside top-p, min-p and top-k the log-probability -∞; the rest stay as they are.

@@ -1,19 +1,26 @@
 //! Kernels as nodes of MLX's graph: a primitive that calls a Rust closure, with `primitive.cpp`.
 //!
 //! The graph stays lazy. When MLX evaluates such a node, the closure runs on MLX's stream thread, in order with MLX's own
-//! operations, and gets views of the inputs' and the output's memory.
+//! operations, and gets views of the inputs' and the output's memory. A panic in it does not reach C++: the node's result is
+//! then no number, and [`failure`] says what happened, on the thread that described the node.
 
 #![cfg_attr(not(cpu_kernels), allow(dead_code, unused_imports, unused_variables))]
 
-use std::ffi::c_void;
+use std::any::Any;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
-use memmap2::Mmap;
 use mlx_rs::{Array, Dtype, StreamOrDevice};
 
-use super::{Floats, FloatsMut};
+use super::{Floats, FloatsMut, pool};
+use crate::error::{Error, Result};
+use crate::mapped::Mapped;
 use crate::mlx_rs_patch::item_size;
 
 /// Most dimensions that a view has room for.
@@ -32,6 +39,7 @@ pub(crate) struct View {
 #[cfg(cpu_kernels)]
 #[repr(C)]
 struct Closure {
+    name: *const c_char,
     state: *mut c_void,
     call: unsafe extern "C" fn(*mut c_void, *const View, usize, *mut View),
     drop: unsafe extern "C" fn(*mut c_void),
@@ -66,7 +74,7 @@ unsafe extern "C" {
 ///
 /// # Panics
 /// When `bytes` are not in `map`, or not as many as `shape` says.
-pub(crate) fn borrow(map: &Arc<Mmap>, bytes: &[u8], shape: &[i32], dtype: Dtype) -> Option<Array> {
+pub(crate) fn borrow(map: &Arc<Mapped>, bytes: &[u8], shape: &[i32], dtype: Dtype) -> Option<Array> {
     let item_size = item_size(dtype);
     assert!(map.as_ptr_range().start <= bytes.as_ptr() && bytes.as_ptr_range().end <= map.as_ptr_range().end);
     assert_eq!(bytes.len(), shape.iter().map(|&n| n as usize).product::<usize>() * item_size);
@@ -79,7 +87,7 @@ pub(crate) fn borrow(map: &Arc<Mmap>, bytes: &[u8], shape: &[i32], dtype: Dtype)
     {
         unsafe extern "C" fn drop(owner: *mut c_void) {
             // SAFETY: `owner` came from `Arc::into_raw` below, and the array calls this once.
-            unsafe { std::mem::drop(Arc::from_raw(owner.cast::<Mmap>())) }
+            unsafe { std::mem::drop(Arc::from_raw(owner.cast::<Mapped>())) }
         }
         let owner = Arc::into_raw(Arc::clone(map)).cast_mut().cast();
         // SAFETY: the memory is the map's, which the array holds until `drop`. MLX only writes to an array's memory when
@@ -92,9 +100,73 @@ pub(crate) fn borrow(map: &Arc<Mmap>, bytes: &[u8], shape: &[i32], dtype: Dtype)
     }
 }
 
+/// What the nodes that a thread describes share: how their computation ends.
+#[derive(Default)]
+struct Fate {
+    /// The first failure since it was last asked for.
+    failure: Mutex<Option<Error>>,
+    /// Once true, what is left of the computation is skipped.
+    stop: Arc<AtomicBool>,
+}
+
+thread_local! {
+    static FATE: RefCell<Arc<Fate>> = RefCell::default();
+}
+
+/// What went wrong in nodes that this thread described, since it last asked.
+///
+/// # Errors
+/// The first failure. What was computed from that node on is of no use.
+pub(crate) fn failure() -> Result<()> {
+    FATE.with_borrow(|fate| match fate.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    })
+}
+
+/// While it lives, nodes that this thread describes stop soon after `stop` becomes true, with [`Error::Interrupted`].
+pub(crate) struct Interruptible(Arc<Fate>);
+
+impl Interruptible {
+    pub fn by(stop: &Arc<AtomicBool>) -> Self {
+        let fate = Fate { stop: Arc::clone(stop), ..Fate::default() };
+        Interruptible(FATE.replace(fate.into()))
+    }
+}
+
+impl Drop for Interruptible {
+    fn drop(&mut self) {
+        FATE.set(Arc::clone(&self.0));
+    }
+}
+
+impl Fate {
+    /// Compute a node; true when its output is complete.
+    fn run(&self, work: impl FnOnce()) -> bool {
+        let error = match catch_unwind(AssertUnwindSafe(|| pool::until(&self.stop, work))) {
+            Ok(()) if !self.stop.load(Ordering::Relaxed) => return true,
+            Ok(()) => Error::Interrupted,
+            Err(panic) => panicked(panic),
+        };
+        self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+        false
+    }
+}
+
+/// A kernel's panic is a defect, unless it was raised by [`super::fail`].
+fn panicked(panic: Box<dyn Any + Send>) -> Error {
+    match panic.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(panic) => {
+            let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            Error::Internal(format!("a kernel failed: {}", message.unwrap_or("no message")))
+        }
+    }
+}
+
 /// Nodes are only asked for where [`super::active`] has kernels.
 #[cfg(not(cpu_kernels))]
-pub(crate) fn leaf<F>(inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Array
+pub(crate) fn leaf<F>(name: &'static CStr, inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Result<Array>
 where
     F: Fn(&[View], &mut View) + Send + Sync + 'static,
 {
@@ -102,32 +174,43 @@ where
 }
 
 /// A node of `shape` and `dtype` that `run` computes from `inputs`, each of at most four dimensions. `run` must write all
-/// of the output, and must not panic.
+/// of the output. `name` says what it computes, in messages.
+///
+/// # Errors
+/// When there is no memory for a node. What goes wrong in `run` is told by [`failure`].
 #[cfg(cpu_kernels)]
-pub(crate) fn leaf<F>(inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Array
+pub(crate) fn leaf<F>(name: &'static CStr, inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Result<Array>
 where
     F: Fn(&[View], &mut View) + Send + Sync + 'static,
 {
+    struct State<F> {
+        run: F,
+        fate: Arc<Fate>,
+    }
     unsafe extern "C" fn call<F: Fn(&[View], &mut View)>(
         state: *mut c_void,
         inputs: *const View,
         n_inputs: usize,
         output: *mut View,
     ) {
-        // SAFETY: `state` is the `F` below, alive until `drop`; the others are `primitive.cpp`'s for this call. A panic ends
-        // the process here, since it may not unwind into C++.
-        unsafe { (*state.cast::<F>())(slice::from_raw_parts(inputs, n_inputs), &mut *output) }
+        // SAFETY: `state` is the `State` below, alive until `drop`; the others are `primitive.cpp`'s for this call.
+        let (State { run, fate }, inputs, output) =
+            unsafe { (&*state.cast::<State<F>>(), slice::from_raw_parts(inputs, n_inputs), &mut *output) };
+        if !fate.run(|| run(inputs, output)) {
+            output.poison();
+        }
     }
     unsafe extern "C" fn drop<F>(state: *mut c_void) {
         // SAFETY: `state` came from `Box::into_raw` below, and `primitive.cpp` calls this once, after the last call.
-        unsafe { std::mem::drop(Box::from_raw(state.cast::<F>())) }
+        unsafe { std::mem::drop(Box::from_raw(state.cast::<State<F>>())) }
     }
     assert!(shape.len() <= DIMS && inputs.iter().all(|input| input.ndim() <= DIMS));
     let handles: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
-    let closure = Closure { state: Box::into_raw(Box::new(run)).cast(), call: call::<F>, drop: drop::<F> };
+    let state = Box::new(State { run, fate: FATE.with_borrow(Arc::clone) });
+    let closure = Closure { name: name.as_ptr(), state: Box::into_raw(state).cast(), call: call::<F>, drop: drop::<F> };
     // SAFETY: the handles live through the call, which copies what they refer to; the array it returns is new and ours.
     unsafe {
-        Array::from_ptr(mlx_lm_leaf(
+        let array = mlx_lm_leaf(
             handles.as_ptr(),
             handles.len(),
             shape.as_ptr(),
@@ -136,7 +219,13 @@ where
             item_size(dtype) as i32,
             StreamOrDevice::default().as_ref().as_ptr(),
             closure,
-        ))
+        );
+        match array.ctx.is_null() {
+            true => {
+                Err(Error::OutOfMemory(format!("a node of MLX's graph, {}, could not be made", name.to_string_lossy())))
+            }
+            false => Ok(Array::from_ptr(array)),
+        }
     }
 }
 
@@ -180,11 +269,34 @@ impl View {
         unsafe { slice::from_raw_parts(self.data.cast(), self.extent()) }
     }
 
-    /// Row-major words.
+    /// Words that follow one another in row-major order.
     pub fn words(&self) -> &[u32] {
         assert!(self.dtype == Dtype::Uint32 as i32 && self.is_contiguous());
         // SAFETY: the type was checked.
         unsafe { self.slice() }
+    }
+
+    /// Words in row-major order, copied only where they lie otherwise.
+    pub fn contiguous_words(&self) -> Cow<'_, [u32]> {
+        if self.is_contiguous() {
+            return self.words().into();
+        }
+        assert_eq!(self.dtype, Dtype::Uint32 as i32);
+        // SAFETY: the type was checked.
+        self.gather(unsafe { self.slice() }).into()
+    }
+
+    /// The elements in row-major order, out of all memory from the first to the last.
+    fn gather<T: Copy>(&self, from: &[T]) -> Vec<T> {
+        let position = |mut i: usize| {
+            let coordinates = self.shape().iter().zip(self.strides()).rev().map(|(&n, &stride)| {
+                let coordinate = i % n as usize;
+                i /= n as usize;
+                coordinate * stride as usize
+            });
+            coordinates.sum::<usize>()
+        };
+        (0..self.len()).map(|i| from[position(i)]).collect()
     }
 
     /// All memory from the first element to the last, of which the strides tell which are elements.
@@ -205,22 +317,10 @@ impl View {
         if self.is_contiguous() {
             return with(self.floats());
         }
-        fn gather<T: Copy>(view: &View, from: &[T]) -> Vec<T> {
-            let (shape, strides) = (view.shape(), view.strides());
-            let position = |mut i: usize| {
-                let coordinates = shape.iter().zip(strides).rev().map(|(&n, &stride)| {
-                    let coordinate = i % n as usize;
-                    i /= n as usize;
-                    coordinate * stride as usize
-                });
-                coordinates.sum::<usize>()
-            };
-            (0..view.len()).map(|i| from[position(i)]).collect()
-        }
         match self.floats() {
-            Floats::F32(x) => with(Floats::F32(&gather(self, x))),
-            Floats::F16(x) => with(Floats::F16(&gather(self, x))),
-            Floats::Bf16(x) => with(Floats::Bf16(&gather(self, x))),
+            Floats::F32(x) => with(Floats::F32(&self.gather(x))),
+            Floats::F16(x) => with(Floats::F16(&self.gather(x))),
+            Floats::Bf16(x) => with(Floats::Bf16(&self.gather(x))),
         }
     }
 
@@ -229,6 +329,14 @@ impl View {
         assert!(self.dtype == Dtype::Bool as i32 && self.is_contiguous());
         // SAFETY: the type was checked; MLX writes 0 and 1 only.
         unsafe { self.slice() }
+    }
+
+    /// Make an output that was not computed what nobody takes for a result: floats are NaN, ids beyond any vocabulary.
+    pub fn poison(&mut self) {
+        let bytes =
+            self.len() * if self.dtype == Dtype::Uint32 as i32 || self.dtype == Dtype::Float32 as i32 { 4 } else { 2 };
+        // SAFETY: as for `floats_mut`: words have 4 bytes, and the other types that nodes have 2.
+        unsafe { slice::from_raw_parts_mut(self.data.cast::<u8>(), bytes).fill(0xff) }
     }
 
     /// The words of an output.

@@ -6,7 +6,8 @@ use mlx_rs::fast::ScaledDotProductAttentionMask;
 
 use super::bridge::{View, leaf};
 use super::types::{Element, same_type, typed};
-use super::{Affine, Filter, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
+use super::{Affine, Filter, Heads, Join, Kernels, Layer, Mask, Matrix, NO_TOKEN, Values};
+use crate::error::Result;
 use crate::quantized::{Linear, Packing, Weight};
 
 /// The type that MLX gives the result of an operation on two types of floats.
@@ -43,7 +44,7 @@ fn matrix(views: &[View], packing: Option<Packing>) -> Matrix<'_> {
 }
 
 /// Linear layers with one input, `[…, input]` to `[…, width]`; see [`Kernels::linear`].
-pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join) -> Array {
+pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join) -> Result<Array> {
     let mut inputs = vec![x];
     // For each layer, how it is packed, and whether it has a bias.
     let mut kinds = Vec::new();
@@ -59,7 +60,7 @@ pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join
     }
     let mut shape = x.shape().to_vec();
     *shape.last_mut().expect("x has a dimension") = if join == Join::SwiGlu { width / 2 } else { width };
-    leaf(&inputs, &shape, dtype, move |inputs, output| {
+    leaf(c"a linear layer's output", &inputs, &shape, dtype, move |inputs, output| {
         let (x, mut rest) = inputs.split_first().expect("x is an input");
         let mut layers = Vec::with_capacity(kinds.len());
         for &(packing, has_bias) in &kinds {
@@ -72,8 +73,8 @@ pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join
     })
 }
 
-/// Rows of an embedding: ids `[B, L]` (u32) to `[B, L, D]`.
-pub(crate) fn embedding(kernels: Kernels, ids: &Array, weight: &Weight) -> Array {
+/// Rows of an embedding: ids `[B, L]` (u32) to `[B, L, D]`. After [`NO_TOKEN`] come no numbers.
+pub(crate) fn embedding(kernels: Kernels, ids: &Array, weight: &Weight) -> Result<Array> {
     let packing = weight.packing();
     let arrays = weight.arrays();
     let columns = match packing {
@@ -81,22 +82,32 @@ pub(crate) fn embedding(kernels: Kernels, ids: &Array, weight: &Weight) -> Array
         Some(packing) => arrays[1].dim(1) * packing.group_size,
     };
     let inputs: Vec<&Array> = [ids].into_iter().chain(arrays).collect();
-    leaf(&inputs, &[ids.dim(0), ids.dim(1), columns], weight.dtype(), move |inputs, output| {
-        kernels.embed(inputs[0].words(), &matrix(&inputs[1..], packing), output.floats_mut());
+    leaf(c"embeddings", &inputs, &[ids.dim(0), ids.dim(1), columns], weight.dtype(), move |inputs, output| {
+        let ids = inputs[0].contiguous_words();
+        match ids.contains(&NO_TOKEN) {
+            true => output.poison(),
+            false => kernels.embed(&ids, &matrix(&inputs[1..], packing), output.floats_mut()),
+        }
     })
 }
 
 /// Root-mean-square normalisation over the last axis, with `weight` `[D]`.
-pub(crate) fn rms_norm(kernels: Kernels, x: &Array, weight: &Array, eps: f32) -> Array {
-    leaf(&[x, weight], x.shape(), promoted(x.dtype(), weight.dtype()), move |inputs, output| {
-        inputs[0].contiguous(|x| kernels.rms_norm(x, inputs[1].floats(), eps, output.floats_mut()));
-    })
+pub(crate) fn rms_norm(kernels: Kernels, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+    leaf(
+        c"normalised hidden states",
+        &[x, weight],
+        x.shape(),
+        promoted(x.dtype(), weight.dtype()),
+        move |inputs, output| {
+            inputs[0].contiguous(|x| kernels.rms_norm(x, inputs[1].floats(), eps, output.floats_mut()));
+        },
+    )
 }
 
 /// Place by place, of one shape; the sum in the wider type.
-pub(crate) fn add(kernels: Kernels, a: &Array, b: &Array) -> Option<Array> {
+pub(crate) fn add(kernels: Kernels, a: &Array, b: &Array) -> Option<Result<Array>> {
     (a.dtype() == b.dtype()).then(|| {
-        leaf(&[a, b], a.shape(), a.dtype(), move |inputs, output| {
+        leaf(c"hidden states", &[a, b], a.shape(), a.dtype(), move |inputs, output| {
             inputs[0].contiguous(|a| inputs[1].contiguous(|b| kernels.add(a, b, output.floats_mut())));
         })
     })
@@ -121,11 +132,11 @@ pub(crate) fn heads_of(
     head_dim: i32,
     norm: Option<(&Array, f32)>,
     rope: (&[f64], i32, f32),
-) -> Array {
+) -> Result<Array> {
     let (frequencies, offset, factor) = (rope.0.to_vec(), rope.1, rope.2);
     let inputs: Vec<&Array> = [x].into_iter().chain(norm.map(|(weight, _)| weight)).collect();
     let eps = norm.map_or(0.0, |(_, eps)| eps);
-    leaf(&inputs, &[x.dim(0), n, x.dim(1), head_dim], x.dtype(), move |inputs, output| {
+    leaf(c"queries, keys or values", &inputs, &[x.dim(0), n, x.dim(1), head_dim], x.dtype(), move |inputs, output| {
         let (x, norm) = (&inputs[0], inputs.get(1).map(|weight| (weight.floats(), eps)));
         let &[b, l, width] = x.shape() else { panic!("projections have three dimensions, not {:?}", x.shape()) };
         let &[sb, sl, _] = x.strides() else { unreachable!("as many strides as dimensions") };
@@ -145,7 +156,7 @@ pub(crate) fn attention(
     values: &Array,
     scale: f32,
     mask: Option<&ScaledDotProductAttentionMask>,
-) -> Array {
+) -> Result<Array> {
     let causal = matches!(mask, Some(ScaledDotProductAttentionMask::Causal));
     let table = match mask {
         Some(ScaledDotProductAttentionMask::Array(table)) => Some(*table),
@@ -153,7 +164,7 @@ pub(crate) fn attention(
     };
     let inputs: Vec<&Array> = [queries, keys, values].into_iter().chain(table).collect();
     let shape = [queries.dim(0), queries.dim(2), queries.dim(1) * queries.dim(3)];
-    leaf(&inputs, &shape, queries.dtype(), move |inputs, output| {
+    leaf(c"attention's output", &inputs, &shape, queries.dtype(), move |inputs, output| {
         let mask = match inputs.get(3) {
             Some(table) => Mask::Table(table.flags()),
             None if causal => Mask::Causal,
@@ -166,39 +177,46 @@ pub(crate) fn attention(
 
 /// A buffer `[B, H, capacity, D]` with the first `n` tokens of another, `[B, H, …, D]` and of the same type, then those of
 /// `new` `[B, H, L, D]`, then zeros.
-pub(crate) fn append(buffer: &Array, n: i32, new: &Array, capacity: i32) -> Array {
+pub(crate) fn append(buffer: &Array, n: i32, new: &Array, capacity: i32) -> Result<Array> {
     // An empty array has no memory to look at.
     let inputs: Vec<&Array> = [new].into_iter().chain((n > 0).then_some(buffer)).collect();
-    leaf(&inputs, &[new.dim(0), new.dim(1), capacity, new.dim(3)], new.dtype(), move |inputs, output| {
-        let numbers_of = |view: &View| (view.shape()[2] * view.shape()[3]) as usize;
-        let (row, kept) = (numbers_of(output), n as usize * output.shape()[3] as usize);
-        typed!(FloatsMut, output.floats_mut(), output => {
-            for (view, start, size) in [(inputs.get(1), 0, kept), (inputs.first(), kept, numbers_of(&inputs[0]))] {
-                let Some(view) = view else { continue };
-                view.contiguous(|from| {
-                    let from = same_type(output, from).chunks_exact(numbers_of(view));
-                    for (to, from) in output.chunks_exact_mut(row).zip(from) {
-                        to[start..start + size].copy_from_slice(&from[..size]);
-                    }
-                });
-            }
-            let end = kept + numbers_of(&inputs[0]);
-            output.chunks_exact_mut(row).for_each(|row| row[end..].fill(Element::from_f32(0.0)));
-        });
+    leaf(
+        c"keys or values in the cache",
+        &inputs,
+        &[new.dim(0), new.dim(1), capacity, new.dim(3)],
+        new.dtype(),
+        move |inputs, output| {
+            let numbers_of = |view: &View| (view.shape()[2] * view.shape()[3]) as usize;
+            let (row, kept) = (numbers_of(output), n as usize * output.shape()[3] as usize);
+            typed!(FloatsMut, output.floats_mut(), output => {
+                for (view, start, size) in [(inputs.get(1), 0, kept), (inputs.first(), kept, numbers_of(&inputs[0]))] {
+                    let Some(view) = view else { continue };
+                    view.contiguous(|from| {
+                        let from = same_type(output, from).chunks_exact(numbers_of(view));
+                        for (to, from) in output.chunks_exact_mut(row).zip(from) {
+                            to[start..start + size].copy_from_slice(&from[..size]);
+                        }
+                    });
+                }
+                let end = kept + numbers_of(&inputs[0]);
+                output.chunks_exact_mut(row).for_each(|row| row[end..].fill(Element::from_f32(0.0)));
+            });
+        },
+    )
+}
+
+/// The token `[1]` (u32) with the largest of the logits `[1, V]`, or [`NO_TOKEN`].
+pub(crate) fn argmax(kernels: Kernels, logits: &Array) -> Result<Array> {
+    leaf(c"a token", &[logits], &[1], Dtype::Uint32, move |inputs, output| {
+        inputs[0].contiguous(|logits| output.words_mut()[0] = kernels.argmax(logits).unwrap_or(NO_TOKEN));
     })
 }
 
-/// The token `[1]` (u32) with the largest of the logits `[1, V]`.
-pub(crate) fn argmax(kernels: Kernels, logits: &Array) -> Array {
-    leaf(&[logits], &[1], Dtype::Uint32, move |inputs, output| {
-        inputs[0].contiguous(|logits| output.words_mut()[0] = kernels.argmax(logits));
-    })
-}
-
-/// A token `[1]` (u32) drawn by the logits `[1, V]` with a key `[2]` (u32) of MLX.
-pub(crate) fn sample(kernels: Kernels, logits: &Array, filter: Filter, key: &Array) -> Array {
-    leaf(&[logits, key], &[1], Dtype::Uint32, move |inputs, output| {
+/// A token `[1]` (u32) drawn by the logits `[1, V]` with a key `[2]` (u32) of MLX, or [`NO_TOKEN`].
+pub(crate) fn sample(kernels: Kernels, logits: &Array, filter: Filter, key: &Array) -> Result<Array> {
+    leaf(c"a token", &[logits, key], &[1], Dtype::Uint32, move |inputs, output| {
         let &[a, b] = inputs[1].words() else { panic!("a key has two words") };
-        inputs[0].contiguous(|logits| output.words_mut()[0] = kernels.sample(logits, filter, [a, b]));
+        inputs[0]
+            .contiguous(|logits| output.words_mut()[0] = kernels.sample(logits, filter, [a, b]).unwrap_or(NO_TOKEN));
     })
 }

@@ -11,7 +11,7 @@
 
 mod attention;
 mod bridge;
-pub(crate) use bridge::borrow as in_place;
+pub(crate) use bridge::{Interruptible, borrow as in_place, failure};
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod elementwise;
@@ -44,6 +44,9 @@ use crate::error::{Error, Result};
 
 /// The environment variable that forces a set of kernels.
 pub const VARIABLE: &str = "MLX_LM_KERNELS";
+
+/// What stands for a token where the logits give none; no vocabulary is so large.
+pub(crate) const NO_TOKEN: u32 = u32::MAX;
 
 /// A set of kernels, the slowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,19 +108,15 @@ impl Kernels {
         simd::Portable.run(op)
     }
 
-    /// The index of the largest logit, the first of them if there are several.
-    pub fn argmax(self, logits: Floats) -> u32 {
-        self.run(sample::ArgMax(logits)) as u32
+    /// The index of the largest logit, the first of them if there are several; `None` when one is NaN or ∞, or all are -∞.
+    pub fn argmax(self, logits: Floats) -> Option<u32> {
+        self.run(sample::ArgMax(logits)).map(|token| token as u32)
     }
 
     /// A token at random, by its logit: the one that `mlx.core.random.categorical` draws with this key from the filtered
-    /// log-probabilities over the temperature.
-    ///
-    /// # Panics
-    /// When there are no logits.
-    pub fn sample(self, logits: Floats, filter: Filter, key: [u32; 2]) -> u32 {
-        assert!(!logits.is_empty());
-        self.run(sample::Sample { logits, filter, key }) as u32
+    /// log-probabilities over the temperature. `None` when one is NaN or ∞, or all are -∞.
+    pub fn sample(self, logits: Floats, filter: Filter, key: [u32; 2]) -> Option<u32> {
+        self.run(sample::Sample { logits, filter, key }).map(|token| token as u32)
     }
 
     /// Linear layers with one input: `x` `[m, columns]` to `y` `[m, width]`, whose rows are the layers' outputs as `join` says.
@@ -224,9 +223,17 @@ impl Kernels {
     /// When an id is not below `w.rows`, or the sizes do not fit together.
     pub fn embed(self, ids: &[u32], w: &Matrix, y: FloatsMut) {
         w.check();
-        assert!(y.len() == ids.len() * w.columns && ids.iter().all(|&id| (id as usize) < w.rows));
+        assert!(y.len() == ids.len() * w.columns);
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= w.rows) {
+            fail(Error::Input(format!("token {id} has no embedding; the vocabulary ends at {}", w.rows - 1)));
+        }
         unpack::rows(ids, w, y);
     }
+}
+
+/// End a kernel for a reason that is not its own: a panic that no hook reports, and that `bridge` makes an error again.
+fn fail(error: Error) -> ! {
+    std::panic::resume_unwind(Box::new(error))
 }
 
 /// In whole numbers where that is possible, else in floats; so many tokens at a time as there are registers for.
@@ -261,16 +268,8 @@ pub fn choose() -> Result<Kernels> {
         Err(_) => best,
         Ok(name) => match ALL.into_iter().find(|(known, _)| *known == name) {
             Some((_, kernels)) if kernels.runs_here() => kernels,
-            Some(_) => {
-                return Err(Error::Setting { setting: VARIABLE, found: name, expected: "a set that this machine has" });
-            }
-            None => {
-                return Err(Error::Setting {
-                    setting: VARIABLE,
-                    found: name,
-                    expected: "mlx, portable, avx2, avx512 or amx",
-                });
-            }
+            Some(_) => return Err(Error::setting(VARIABLE, name, "a set that this machine has")),
+            None => return Err(Error::setting(VARIABLE, name, "mlx, portable, avx2, avx512 or amx")),
         },
     };
     Ok(*CHOSEN.get_or_init(|| {
@@ -289,9 +288,12 @@ fn keep_freed_memory() {
     }
 }
 
-/// Share the work out to so many threads. Counts only before the first work in a process.
+/// More threads than any machine that is known has cores to compute with.
+pub const MAX_THREADS: usize = 512;
+
+/// Share the work out to so many threads, at most [`MAX_THREADS`]. Counts only before the first work in a process.
 pub fn set_threads(threads: usize) {
-    pool::set_threads(threads);
+    pool::set_threads(threads.min(MAX_THREADS));
 }
 
 /// Threads that share the work.

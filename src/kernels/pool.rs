@@ -1,7 +1,8 @@
 //! Work shared out to threads: rayon's, one fewer than asked for, and the one that calls.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -43,14 +44,33 @@ pub(super) fn share(n: usize) -> usize {
     n.div_ceil(threads() * 8)
 }
 
-/// Do `work` for each of `0..n`, once each, in any order and on any thread.
+thread_local! {
+    static STOP: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+}
+
+/// Run `work`, whose tasks are skipped once `stop` is true.
+pub(super) fn until(stop: &Arc<AtomicBool>, work: impl FnOnce()) {
+    /// Also where `work` panics.
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            STOP.set(None);
+        }
+    }
+    STOP.set(Some(Arc::clone(stop)));
+    let _reset = Reset;
+    work();
+}
+
+/// Do `work` for each of `0..n`, once each, in any order and on any thread; see [`until`].
 pub(super) fn for_each(n: usize, work: impl Fn(usize) + Sync) {
     let pool = POOL.get_or_init(|| build(default_threads()));
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let stop = STOP.with_borrow(Option::clone);
     let drain = || {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= n {
+            if i >= n || stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                 return;
             }
             work(i);

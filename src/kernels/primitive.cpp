@@ -1,6 +1,10 @@
 // A node of MLX's graph that calls a Rust closure: the C++ half of bridge.rs, which documents it.
 
+#include <dlfcn.h>
+
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "mlx/allocator.h"
@@ -23,6 +27,8 @@ struct mlx_lm_view {
 };
 
 struct mlx_lm_closure {
+  // What it computes, for messages.
+  const char* name;
   void* state;
   void (*call)(void* state, const mlx_lm_view* inputs, size_t n_inputs, mlx_lm_view* output);
   void (*drop)(void* state);
@@ -30,6 +36,30 @@ struct mlx_lm_closure {
 }
 
 namespace {
+
+std::string wanted(size_t bytes, const std::string& purpose) {
+  // `OUT_OF_MEMORY` of error.rs.
+  return "out of memory: " + std::to_string(bytes) + " bytes for " + purpose + " were not to be had";
+}
+
+// Where the system has no memory, MLX's CPU allocator hands out null, and MLX's operations write through it. This one throws.
+class CheckedAllocator : public mx::allocator::Allocator {
+ public:
+  explicit CheckedAllocator(Allocator& inner) : inner_(inner) {}
+
+  mx::allocator::Buffer malloc(size_t size) override {
+    auto buffer = inner_.malloc(size);
+    if (!buffer.ptr()) throw std::runtime_error(wanted(size, "an array of MLX"));
+    return buffer;
+  }
+  void free(mx::allocator::Buffer buffer) override { inner_.free(buffer); }
+  size_t size(mx::allocator::Buffer buffer) const override { return inner_.size(buffer); }
+  mx::allocator::Buffer make_buffer(void* data, size_t size) override { return inner_.make_buffer(data, size); }
+  void release(mx::allocator::Buffer buffer) override { inner_.release(buffer); }
+
+ private:
+  Allocator& inner_;
+};
 
 mlx_lm_view view(const mx::array& a) {
   mlx_lm_view v{const_cast<void*>(a.data<void>()), static_cast<int>(a.dtype().val()), static_cast<int>(a.ndim()), {}, {}};
@@ -58,7 +88,11 @@ class Leaf : public mx::Primitive {
 
   // MLX keeps the buffers of inputs and outputs until all that is dispatched here has run; not the arrays.
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    outputs[0].set_data(mx::allocator::malloc(outputs[0].nbytes()));
+    try {
+      outputs[0].set_data(mx::allocator::malloc(outputs[0].nbytes()));
+    } catch (const std::runtime_error&) {
+      throw std::runtime_error(wanted(outputs[0].nbytes(), closure_->name));
+    }
     std::vector<mlx_lm_view> views;
     for (const auto& input : inputs) views.push_back(view(input));
     mx::cpu::get_command_encoder(stream()).dispatch(
@@ -73,21 +107,33 @@ class Leaf : public mx::Primitive {
 
 } // namespace
 
+// The dynamic linker finds this before libmlx.so's own, for libmlx.so too.
+mx::allocator::Allocator& mx::allocator::allocator() {
+  static CheckedAllocator checked([]() -> Allocator& {
+    auto* own = dlsym(RTLD_NEXT, "_ZN3mlx4core9allocator9allocatorEv");
+    return reinterpret_cast<Allocator& (*)()>(own)();
+  }());
+  return checked;
+}
+
 // An array over memory of another's. MLX's CPU allocator puts the length of a buffer before it, and hands out the address
 // after that; here nothing frees or asks for the length, so any address can be handed out. Null when it is not.
 extern "C" mlx_array mlx_lm_borrow(
-    const void* data, const int* shape, size_t ndim, int dtype, int item_size, void* owner, void (*drop)(void*)) {
+    const void* data, const int* shape, size_t ndim, int dtype, int item_size, void* owner, void (*drop)(void*)) try {
   mx::array array(mx::Shape(shape, shape + ndim), mx::Dtype(static_cast<mx::Dtype::Val>(dtype), item_size), nullptr, {});
   auto* buffer = static_cast<char*>(const_cast<void*>(data)) - sizeof(size_t);
   array.set_data(mx::allocator::Buffer{buffer}, [owner, drop](mx::allocator::Buffer) { drop(owner); });
   array.set_status(mx::array::Status::available);
   if (array.data<void>() != data) return mlx_array{nullptr};
   return mlx_array{new mx::array(std::move(array))};
+} catch (const std::exception&) {
+  return mlx_array{nullptr};
 }
 
+// Null when there is no memory for it.
 extern "C" mlx_array mlx_lm_leaf(
     const mlx_array* inputs, size_t n_inputs, const int* shape, size_t ndim, int dtype, int item_size,
-    mlx_stream stream, mlx_lm_closure closure) {
+    mlx_stream stream, mlx_lm_closure closure) try {
   auto owned = std::make_shared<Closure>(closure);
   std::vector<mx::array> arrays;
   for (size_t i = 0; i < n_inputs; i++) arrays.push_back(*static_cast<mx::array*>(inputs[i].ctx));
@@ -95,4 +141,6 @@ extern "C" mlx_array mlx_lm_leaf(
   auto primitive = std::make_shared<Leaf>(*static_cast<mx::Stream*>(stream.ctx), std::move(owned));
   auto* array = new mx::array(mx::Shape(shape, shape + ndim), type, std::move(primitive), std::move(arrays));
   return mlx_array{array};
+} catch (const std::exception&) {
+  return mlx_array{nullptr};
 }

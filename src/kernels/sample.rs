@@ -24,26 +24,35 @@ pub struct Filter {
 pub(super) struct ArgMax<'a>(pub Floats<'a>);
 
 impl Op for ArgMax<'_> {
-    type Output = usize;
+    type Output = Option<usize>;
 
     #[inline(always)]
-    fn with<S: Simd>(self, s: S) -> usize {
+    fn with<S: Simd>(self, s: S) -> Option<usize> {
         typed!(Floats, self.0, logits => {
-            let largest = largest(s, logits);
-            logits.iter().position(|x| x.to_f32() == largest).unwrap_or(0)
+            let largest = largest(s, logits)?;
+            logits.iter().position(|x| x.to_f32() == largest)
         })
     }
 }
 
+/// `None` when one is NaN or ∞, or all are -∞.
 #[inline(always)]
-fn largest<S: Simd, E: Element>(s: S, logits: &[E]) -> f32 {
-    let mut largest = s.splat(f32::NEG_INFINITY);
+fn largest<S: Simd, E: Element>(s: S, logits: &[E]) -> Option<f32> {
+    let (lowest, one) = (s.splat(f32::NEG_INFINITY), s.splat(1.0));
+    let mut largest = lowest;
+    // Each lane counts its numbers; more than 2^24 of them are no vocabulary.
+    let mut numbers = s.splat(0.0);
     let whole = logits.len() / S::LANES * S::LANES;
     for i in (0..whole).step_by(S::LANES) {
         // SAFETY: `i + LANES` stays within the logits.
-        largest = s.max(unsafe { E::load(s, logits.as_ptr().add(i)) }, largest);
+        let x = unsafe { E::load(s, logits.as_ptr().add(i)) };
+        largest = s.max(x, largest);
+        numbers = s.add(numbers, s.keep(one, x, lowest));
     }
-    logits[whole..].iter().fold(s.max_lane(largest), |a, b| a.max(b.to_f32()))
+    let rest = &logits[whole..];
+    let is_nan = s.sum(numbers) != whole as f32 || rest.iter().any(|x| x.to_f32().is_nan());
+    let largest = rest.iter().fold(s.max_lane(largest), |a, b| a.max(b.to_f32()));
+    (!is_nan && largest.is_finite()).then_some(largest)
 }
 
 /// A token at random, by logits, a filter and a key of MLX.
@@ -54,16 +63,16 @@ pub(super) struct Sample<'a> {
 }
 
 impl Op for Sample<'_> {
-    type Output = usize;
+    type Output = Option<usize>;
 
     #[inline(always)]
-    fn with<S: Simd>(self, s: S) -> usize {
+    fn with<S: Simd>(self, s: S) -> Option<usize> {
         let Sample { logits, filter: Filter { temp, top_p, min_p, top_k }, key } = self;
         let n = logits.len();
         let mut row = Scratch::new(n.next_multiple_of(S::LANES));
         typed!(Floats, logits, logits => load_all(s, logits, &mut row[..n]));
         row[n..].fill(f32::NEG_INFINITY);
-        let largest = largest(s, &row);
+        let largest = largest(s, &row)?;
         let mut weights = Scratch::new(row.len());
         let mut least = f32::MIN;
         if top_p < 1.0 || top_k > 0 {
@@ -82,7 +91,7 @@ impl Op for Sample<'_> {
             least = least.max(largest + min_p.ln());
         }
         let sums = weigh(s, &row, largest, 1.0 / temp, least, &mut weights);
-        pick(&weights[..n], &sums, uniform(key))
+        Some(pick(&weights[..n], &sums, uniform(key)))
     }
 }
 

@@ -5,6 +5,8 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use crate::error::Error;
+
 /// A cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -43,7 +45,12 @@ impl<T: Plain> Scratch<T> {
         };
         let mut lines = KEPT.with_borrow_mut(best).unwrap_or_default();
         if lines.len() < n {
-            lines = vec![Line([0; 64]); n];
+            lines = Vec::new();
+            if lines.try_reserve_exact(n).is_err() {
+                let bytes = n * size_of::<Line>();
+                super::fail(Error::OutOfMemory(format!("{bytes} bytes to calculate in were not to be had")));
+            }
+            lines.resize(n, Line([0; 64]));
         }
         Scratch { lines, len, of: PhantomData }
     }

@@ -81,10 +81,13 @@ impl Pack {
     }
 
     /// Whether the file at `path` begins as a pack does, whatever its name.
-    pub fn has_magic(path: &Path) -> bool {
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn has_magic(path: &Path) -> Result<bool> {
         let mut start = [0; header::MAGIC.len()];
-        let read = File::open(path).and_then(|file| file.read_exact_at(&mut start, 0));
-        read.is_ok() && start == header::MAGIC
+        let read = File::open(path).map_err(Error::io(path))?.read_exact_at(&mut start, 0);
+        Ok(read.is_ok() && start == header::MAGIC)
     }
 
     /// The pack's own path.

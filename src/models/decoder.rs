@@ -4,6 +4,7 @@
 
 use mlx_rs::fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention};
 use mlx_rs::ops::{add, multiply, sigmoid};
+use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype};
 
 use super::config::DecoderConfig;
@@ -50,8 +51,9 @@ impl Decoder {
         })
     }
 
-    /// Token ids `[B, L]` (u32) that follow what `cache` holds, to hidden states `[B, L, D]`.
-    pub fn forward(&self, tokens: &Array, cache: &mut KvCache) -> Result<Array> {
+    /// Token ids `[B, L]` (u32) that follow what `cache` holds, to hidden states `[B, L, D]`. `on_layer` is told the layers
+    /// that are done.
+    pub fn forward(&self, tokens: &Array, cache: &mut KvCache, on_layer: &mut dyn FnMut(usize)) -> Result<Array> {
         let step = cache.reserve(tokens.dim(1))?;
         let mut x = self.embed_tokens.forward(tokens)?;
         // MLX takes memory for operations long before it computes them on a CPU: for a chunk of a prompt, for most layers.
@@ -59,8 +61,9 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, i, &step, cache)?;
             if is_long {
-                x.eval()?;
+                evaluate([&x])?;
             }
+            on_layer(i + 1);
         }
         self.norm.forward(&x)
     }
@@ -96,6 +99,16 @@ impl Decoder {
     fn head(&self) -> &Linear {
         self.lm_head.as_ref().unwrap_or(self.embed_tokens.as_linear())
     }
+}
+
+/// Compute `arrays`.
+///
+/// # Errors
+/// When memory runs out, a kernel fails, or the computation was [interrupted](Error::Interrupted).
+pub(super) fn evaluate<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+    let evaluated = eval(arrays);
+    kernels::failure()?; // which is why MLX may have failed too
+    Ok(evaluated?)
 }
 
 #[derive(Debug)]
@@ -163,7 +176,7 @@ impl Attention {
 
     fn forward(&self, x: &Array, layer: usize, step: &Step, cache: &mut KvCache) -> Result<Array> {
         let [queries, keys, values] = match kernels::active() {
-            Some(kernels) => self.project_on(kernels, x, step.offset),
+            Some(kernels) => self.project_on(kernels, x, step.offset)?,
             None => self.project(x, step.offset)?,
         };
         let (keys, values) = cache.update(layer, step, keys, values)?;
@@ -189,19 +202,19 @@ impl Attention {
     }
 
     /// The same in four operations.
-    fn project_on(&self, kernels: Kernels, x: &Array, offset: i32) -> [Array; 3] {
-        let all = leaves::linear(kernels, x, &[&self.q_proj, &self.k_proj, &self.v_proj], Join::Beside);
+    fn project_on(&self, kernels: Kernels, x: &Array, offset: i32) -> Result<[Array; 3]> {
+        let all = leaves::linear(kernels, x, &[&self.q_proj, &self.k_proj, &self.v_proj], Join::Beside)?;
         let rope = self.rope.turns(offset);
         let heads = |first, n, norm: Option<&RmsNorm>, rope| {
             let norm = norm.map(|norm| (&norm.weight, norm.eps));
             leaves::heads_of(kernels, &all, first, n, self.head_dim, norm, rope)
         };
         let (q_norm, k_norm) = self.qk_norm.as_ref().map_or((None, None), |(q, k)| (Some(q), Some(k)));
-        [
-            heads(0, self.n_heads, q_norm, rope),
-            heads(self.n_heads, self.n_kv_heads, k_norm, rope),
-            heads(self.n_heads + self.n_kv_heads, self.n_kv_heads, None, (&[], 0, 1.0)),
-        ]
+        Ok([
+            heads(0, self.n_heads, q_norm, rope)?,
+            heads(self.n_heads, self.n_kv_heads, k_norm, rope)?,
+            heads(self.n_heads + self.n_kv_heads, self.n_kv_heads, None, (&[], 0, 1.0))?,
+        ])
     }
 }
 
@@ -214,7 +227,7 @@ fn attention(
     mask: Option<ScaledDotProductAttentionMask>,
 ) -> Result<Array> {
     if let Some(kernels) = kernels::active() {
-        return Ok(leaves::attention(kernels, queries, keys, values, scale, mask.as_ref()));
+        return leaves::attention(kernels, queries, keys, values, scale, mask.as_ref());
     }
     let output = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
     Ok(output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[queries.dim(0), queries.dim(2), -1])?)
@@ -242,7 +255,7 @@ impl Mlp {
 
     fn forward(&self, x: &Array) -> Result<Array> {
         let expanded = match kernels::active() {
-            Some(kernels) => leaves::linear(kernels, x, &[&self.gate_proj, &self.up_proj], Join::SwiGlu),
+            Some(kernels) => leaves::linear(kernels, x, &[&self.gate_proj, &self.up_proj], Join::SwiGlu)?,
             None => swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?,
         };
         self.down_proj.forward(&expanded)
@@ -258,7 +271,7 @@ fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
 /// What a layer adds to the hidden states.
 fn residual(x: &Array, change: &Array) -> Result<Array> {
     if let Some(result) = kernels::active().and_then(|kernels| leaves::add(kernels, x, change)) {
-        return Ok(result);
+        return result;
     }
     Ok(add(x, change)?)
 }
@@ -277,7 +290,7 @@ impl RmsNorm {
 
     fn forward(&self, x: &Array) -> Result<Array> {
         if let Some(kernels) = kernels::active() {
-            return Ok(leaves::rms_norm(kernels, x, &self.weight, self.eps));
+            return leaves::rms_norm(kernels, x, &self.weight, self.eps);
         }
         Ok(rms_norm(x, Some(&self.weight), self.eps)?)
     }

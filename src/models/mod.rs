@@ -11,6 +11,8 @@ mod synthetic;
 
 pub use synthetic::Architecture;
 
+use std::sync::Arc;
+
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
@@ -18,6 +20,7 @@ use crate::checkpoint::{Checkpoint, WeightFile};
 use crate::error::{Error, Result};
 use crate::generate::kv_cache::{CacheLimits, KvCache};
 use crate::kernels;
+use crate::mapped::Mapped;
 use crate::weights::Weights;
 use config::{DecoderConfig, Fields};
 use decoder::Decoder;
@@ -33,6 +36,9 @@ const FAMILIES: [(&str, ReadConfig); 3] =
 pub struct Model {
     config: DecoderConfig,
     decoder: Decoder,
+    /// What the weights lie in, where they are read in place.
+    files: Vec<Arc<Mapped>>,
+    identity: String,
 }
 
 impl Model {
@@ -44,7 +50,11 @@ impl Model {
     pub fn load(checkpoint: &Checkpoint, on_progress: impl Fn(usize, usize)) -> Result<Self> {
         let config = read_config(checkpoint)?;
         kernels::choose()?;
-        Model::build(config, &checkpoint.weight_files()?, on_progress)
+        let files = checkpoint.weight_files()?;
+        let identity = checkpoint.identity(&files)?;
+        let model = Model::build(config, &files, identity, on_progress)?;
+        model.check_files()?;
+        Ok(model)
     }
 
     /// Check all that [`Model::load`] checks, reading the headers of the weights only.
@@ -53,7 +63,7 @@ impl Model {
     /// As [`Model::load`].
     pub fn check(checkpoint: &Checkpoint) -> Result<()> {
         let config = read_config(checkpoint)?;
-        Model::build(config, &checkpoint.weight_headers()?, |_, _| ()).map(drop)
+        Model::build(config, &checkpoint.weight_headers()?, String::new(), |_, _| ()).map(drop)
     }
 
     /// A model with random weights, quantized to `bits` (4 or 8, in groups of 64) or in bf16 (16), for measuring speed.
@@ -64,16 +74,33 @@ impl Model {
         kernels::choose()?;
         let map = architecture.config(bits);
         let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
-        Model::build(config, &[synthetic::weights(&map, bits)?], |_, _| ())
+        let identity = format!("synthetic {architecture:?}, {bits} bits");
+        Model::build(config, &[synthetic::weights(&map, bits)?], identity, |_, _| ())
     }
 
-    fn build(config: DecoderConfig, files: &[WeightFile], on_progress: impl Fn(usize, usize)) -> Result<Self> {
+    fn build(
+        config: DecoderConfig,
+        files: &[WeightFile],
+        identity: String,
+        on_progress: impl Fn(usize, usize),
+    ) -> Result<Self> {
         let weights = Weights::new(files, on_progress)?;
         let decoder = Decoder::load(&weights.scope(""), &config)?;
         let tied = config.tie_word_embeddings == Some(true);
         weights.ignore(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head.")));
         weights.finish()?;
-        Ok(Model { config, decoder })
+        let files = files.iter().filter_map(WeightFile::map).cloned().collect();
+        Ok(Model { config, decoder, files, identity })
+    }
+
+    fn check_files(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check())
+    }
+
+    /// What tells this model from others: a hash of its configuration and of what its weights begin with. The same for a
+    /// directory and its pack.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// What config.json says, with all defaults filled in.
@@ -116,12 +143,42 @@ impl Model {
         }
     }
 
-    /// Token ids `[B, L]` (u32, below `vocab_size`) that follow what `cache` holds, to hidden states `[B, L, D]`.
+    /// Token ids `[B, L]` (u32, below `vocab_size`) that follow what `cache` holds, to hidden states `[B, L, D]`. They are
+    /// described, not computed: see [`Model::evaluate`].
+    ///
+    /// # Errors
+    /// When `tokens` has another shape or type.
     ///
     /// # Panics
     /// When the cache cannot make room for L more tokens.
     pub fn forward(&self, tokens: &Array, cache: &mut KvCache) -> Result<Array> {
-        self.decoder.forward(tokens, cache)
+        self.forward_by_layer(tokens, cache, &mut |_| ())
+    }
+
+    /// [`Model::forward`] that tells `on_layer` the layers done. Where a CPU computes many tokens, it computes each layer
+    /// as it goes.
+    pub(crate) fn forward_by_layer(
+        &self,
+        tokens: &Array,
+        cache: &mut KvCache,
+        on_layer: &mut dyn FnMut(usize),
+    ) -> Result<Array> {
+        if tokens.ndim() != 2 || tokens.dtype() != Dtype::Uint32 {
+            let found = format!("{:?} of {:?}", tokens.shape(), tokens.dtype());
+            return Err(Error::Input(format!("token ids are [B, L] of Uint32, not {found}")));
+        }
+        self.decoder.forward(tokens, cache, on_layer)
+    }
+
+    /// Compute what this thread described with this model, as far as `arrays` need it.
+    ///
+    /// # Errors
+    /// When memory runs out, a token has no embedding, a kernel fails or is interrupted, or a weights' file was cut off;
+    /// the arrays and the caches that took part are then of no use, the model is as good as before.
+    pub fn evaluate<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+        let evaluated = decoder::evaluate(arrays);
+        self.check_files()?; // which explains all other failures
+        evaluated
     }
 
     /// Hidden states `[…, D]` to logits `[…, V]`.

@@ -108,12 +108,12 @@ pub(super) fn weights(config: &Map<String, Value>, bits: u32) -> Result<WeightFi
             add(name("self_attn.k_norm"), Dtype::BF16, vec![head_dim]);
         }
     }
-    let mut map = MmapMut::map_anon(end as usize).map_err(|error| Error::Io { path: "<synthetic>".into(), error })?;
+    let io = Error::io("<synthetic>".as_ref());
+    let mut map = MmapMut::map_anon(end as usize).map_err(&io)?;
     for tensor in &tensors {
         fill(tensor, bits, &mut map[tensor.bytes.start as usize..tensor.bytes.end as usize]);
     }
-    let map = map.make_read_only().map_err(|error| Error::Io { path: "<synthetic>".into(), error })?;
-    Ok(WeightFile::in_memory(TensorIndex { data_start: 0, tensors }, map))
+    WeightFile::in_memory(TensorIndex { data_start: 0, tensors }, map).map_err(io)
 }
 
 /// Random quantized values; other numbers of a size that keeps hidden states near 1.

@@ -1,11 +1,12 @@
 //! The same ids and logits as the reference implementations, for every checkpoint under tests/fixtures/checkpoints.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use mlx_lm::chat_template::Conversation;
 use mlx_lm::generate::Piece;
+use mlx_lm::generate::Watch;
 use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
@@ -97,8 +98,8 @@ fn load(root: &Path) -> Model {
 fn generated(model: &Model, options: SamplerOptions, prompt: &[u32], n: usize, prefill_step: usize) -> Vec<u32> {
     let cache = model.new_cache(CacheLimits::new((prompt.len() + n) as i32));
     let sampler = Sampler::new(options, model.config().vocab_size).unwrap();
-    let go_on = &mut |_, _| ControlFlow::Continue(());
-    let tokens = Generator::prefill(model, cache, sampler, prompt, n, None, prefill_step, go_on);
+    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+    let tokens = Generator::prefill(model, cache, sampler, prompt, n, None, prefill_step, &mut watch);
     tokens.unwrap().unwrap().map(|t| t.unwrap().id).collect()
 }
 

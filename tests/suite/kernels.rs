@@ -562,20 +562,34 @@ fn draws_are_those_of_mlx() {
         let expected = categorical(row, None, None, &Array::from_slice(&key, &[2])).unwrap().item_cast::<u32>();
         for kernels in sets() {
             let found = kernels.sample(Floats::F32(&logits), filter, key);
-            assert_eq!(found, expected, "{}: draw {draw}, {n} logits, {filter:?}", kernels.name());
+            assert_eq!(found, Some(expected), "{}: draw {draw}, {n} logits, {filter:?}", kernels.name());
         }
     }
 }
 
 #[test]
-fn logits_that_are_no_numbers_give_a_token_all_the_same() {
-    for nonsense in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        for logits in [vec![nonsense; 100], [vec![1.0; 99], vec![nonsense]].concat()] {
-            for (top_p, top_k) in [(1.0, 0), (0.9, 0), (1.0, 5)] {
-                let filter = Filter { temp: 0.7, top_p, min_p: 0.0, top_k };
-                for kernels in sets() {
-                    assert!(kernels.sample(Floats::F32(&logits), filter, [1, 2]) < 100, "{}", kernels.name());
-                }
+fn logits_that_are_no_numbers_give_no_token() {
+    let place = |i: usize, nonsense| [vec![1.0; i], vec![nonsense], vec![1.0; 99 - i]].concat();
+    let nothing = [
+        vec![f32::NEG_INFINITY; 100],
+        place(99, f32::INFINITY),
+        place(0, f32::NAN),
+        place(63, f32::NAN),
+        place(99, f32::NAN),
+    ];
+    for kernels in sets() {
+        for (top_p, top_k) in [(1.0, 0), (0.9, 0), (1.0, 5)] {
+            let filter = Filter { temp: 0.7, top_p, min_p: 0.0, top_k };
+            for logits in &nothing {
+                assert_eq!(kernels.sample(Floats::F32(logits), filter, [1, 2]), None, "{}: {logits:?}", kernels.name());
+                assert_eq!(kernels.argmax(Floats::F32(logits)), None, "{}: {logits:?}", kernels.name());
+            }
+            // A banned token is not chosen, and is no reason not to choose.
+            for banned in [0, 50, 99] {
+                let logits = place(banned, f32::NEG_INFINITY);
+                let found = kernels.sample(Floats::F32(&logits), filter, [1, 2]);
+                assert!(found.is_some_and(|token| token != banned as u32), "{}: {found:?}", kernels.name());
+                assert_eq!(kernels.argmax(Floats::F32(&logits)), Some(u32::from(banned == 0)));
             }
         }
     }

@@ -4,7 +4,9 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
+use mlx_lm::generate::Watch;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::perplexity::{Past, losses};
 use mlx_lm::{Checkpoint, Model};
@@ -128,7 +130,8 @@ fn losses_are_those_of_single_tokens() {
     let ids: Vec<u32> = (0..90u32).map(|i| (i * i * 5 + i) % 250).collect();
     let all = |past| {
         let mut found = Vec::new();
-        let evicted = losses(&model, &ids, past, &mut |first, losses| {
+        let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+        let evicted = losses(&model, &ids, past, &mut watch, &mut |first, losses| {
             assert_eq!(first, found.len() + 1);
             found.extend_from_slice(losses);
             ControlFlow::Continue(())
