@@ -102,10 +102,10 @@ impl Checkpoint {
         let is_models = |name: &String| MODEL_FILES.contains(&name.as_str()) || name.ends_with(".safetensors");
         match self.pack().is_some() || self.names()?.iter().any(is_models) {
             true => Ok(()),
-            false => Err(Error::Missing {
-                path: self.root.clone(),
-                expected: format!("there is no model here; it would hold {}", MODEL_FILES.join(", ")),
-            }),
+            false => {
+                let problem = format!("there is no model in this directory: none of {}", MODEL_FILES.join(", "));
+                Err(Error::malformed(&self.root, problem))
+            }
         }
     }
 

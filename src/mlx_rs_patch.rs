@@ -5,7 +5,7 @@
 //! constructor from packed tensors: `QuantizedEmbedding` and `QuantizedLinear` are built by quantizing a dense
 //! weight. [`crate::quantized`] therefore holds the packed tensors itself, made by [`array_from_bytes`].
 
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Device, Dtype};
 
 use crate::error::{Error, Result};
 
@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 pub(crate) fn array_from_bytes(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Result<Array> {
     let expected = shape.iter().try_fold(item_size(dtype), |n: usize, &d| n.checked_mul(usize::try_from(d).ok()?));
     assert_eq!(expected, Some(bytes.len()), "array_from_bytes: shape {shape:?} of {dtype:?}");
+    // mlx-rs keeps MLX from ending the process at an error from the first call on that it checks itself.
+    Device::try_default()?;
     // SAFETY: MLX reads exactly the product of `shape` times the item size from the pointer, which the assertion
     // above makes the length of `bytes`, and copies it with memcpy before the call returns.
     #[allow(unsafe_code)]

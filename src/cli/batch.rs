@@ -35,8 +35,7 @@ const PROMPT_FIELDS: [&str; 9] =
     ["id", "prompt", "messages", "system", "prefill_response", "tools", "raw", "template_args", "date"];
 
 /// The prompt and options of a line; what it leaves out is the command line's.
-fn read_line(line: &[u8], flags: &Prompt, base: &GenerateOptions) -> Result<(Prompt, GenerateOptions)> {
-    let value = serde_json::from_slice(line).map_err(|e| anyhow!("not valid JSON: {e}"))?;
+fn read_line(value: Value, flags: &Prompt, base: &GenerateOptions) -> Result<(Prompt, GenerateOptions)> {
     let Value::Object(fields) = value else {
         bail!("expected an object, such as {{\"prompt\": \"Hello\"}}, not {value}");
     };
@@ -120,9 +119,9 @@ pub fn run(
             continue;
         }
         // The id of a line is repeated even when the rest of the line is no good.
-        let value: Option<Value> = serde_json::from_slice(&line).ok();
-        let id = value.and_then(|v| v.get("id").cloned()).unwrap_or(Value::Null);
-        let outcome = read_line(&line, &flags, options).and_then(|(prompt, options)| {
+        let value: Result<Value> = serde_json::from_slice(&line).map_err(|e| anyhow!("not valid JSON: {e}"));
+        let id = value.as_ref().ok().and_then(|v| v.get("id")).cloned().unwrap_or(Value::Null);
+        let outcome = value.and_then(|value| read_line(value, &flags, options)).and_then(|(prompt, options)| {
             let (_, ids) = prompt.encode(&session.tokenizer)?;
             let (mut text, mut tokens) = (String::new(), Vec::new());
             let outcome = session.run(&ids, &options, |piece| {
@@ -155,7 +154,8 @@ pub fn run(
             if args.verbose {
                 print_stats(&outcome.stats);
             }
-            if outcome.finish_reason.is_none() {
+            failed |= outcome.error.is_some();
+            if outcome.is_interrupted() {
                 return Ok(INTERRUPTED);
             }
         }

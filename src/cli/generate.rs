@@ -56,17 +56,24 @@ impl Session {
         if evicted > 0 {
             note!("the prompt is longer than the context: {evicted} of its {} tokens were evicted", ids.len());
         }
+        let mut error = None;
         while !terminal::interrupted()
-            && let Some(piece) = generation.next().transpose()?
+            && let Some(piece) = generation.next()
         {
-            on_piece(&piece)?;
+            match piece {
+                Ok(piece) => on_piece(&piece)?,
+                Err(failure) => {
+                    error = Some(failure);
+                    break;
+                }
+            }
         }
         let (finish_reason, stats) = (generation.finish_reason(), generation.stats());
         if finish_reason == Some(FinishReason::Length) && stats.generated_tokens < options.max_tokens {
             log::warn!("the text ends here because the context is full; --context-size sets its size");
         }
         let held_back = if finish_reason.is_none() { generation.interrupt() } else { String::new() };
-        Ok(Outcome { held_back, finish_reason, stats })
+        Ok(Outcome { held_back, finish_reason, error, stats })
     }
 }
 
@@ -88,12 +95,15 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
     printer.prefill(ids.len())?;
     let outcome = session.run(&ids, &options, |piece| printer.piece(piece))?;
     printer.done(&outcome)?;
-    let interrupted = outcome.finish_reason.is_none();
+    let interrupted = outcome.is_interrupted();
     if interrupted {
         note!("interrupted");
     }
     if args.verbose || interrupted {
         print_stats(&outcome.stats);
+    }
+    if let Some(error) = outcome.error {
+        return Err(error.into());
     }
     Ok(if interrupted { INTERRUPTED } else { SUCCESS })
 }

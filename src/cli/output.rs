@@ -9,23 +9,26 @@ use serde_json::{Value, json};
 
 use super::args::Format;
 
-/// A finished or interrupted generation.
+/// A generation that ended, in whatever way.
 pub struct Outcome {
-    /// Text that no piece brought, after an interruption.
+    /// Text that no piece brought, after an interruption or an error.
     pub held_back: String,
-    /// `None` when interrupted.
+    /// `None` when it was interrupted or failed.
     pub finish_reason: Option<FinishReason>,
+    /// Why it failed, after the text so far.
+    pub error: Option<mlx_lm::Error>,
     pub stats: Stats,
 }
 
 impl Outcome {
     /// The fields that every JSON form of a result has.
     pub fn json(&self, text: &str) -> Value {
-        let finish_reason = match self.finish_reason {
-            Some(reason) => serde_json::to_value(reason).expect("a reason is a string"),
-            None => json!("interrupted"),
+        let finish_reason = match (self.finish_reason, &self.error) {
+            (Some(reason), _) => serde_json::to_value(reason).expect("a reason is a string"),
+            (None, None) => json!("interrupted"),
+            (None, Some(_)) => json!("error"),
         };
-        json!({
+        let mut json = json!({
             "finish_reason": finish_reason,
             "text": text,
             "prompt_tokens": self.stats.prompt_tokens,
@@ -34,7 +37,16 @@ impl Outcome {
             "prompt_tps": self.stats.prompt_tps(),
             "generation_tps": self.stats.generation_tps(),
             "peak_memory_bytes": peak_memory_bytes(),
-        })
+        });
+        if let Some(error) = &self.error {
+            json["error"] = error.to_string().into();
+        }
+        json
+    }
+
+    /// Whether Ctrl-C ended it.
+    pub fn is_interrupted(&self) -> bool {
+        self.finish_reason.is_none() && self.error.is_none()
     }
 }
 

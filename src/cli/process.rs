@@ -15,6 +15,9 @@ macro_rules! note {
     }};
 }
 
+#[path = "memory.rs"]
+mod memory;
+
 pub const SUCCESS: u8 = 0;
 pub const FAILURE: u8 = 1;
 pub const USAGE: u8 = 2;

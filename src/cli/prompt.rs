@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use mlx_lm::Tokenizer;
@@ -138,7 +141,15 @@ fn piped_prompt(args: &PromptArgs) -> Result<Option<String>> {
     if io::stdin().is_terminal() || args.tools.as_deref() == Some(Path::new("-")) {
         return Ok(None);
     }
+    let (read, is_read) = channel::<()>();
+    // Whoever started this program may have left a pipe open that nobody writes to.
+    let _ = thread::Builder::new().spawn(move || {
+        if is_read.recv_timeout(Duration::from_secs(2)) == Err(RecvTimeoutError::Timeout) {
+            note!("reading the prompt from standard input; --prompt gives one");
+        }
+    });
     let mut text = read_text(Path::new("-"))?;
+    drop(read);
     let end = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line).len());
     text.truncate(end.unwrap_or(text.len()));
     Ok(Some(text).filter(|text| !text.is_empty()))

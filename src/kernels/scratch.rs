@@ -1,19 +1,16 @@
-//! Memory to calculate in, aligned to cache lines and kept by each thread: new pages from the system cost more than a
+//! Memory to calculate in, aligned to pages and kept by each thread: new pages from the system cost more than a
 //! product that uses them once.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use memmap2::MmapMut;
+
 use crate::error::Error;
 
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
 thread_local! {
-    static KEPT: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+    static KEPT: RefCell<Vec<MmapMut>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Numbers for which all bits are a value, such as those here.
@@ -27,32 +24,29 @@ unsafe impl Plain for i32 {}
 unsafe impl Plain for u32 {}
 unsafe impl Plain for half::bf16 {}
 
-/// `len` numbers that have any values at first, from the beginning of a cache line on.
+/// `len` numbers that have any values at first, from the beginning of a page on.
 pub(super) struct Scratch<T> {
-    lines: Vec<Line>,
+    /// `None` only while it is dropped.
+    memory: Option<MmapMut>,
     len: usize,
     of: PhantomData<T>,
 }
 
 impl<T: Plain> Scratch<T> {
     pub fn new(len: usize) -> Self {
-        let n = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let bytes = (len * size_of::<T>()).max(1);
         // The smallest that does; else the largest, in whose place comes a larger one.
-        let best = |kept: &mut Vec<Vec<Line>>| {
-            let enough = (0..kept.len()).filter(|&i| kept[i].len() >= n).min_by_key(|&i| kept[i].len());
+        let best = |kept: &mut Vec<MmapMut>| {
+            let enough = (0..kept.len()).filter(|&i| kept[i].len() >= bytes).min_by_key(|&i| kept[i].len());
             let best = enough.or_else(|| (0..kept.len()).max_by_key(|&i| kept[i].len()))?;
             Some(kept.swap_remove(best))
         };
-        let mut lines = KEPT.with_borrow_mut(best).unwrap_or_default();
-        if lines.len() < n {
-            lines = Vec::new();
-            if lines.try_reserve_exact(n).is_err() {
-                let bytes = n * size_of::<Line>();
-                super::fail(Error::OutOfMemory(format!("{bytes} bytes to calculate in were not to be had")));
-            }
-            lines.resize(n, Line([0; 64]));
-        }
-        Scratch { lines, len, of: PhantomData }
+        let memory = KEPT.with_borrow_mut(best).filter(|memory| memory.len() >= bytes).unwrap_or_else(|| {
+            // Not from Rust's allocator, which ends the process where the system has no more.
+            let wanted = || Error::OutOfMemory(format!("{bytes} bytes to calculate in were not to be had"));
+            MmapMut::map_anon(bytes).unwrap_or_else(|_| super::fail(wanted()))
+        });
+        Scratch { memory: Some(memory), len, of: PhantomData }
     }
 
     pub fn zeros(len: usize) -> Self
@@ -65,11 +59,17 @@ impl<T: Plain> Scratch<T> {
     }
 }
 
+impl<T> Scratch<T> {
+    fn memory(&self) -> &MmapMut {
+        self.memory.as_ref().expect("it is not dropped")
+    }
+}
+
 impl<T> Drop for Scratch<T> {
     fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.lines);
+        let memory = self.memory.take();
         // Where the thread is about to end, so does the memory.
-        let _ = KEPT.try_with(|kept| kept.borrow_mut().push(lines));
+        let _ = KEPT.try_with(|kept| kept.borrow_mut().extend(memory));
     }
 }
 
@@ -77,14 +77,15 @@ impl<T: Plain> Deref for Scratch<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the lines hold `len` numbers and more, which are all initialised; any bits are a value of T.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        // SAFETY: the memory holds `len` numbers and more, which are all initialised; any bits are a value of T.
+        unsafe { std::slice::from_raw_parts(self.memory().as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Plain> DerefMut for Scratch<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as for `deref`; the borrow is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        let memory = self.memory.as_mut().expect("it is not dropped");
+        // SAFETY: as for `deref`; the borrow is unique, and the memory can be written.
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), self.len) }
     }
 }

@@ -430,8 +430,6 @@ fn bad_prompts_are_one_clear_line() {
             &["--prompt", "one two three four five", "--context-size", "6", "--overflow", "error"],
             &["tokens", "holds 6"],
         ),
-        (&["--prompt", "x", "--logit-bias", "70000=1"], &["70000"]),
-        (&["--prompt", "x", "--logprobs", "3"], &["--format"]),
     ];
     for (args, expected) in cases {
         let output =

@@ -10,6 +10,7 @@ mod mlxpack;
 mod mlxpack_cli;
 mod paper;
 mod prompt_cache;
+mod robustness;
 mod sampling;
 mod streaming;
 mod tokenizer;
