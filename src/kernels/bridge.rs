@@ -365,3 +365,58 @@ impl View {
         }
     }
 }
+
+#[cfg(all(test, cpu_kernels))]
+mod tests {
+    use mlx_rs::Device;
+
+    use super::*;
+
+    /// A node that ends as `run` does, evaluated.
+    fn evaluated(run: impl Fn() + Send + Sync + 'static) -> (Vec<f32>, Result<()>) {
+        Device::set_default(&Device::cpu());
+        let input = Array::from_slice(&[1f32, 2.0], &[2]);
+        let node = leaf(c"a test", &[&input], &[2], Dtype::Float32, move |inputs, output| {
+            run();
+            let (FloatsMut::F32(to), Floats::F32(from)) = (output.floats_mut(), inputs[0].floats()) else {
+                unreachable!()
+            };
+            to.copy_from_slice(from);
+        });
+        let node = node.unwrap();
+        node.eval().unwrap();
+        (node.as_slice().to_vec(), failure())
+    }
+
+    #[test]
+    fn a_panic_is_an_error_of_the_thread_that_described_the_node() {
+        let (numbers, failed) = evaluated(|| panic!("the sky fell"));
+        assert!(numbers.iter().all(|x| x.is_nan()));
+        assert!(matches!(failed, Err(Error::Internal(message)) if message.contains("the sky fell")));
+        let (_, failed) = evaluated(|| crate::kernels::fail(Error::OutOfMemory("7 bytes".into())));
+        assert!(matches!(failed, Err(Error::OutOfMemory(wanted)) if wanted == "7 bytes"));
+
+        // Another thread's nodes fail for themselves.
+        std::thread::spawn(|| assert!(evaluated(|| panic!("elsewhere")).1.is_err())).join().unwrap();
+        let (numbers, failed) = evaluated(|| ());
+        assert!(numbers == [1.0, 2.0] && failed.is_ok());
+    }
+
+    #[test]
+    fn a_computation_that_is_stopped_is_interrupted() {
+        let stop = Arc::new(AtomicBool::new(false));
+        let interruptible = Interruptible::by(&stop);
+        let (_, failed) = evaluated(|| ());
+        assert!(failed.is_ok());
+        stop.store(true, Ordering::Relaxed);
+        let done = Arc::new(AtomicBool::new(false));
+        let (numbers, failed) = evaluated({
+            let done = Arc::clone(&done);
+            move || pool::for_each(100, |_| done.store(true, Ordering::Relaxed))
+        });
+        assert!(matches!(failed, Err(Error::Interrupted)) && numbers.iter().all(|x| x.is_nan()));
+        assert!(!done.load(Ordering::Relaxed), "tasks are skipped");
+        drop(interruptible);
+        assert!(evaluated(|| ()).1.is_ok());
+    }
+}

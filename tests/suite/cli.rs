@@ -1,12 +1,13 @@
 //! The `mlx_lm` command as shells and people use it, on the demo model.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use assert_cmd::assert::OutputAssertExt;
 use mlx_lm::kernels::Kernels;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const NOTICE: &str = "using the demo model inside this program; --model-root PATH runs another\n";
 
@@ -373,4 +374,126 @@ fn help_completions_and_man_pages_exist() {
     let scratch = tempfile::tempdir().unwrap();
     stdout(&["man", scratch.path().to_str().unwrap()]);
     assert!(std::fs::read_to_string(scratch.path().join("mlx_lm.1")).unwrap().contains("model\\-root"));
+}
+
+#[test]
+fn a_prompt_may_stand_alone_come_from_a_pipe_or_be_short_to_type() {
+    let plain = stdout(&["--prompt", "What colour is the sky?", "--max-tokens", "8", "--temp", "0"]);
+    assert_eq!(stdout(&["What colour is the sky?", "-n", "8", "-t", "0"]), plain);
+    assert_eq!(stdout(&["-n", "8", "-p", "What colour is the sky?"]), plain);
+    for line in ["What colour is the sky?", "What colour is the sky?\n", "What colour is the sky?\r\n"] {
+        let output = run_with(&["-n", "8"], line);
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), plain, "{line:?}");
+    }
+    let tokens = |args: &[&str], input| String::from_utf8(run_with(args, input).stdout).unwrap();
+    assert_eq!(tokens(&["tokenize", "Hello there"], ""), tokens(&["tokenize"], "Hello there\n"));
+    assert_ne!(
+        tokens(&["tokenize", "--raw", "--prompt", "-"], "Hello there\n"),
+        tokens(&["tokenize", "--raw"], "Hello there\n"),
+        "--prompt - is byte for byte"
+    );
+    // The tools are on standard input, so the prompt is not.
+    let with_tools = run_with(&["tokenize", "--tools", "-"], "[]");
+    assert!(String::from_utf8(with_tools.stdout).unwrap().contains("In the beginning"));
+}
+
+#[test]
+fn a_command_line_that_asks_for_what_cannot_be_is_wrong_usage() {
+    let cases: [(&[&str], &str); 10] = [
+        (&["tokenise", "--prompt", "hi"], "\"tokenize\" is one"),
+        (&["bnech"], "\"bench\" is one"),
+        (&["Hello", "--prompt", "hi"], "--prompt"),
+        (&["Hello", "--batch", "-"], "--batch"),
+        (&["--batch", "-", "--tools", "-"], "--batch and --tools"),
+        (&["--messages", "-", "--tools", "-"], "--messages and --tools"),
+        (&["-p", "x", "--logprobs", "3"], "--format json"),
+        (&["-p", "x", "--logit-bias", "99999=5"], "ends at 2047"),
+        (&["-p", "x", "--threads", "100000"], "1 to 512"),
+        (&["-p", "x", "--seed", "often"], "random"),
+    ];
+    for (args, expected) in cases {
+        let output = run_with(args, "");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_there_is_explained() {
+    let scratch = tempfile::tempdir().unwrap();
+    let empty = scratch.path().to_str().unwrap();
+    for (root, expected) in [
+        ("mlx-community/Qwen3-4B-4bit", "hf download mlx-community/Qwen3-4B-4bit"),
+        ("./no/such/place", "No such file"),
+        (empty, "there is no model in this directory"),
+        ("/dev/null", "neither a directory nor an .mlxpack"),
+    ] {
+        let output = run_with(&["-m", root, "-p", "x"], "");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{root}: {stderr}");
+    }
+}
+
+#[test]
+fn a_file_without_permission_says_so() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let scratch = tempfile::tempdir().unwrap();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let file = scratch.path().join("x.mlxpack");
+    fs::write(&file, "x").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
+    let mut command = mlx_lm(&["-p", "x", "-m", file.to_str().unwrap()]);
+    if fs::read(&file).is_ok() {
+        command.uid(65534); // root may read everything
+    }
+    let Ok(output) = command.output() else { return }; // nobody may not run what lies below root's home
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("Permission denied") && !stderr.contains("neither"), "{stderr}");
+}
+
+#[test]
+fn a_random_seed_is_another_each_time() {
+    let text = |seed| stdout(&["-p", "Tell me a story", "-n", "30", "-t", "1.5", "--ignore-eos", "--seed", seed]);
+    assert_eq!(text("7"), text("7"));
+    assert!((0..3).any(|_| text("random") != text("random")));
+}
+
+#[test]
+fn lines_of_a_batch_take_what_flags_take() {
+    let batch = |input: &str| {
+        let output = run_with(&["--batch", "-", "--max-tokens", "6"], input);
+        lines(&String::from_utf8(output.stdout).unwrap())
+    };
+    let first = stdout(&["-p", "Hi", "-n", "1", "--format", "json", "--logprobs", "0"]);
+    let first = &lines(&first)[0]["tokens"][0]["id"];
+    let input = [
+        json!({"prompt": "Hi", "logit_bias": {first.to_string(): "-inf"}, "logprobs": 2}),
+        json!({"prompt": "Hi", "logit_bias": {first.to_string(): -100}, "logprobs": 2}),
+        json!({"prompt": "Hi", "stop": "e", "overflow": "error", "context_size": 64, "seed": "random"}),
+        json!({"prompt": "Hi", "stop": ["e"], "prefill_step": 1, "num_sink_tokens": 2, "eviction_batch_percent": 20}),
+        json!({"prompt": "Hi", "temp": "hot"}),
+        json!({"prompt": "Hi", "colour": 1}),
+        json!({"prompt": "Hi", "top_p": 2}),
+        json!({"prompt": "Hi", "logit_bias": {"99999": 1}}),
+        json!(null),
+        json!(["prompt"]),
+    ];
+    let results = batch(&input.map(|line| line.to_string()).join("\n"));
+    assert_ne!(&results[0]["tokens"][0]["id"], first);
+    assert_eq!(results[0]["tokens"], results[1]["tokens"]);
+    assert_eq!(results[0]["tokens"][0]["top_logprobs"].as_array().unwrap().len(), 2);
+    assert_eq!(results[2]["text"], results[3]["text"]);
+    assert!(!results[2]["text"].as_str().unwrap().contains('e'));
+    for (result, expected) in results[4..].iter().zip([
+        "`temp`: invalid type",
+        "unknown field `colour`",
+        "top_p is 2, expected a number from 0 to 1",
+        "99999",
+        "expected an object, such as {\"prompt\": \"Hello\"}, not null",
+        "expected an object",
+    ]) {
+        assert!(result["error"].as_str().unwrap().contains(expected), "{result}");
+    }
 }
