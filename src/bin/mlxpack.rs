@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand, ValueEnum};
 use mlx_lm::mlxpack::{Bytes, Info, OnProgress, Pack, Plan, inspect};
 use mlx_lm::{Checkpoint, Error};
@@ -113,10 +113,9 @@ fn main() {
     process::main(run)
 }
 
-fn run() -> Result<u8> {
-    let cli = Cli::parse();
+fn run(cli: Cli) -> Result<u8> {
     process::log_from(log::LevelFilter::Warn);
-    catch_signals()?;
+    catch_signals().context("signals")?;
     let done = match cli.command {
         Command::Pack { input, output, include, no_validate, force } => {
             pack(input, output, &include, !no_validate, force)
