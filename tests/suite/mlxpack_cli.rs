@@ -80,7 +80,7 @@ fn pack_prints_what_it_packs_and_info_shows_it() {
          [INFO] Safetensors files to pack:\n  \
            - model.safetensors (3416640 bytes)\n\
          [INFO] ✓ Packed successfully!\n\
-         [INFO] Output size: {length} bytes (0.00 GB)\n"
+         [INFO] Output size: {length} bytes (3.32 MB)\n"
     );
     assert_eq!(said, expected);
     assert_eq!(names(scratch.0.path()), ["in", "x.mlxpack"]);
@@ -89,7 +89,7 @@ fn pack_prints_what_it_packs_and_info_shows_it() {
     let expected = format!(
         "=== MLXPack File Information ===
 
-File size: {length} bytes (0.00 GB)
+File size: {length} bytes (3.32 MB)
 
 --- Model Configuration ---
 Architecture: LlamaForCausalLM
@@ -114,7 +114,7 @@ Has chat template: true
 Total files: 1
   model.safetensors (3416640 bytes, 3.26 MB)
 Total tensors: 165
-Total weights size: 3416640 bytes (0.00 GB)
+Total weights size: 3416640 bytes (3.26 MB)
 
 --- Other Files ---
   config.json (562 bytes)
@@ -172,7 +172,14 @@ fn full_precision_and_overrides_are_told() {
     };
     assert!(!info("llama-bf16").contains("Quantization"));
     let mixed = info("llama-mixed");
-    assert!(mixed.contains("Overrides: ") && mixed.contains("    model.layers."), "{mixed}");
+    let overrides = "  Overrides: 5
+    model.layers.0.mlp.down_proj: 8 bits, group size 32
+    model.layers.1.self_attn.v_proj: not quantized
+    model.layers.1.mlp.gate_proj: 3 bits, group size 32
+    model.embed_tokens: 5 bits, group size 32
+    lm_head: 6 bits, group size 64
+";
+    assert!(mixed.contains(overrides), "{mixed}");
 }
 
 #[test]
@@ -347,7 +354,43 @@ fn help_completions_and_man_pages_exist() {
     assert!(scratch.ok(&["completions", "bash"]).contains("--no-validate"));
     scratch.ok(&["man", "."]);
     assert!(fs::read_to_string(scratch.path("mlxpack-pack.1")).unwrap().contains("no\\-validate"));
-    assert_eq!(scratch.run(&["pack", "--input", "in"]).0, Some(2));
+}
+
+#[test]
+fn paths_are_given_by_place_or_by_flag() {
+    let scratch = Scratch::new();
+    for (i, args) in [
+        &["pack", "in", "0"][..],
+        &["pack", "--input", "in", "--output", "1"],
+        &["pack", "-i", "in", "-o", "2"],
+        &["pack", "in", "-o", "3"],
+        &["pack", "-f", "in", "3"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        scratch.ok(args);
+        assert_eq!(scratch.ok(&["verify", &i.min(3).to_string()]), scratch.ok(&["verify", "-i", "0"]), "{args:?}");
+    }
+    assert_eq!(scratch.ok(&["info", "0"]), scratch.ok(&["info", "-i", "0"]));
+    scratch.ok(&["extract", "0", "a"]);
+    scratch.ok(&["extract", "-f", "-i", "0", "-o", "a"]);
+    scratch.ok(&["extract", "0", "a", "--file", "config.json", "--force"]);
+    assert_eq!(scratch.names("a"), scratch.names("in"));
+
+    for (args, expected) in [
+        (&["pack", "in"][..], "required arguments were not provided:\n  <FILE|--output <FILE>>"),
+        (&["pack", "--input", "in"], "  <FILE|--output <FILE>>"),
+        (&["extract"], "  <FILE|--input <FILE>>\n  <DIR|--output <DIR>>"),
+        (&["info"], "  <PATH|--input <PATH>>"),
+        (&["verify", "0", "--input", "1"], "'[FILE]' cannot be used with '--input <FILE>'"),
+        (&["extract", "0", "b", "-o", "c"], "'[DIR]' cannot be used with '--output <DIR>'"),
+        (&["info", "0", "1"], "unexpected argument '1'"),
+    ] {
+        let (code, _, stderr) = scratch.run(args);
+        assert!(code == Some(2) && stderr.contains(expected), "{args:?}: {stderr}");
+    }
+    assert_eq!(names(scratch.0.path()), ["0", "1", "2", "3", "a", "in"]);
 }
 
 /// A model too big to be packed in the time that a test takes, of holes: `kill` then finds the program at work.
