@@ -19,8 +19,14 @@ pub(crate) const SUFFIX: &str = ".mlxpack-partial";
 /// process, it is no longer locked, and the next write to the same target removes it.
 pub(crate) struct Partial {
     // Before `file`, which holds the lock: whoever gets the lock finds the name gone, and not later.
-    path: TempPath,
+    whole: Whole,
     file: File,
+}
+
+/// What was a [`Partial`]: its bytes are on disk, its name is not yet the final one. It is closed, so that any number can
+/// wait for the last of them, and no longer locked: only a lock on their directory keeps others from taking it for stale.
+pub(crate) struct Whole {
+    path: TempPath,
     target: PathBuf,
     overwrite: bool,
 }
@@ -38,17 +44,20 @@ impl Partial {
         partial_name.push(name);
         partial_name.push(SUFFIX);
         let path = target.with_file_name(partial_name);
-        let file = claim(&path).map_err(Error::io(&path))?;
+        let file = claim(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::Io { path: directory_of(target).to_owned(), error },
+            _ => Error::Io { path: path.clone(), error },
+        })?;
         let path = TempPath::try_from_path(path).map_err(Error::io(target))?;
-        Ok(Partial { path, file, target: target.to_owned(), overwrite })
+        Ok(Partial { whole: Whole { path, target: target.to_owned(), overwrite }, file })
     }
 
     pub fn set_len(&self, length: u64) -> Result<()> {
-        self.file.set_len(length).map_err(Error::io(&self.target))
+        self.file.set_len(length).map_err(Error::io(&self.whole.target))
     }
 
     pub fn write_at(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.file.write_all_at(bytes, at).map_err(Error::io(&self.target))?;
+        self.file.write_all_at(bytes, at).map_err(Error::io(&self.whole.target))?;
         // Linux takes this as a hint to start putting the bytes on disk, so that little is left to wait for at the end.
         #[cfg(target_os = "linux")]
         let _ = posix_fadvise(&self.file, at as i64, bytes.len() as i64, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -57,9 +66,30 @@ impl Partial {
 
     /// Put the bytes on disk and give the file its name.
     pub fn commit(self, cancelled: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.file.sync_all().map_err(Error::io(&self.target))?;
+        self.sync()?;
         cancelled()?;
-        let Partial { path, file, target, overwrite } = self;
+        let Partial { whole, file } = self;
+        let target = whole.rename()?;
+        drop(file);
+        sync_directory(directory_of(&target));
+        Ok(())
+    }
+
+    /// Put the bytes on disk, for a name that is given later.
+    pub fn close(self) -> Result<Whole> {
+        self.sync()?;
+        Ok(self.whole)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(Error::io(&self.whole.target))
+    }
+}
+
+impl Whole {
+    /// Give the file its name, and tell that. The name is on disk when its directory is.
+    pub fn rename(self) -> Result<PathBuf> {
+        let Whole { path, target, overwrite } = self;
         let persisted = match overwrite {
             true => path.persist(&target),
             // Where a file system cannot rename without replacing, looking first must do.
@@ -68,15 +98,17 @@ impl Partial {
                 Err(_) => Err(e),
             }),
         };
-        persisted.map_err(|e| match e.error.kind() {
-            io::ErrorKind::AlreadyExists => Error::Exists(target.clone()),
-            _ => Error::Io { path: target.clone(), error: e.error },
-        })?;
-        drop(file);
-        // The name is on disk when its directory is; some file systems cannot promise that.
-        let _ = File::open(directory_of(&target)).and_then(|directory| directory.sync_all());
-        Ok(())
+        match persisted {
+            Ok(()) => Ok(target),
+            Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists(target)),
+            Err(e) => Err(Error::Io { path: target, error: e.error }),
+        }
     }
+}
+
+/// Put the names in a directory on disk; some file systems cannot promise that.
+pub(crate) fn sync_directory(directory: &Path) {
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
 }
 
 /// The directory that a file is in.
@@ -123,7 +155,7 @@ fn claim(path: &Path) -> io::Result<File> {
 }
 
 /// Whether the lock was free. Where a file system has no locks, it always is.
-fn lock(file: &File) -> io::Result<bool> {
+pub(crate) fn lock(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),

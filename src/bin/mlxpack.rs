@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
-use anyhow::{Result, anyhow};
-use clap::{Parser, Subcommand, ValueEnum};
+use anyhow::{Context, Result, anyhow};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use mlx_lm::mlxpack::{Bytes, Info, OnProgress, Pack, Plan, inspect};
 use mlx_lm::{Checkpoint, Error};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -46,13 +46,20 @@ enum Command {
     /// Make a pack from a model directory, after checking the model.
     ///
     /// Packed are the config, the tokenizer, the weights with their index, and licence and README files.
+    #[command(group = either("from"), group = either("to"))]
     Pack {
         /// Model directory, as Hugging Face and mlx_lm.convert write it
-        #[arg(long, value_name = "DIR")]
-        input: PathBuf,
+        #[arg(value_name = "DIR", group = "from")]
+        directory: Option<PathBuf>,
         /// The pack to write
-        #[arg(long, value_name = "FILE")]
-        output: PathBuf,
+        #[arg(value_name = "FILE", group = "to")]
+        pack: Option<PathBuf>,
+        /// The directory, as a flag
+        #[arg(long, short, value_name = "DIR", group = "from")]
+        input: Option<PathBuf>,
+        /// The pack, as a flag
+        #[arg(long, short, value_name = "FILE", group = "to")]
+        output: Option<PathBuf>,
         /// Pack these files too; `*` stays within a folder, `**` does not (repeatable)
         #[arg(long, value_name = "GLOB")]
         include: Vec<String>,
@@ -60,14 +67,18 @@ enum Command {
         #[arg(long)]
         no_validate: bool,
         /// Replace the output if it exists
-        #[arg(long)]
+        #[arg(long, short)]
         force: bool,
     },
     /// Show what a pack or a model directory holds.
+    #[command(group = either("from"))]
     Info {
         /// Pack or model directory
-        #[arg(long, value_name = "PATH")]
-        input: PathBuf,
+        #[arg(value_name = "PATH", group = "from")]
+        path: Option<PathBuf>,
+        /// The same, as a flag
+        #[arg(long, short, value_name = "PATH", group = "from")]
+        input: Option<PathBuf>,
         /// How to show it
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
@@ -75,32 +86,52 @@ enum Command {
         #[arg(long)]
         tensors: bool,
     },
-    /// Write the files of a pack into a directory, each checked against its hash.
+    /// Write the files of a pack into a directory, each checked against its hash; all of them or none.
+    #[command(group = either("from"), group = either("to"))]
     Extract {
         /// The pack
-        #[arg(long, value_name = "FILE")]
-        input: PathBuf,
+        #[arg(value_name = "FILE", group = "from")]
+        pack: Option<PathBuf>,
         /// The directory to write into; made if it is not there
-        #[arg(long, value_name = "DIR")]
-        output: PathBuf,
+        #[arg(value_name = "DIR", group = "to")]
+        directory: Option<PathBuf>,
+        /// The pack, as a flag
+        #[arg(long, short, value_name = "FILE", group = "from")]
+        input: Option<PathBuf>,
+        /// The directory, as a flag
+        #[arg(long, short, value_name = "DIR", group = "to")]
+        output: Option<PathBuf>,
         /// Extract only this file
         #[arg(long, value_name = "NAME")]
         file: Option<String>,
         /// Replace files that exist
-        #[arg(long)]
+        #[arg(long, short)]
         force: bool,
     },
     /// Read a whole pack and report every damaged file.
+    #[command(group = either("from"))]
     Verify {
         /// The pack
-        #[arg(long, value_name = "FILE")]
-        input: PathBuf,
+        #[arg(value_name = "FILE", group = "from")]
+        pack: Option<PathBuf>,
+        /// The same, as a flag
+        #[arg(long, short, value_name = "FILE", group = "from")]
+        input: Option<PathBuf>,
     },
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
     /// Write the man pages into a directory.
     #[command(hide = true)]
     Man { output: PathBuf },
+}
+
+/// A path that is needed, by its place or by its flag.
+fn either(id: &'static str) -> ArgGroup {
+    ArgGroup::new(id).required(true)
+}
+
+fn one(place: Option<PathBuf>, flag: Option<PathBuf>) -> PathBuf {
+    place.or(flag).expect("their group needs one")
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -113,17 +144,18 @@ fn main() {
     process::main(run)
 }
 
-fn run() -> Result<u8> {
-    let cli = Cli::parse();
+fn run(cli: Cli) -> Result<u8> {
     process::log_from(log::LevelFilter::Warn);
-    catch_signals()?;
+    catch_signals().context("signals")?;
     let done = match cli.command {
-        Command::Pack { input, output, include, no_validate, force } => {
-            pack(input, output, &include, !no_validate, force)
+        Command::Pack { directory, pack: file, input, output, include, no_validate, force } => {
+            pack(one(directory, input), one(file, output), &include, !no_validate, force)
         }
-        Command::Info { input, format, tensors } => info(input, format, tensors),
-        Command::Extract { input, output, file, force } => extract(input, output, file, force),
-        Command::Verify { input } => verify(input),
+        Command::Info { path, input, format, tensors } => info(one(path, input), format, tensors),
+        Command::Extract { pack, directory, input, output, file, force } => {
+            extract(one(pack, input), one(directory, output), file, force)
+        }
+        Command::Verify { pack, input } => verify(one(pack, input)),
         Command::Completions { shell } => process::completions::<Cli>("mlxpack", shell),
         Command::Man { output } => process::man::<Cli>(&output),
     };

@@ -1,6 +1,7 @@
 //! `mlx_lm bench`: how fast a model reads and writes on this machine. Names and meanings follow `llama-bench` and
 //! `mlx_lm.benchmark`.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,9 +75,10 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         "threads": on_cpu.then(kernels::threads),
         "device": if on_cpu { "cpu" } else { "gpu" },
     });
+    let mut out = io::stdout().lock();
     match args.format {
-        BenchFormat::Json => write_line(&mut std::io::stdout().lock(), &result)?,
-        BenchFormat::Text => print(&result),
+        BenchFormat::Json => write_line(&mut out, &result)?,
+        BenchFormat::Text => print(&mut out, &result)?,
     }
     Ok(SUCCESS)
 }
@@ -152,28 +154,31 @@ fn read_bandwidth() -> f64 {
     readings[3]
 }
 
-fn print(result: &Value) {
+fn print(out: &mut impl Write, result: &Value) -> io::Result<()> {
     let number = |key: &str| result[key].as_f64().unwrap_or(f64::NAN);
     let rate = |key: &str| {
         let of = |which: &str| result[key][which].as_f64().unwrap_or(f64::NAN);
         format!("{:.2} tokens/s (min {:.2}, max {:.2})", of("median"), of("min"), of("max"))
     };
-    println!("model:           {}", result["model"].as_str().unwrap_or_default());
+    writeln!(out, "model:           {}", result["model"].as_str().unwrap_or_default())?;
     let threads = result["threads"].as_u64().map_or(String::new(), |n| format!(", {n} threads"));
-    println!(
+    writeln!(
+        out,
         "device:          {}, kernels {}{threads}",
         result["device"].as_str().unwrap_or_default(),
         result["kernels"].as_str().unwrap_or_default()
-    );
-    println!("load:            {:.3} s", number("load_s"));
-    println!("prefill {:>6}:  {}, {:.3} TFLOP/s", number("n_prompt"), rate("prefill_tps"), number("prefill_tflops"));
-    println!("decode {:>7}:  {}", number("n_gen"), rate("decode_tps"));
+    )?;
+    writeln!(out, "load:            {:.3} s", number("load_s"))?;
+    let flops = number("prefill_tflops");
+    writeln!(out, "prefill {:>6}:  {}, {flops:.3} TFLOP/s", number("n_prompt"), rate("prefill_tps"))?;
+    writeln!(out, "decode {:>7}:  {}", number("n_gen"), rate("decode_tps"))?;
     if !result["read_bandwidth_gbps"].is_null() {
-        println!(
+        writeln!(
+            out,
             "memory read:     {:.1} GB/s, of which decoding reaches {:.0} %",
             number("read_bandwidth_gbps"),
             100.0 * number("decode_bandwidth_share")
-        );
+        )?;
     }
-    println!("peak memory:     {:.3} GB", number("peak_memory_bytes") / 1e9);
+    writeln!(out, "peak memory:     {:.3} GB", number("peak_memory_bytes") / 1e9)
 }

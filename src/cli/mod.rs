@@ -16,7 +16,7 @@ mod terminal;
 mod tokenize;
 
 use anyhow::Result;
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use mlx_lm::Checkpoint;
 
 use args::{Cli, Command};
@@ -26,8 +26,7 @@ pub fn main() -> ! {
     process::main(run)
 }
 
-fn run() -> Result<u8> {
-    let cli = Cli::parse();
+fn run(cli: Cli) -> Result<u8> {
     let verbose = cli.command.is_none() && cli.generate.verbose;
     process::log_from(if verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn });
     if let Some(threads) = cli.threads {

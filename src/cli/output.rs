@@ -1,5 +1,6 @@
 //! What is written to stdout, and the JSON forms of results.
 
+use std::fs;
 use std::io::{self, IsTerminal, Write};
 
 use mlx_lm::generate::generator::Token;
@@ -165,6 +166,12 @@ pub fn peak_memory_bytes() -> u64 {
 
 fn peak_resident_bytes() -> u64 {
     use nix::sys::resource::{UsageWho, getrusage};
-    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
-    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as u64 * unit)
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default(); // Linux has it
+    let kilobytes = |line: &str| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+    let usage = || {
+        // On Linux this begins with the size of the process that started this one.
+        let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+        getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as u64 * unit)
+    };
+    status.lines().find_map(kilobytes).map_or_else(usage, |kilobytes| kilobytes * 1024)
 }

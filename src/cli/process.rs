@@ -3,9 +3,12 @@
 //! Exit codes: 0 success, 1 failure, 2 usage, 130 interrupted.
 
 use std::io::{self, Write};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use anyhow::{Context, Result};
-use clap::CommandFactory;
+use anyhow::{Context, Error, Result};
+use clap::{CommandFactory, Parser};
+use signal_hook::consts::SIGXFSZ;
 
 /// A line on stderr; when nobody can read it, nobody misses it.
 macro_rules! note {
@@ -28,43 +31,83 @@ pub const INTERRUPTED: u8 = 130;
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Run the command and end the process.
-pub fn main(run: fn() -> Result<u8>) -> ! {
-    let code = guarded(run);
-    let flushed = io::stdout().flush().or_else(|e| if is_closed_pipe(&e) { Ok(()) } else { Err(e) });
-    if let Err(error) = &flushed {
-        note!("error: standard output: {error}");
+/// Run the command that the arguments ask for and end the process.
+pub fn main<C: Parser>(run: fn(C) -> Result<u8>) -> ! {
+    // Caught, it lets a write beyond `ulimit -f` fail, as one to a full disk does; it would kill the program.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    let done = guarded(|| parse_and_run(run));
+    let flushed = io::stdout().flush();
+    // What an error left unwritten fails here once more.
+    let told = done.as_ref().is_err_and(|error| of_stdout(error).is_some());
+    let mut code = done.unwrap_or_else(|error| report(&error));
+    if let Err(error) = flushed
+        && !told
+    {
+        code = code.max(report(&error.into()));
     }
     // Not `exit`, which would run the destructors of MLX's statics while its threads may still be at work.
-    signal_hook::low_level::exit(if flushed.is_ok() { code } else { code.max(FAILURE) }.into())
+    signal_hook::low_level::exit(code.into())
 }
 
-/// The command's exit code, whatever happens.
-fn guarded(run: fn() -> Result<u8>) -> u8 {
-    // A panic is a defect of ours; whoever meets one gets a line like for any other error.
-    std::panic::set_hook(Box::new(|panic| log::debug!("{panic}")));
-    let done = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+fn parse_and_run<C: Parser>(run: fn(C) -> Result<u8>) -> Result<u8> {
+    match C::try_parse() {
+        Ok(arguments) => run(arguments),
+        Err(text) => {
+            let printed = text.print();
+            // Help and version are what was asked for; the code tells a wrong usage, also when nobody can read of it.
+            if text.use_stderr() { Ok(USAGE) } else { Ok(printed.map(|()| SUCCESS)?) }
+        }
+    }
+}
+
+/// What the command gives, even if it panics: a defect of ours, whose message and place [`report`] tells. Panics of other
+/// libraries and of kernels are caught where they are called.
+fn guarded(run: impl FnOnce() -> Result<u8>) -> Result<u8> {
+    std::panic::set_hook(Box::new(|panic| {
+        log::debug!("{panic}");
+        *panicked_at() = panic.location().map(|at| at.to_string());
+    }));
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        note!("error: internal error: {}; please report it", one_line(message.unwrap_or("no message")));
-        Ok(FAILURE)
-    });
-    done.unwrap_or_else(|error| {
-        if error.downcast_ref().is_some_and(is_closed_pipe) {
-            return SUCCESS;
-        }
-        if let Some(mlx_lm::Error::Setting { setting, found, expected }) = error.downcast_ref() {
-            let is_variable = setting.chars().all(|c| c.is_ascii_uppercase() || c == '_');
-            let name = if is_variable { (*setting).to_owned() } else { format!("--{}", setting.replace('_', "-")) };
-            note!("error: {name} is {found}, expected {expected}\n\nFor more information, try '--help'.");
-            return USAGE;
-        }
-        if let Some(Usage(problem)) = error.downcast_ref() {
-            note!("error: {}\n\nFor more information, try '--help'.", one_line(problem));
-            return USAGE;
-        }
-        note!("error: {}", one_line(&format!("{error:#}")));
-        FAILURE
+        Err(mlx_lm::Error::Internal(message.unwrap_or("no message").to_owned()).into())
     })
+}
+
+/// Where the last panic was, which whoever catches it is not told.
+fn panicked_at() -> MutexGuard<'static, Option<String>> {
+    static PLACE: Mutex<Option<String>> = Mutex::new(None);
+    PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Say what is wrong, and give the exit code for it.
+fn report(error: &Error) -> u8 {
+    if let Some(mlx_lm::Error::Setting { setting, found, expected }) = error.downcast_ref() {
+        let is_variable = setting.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let name = if is_variable { (*setting).to_owned() } else { format!("--{}", setting.replace('_', "-")) };
+        note!("error: {name} is {found}, expected {expected}\n\nFor more information, try '--help'.");
+        return USAGE;
+    }
+    if let Some(Usage(problem)) = error.downcast_ref() {
+        note!("error: {}\n\nFor more information, try '--help'.", one_line(problem));
+        return USAGE;
+    }
+    if let Some(mlx_lm::Error::Internal(_)) = error.downcast_ref() {
+        let place = panicked_at().take().map_or(String::new(), |place| format!(" (at {place})"));
+        note!("error: {}{place}", one_line(&error.to_string()));
+        return FAILURE;
+    }
+    match of_stdout(error) {
+        // Whoever read our output has seen enough.
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => return SUCCESS,
+        Some(error) => note!("error: standard output: {error}"),
+        None => note!("error: {}", one_line(&format!("{error:#}"))),
+    }
+    FAILURE
+}
+
+/// The error of a write to standard output. All other I/O errors come with what they are about.
+fn of_stdout(error: &Error) -> Option<&io::Error> {
+    error.downcast_ref().filter(|_| error.chain().count() == 1)
 }
 
 /// Show log records from `level` up on stderr.
@@ -86,13 +129,16 @@ pub fn completions<C: CommandFactory>(name: &str, shell: clap_complete::Shell) -
 
 /// Write the program's man pages into the directory `output`.
 pub fn man<C: CommandFactory>(output: &std::path::Path) -> Result<u8> {
-    clap_mangen::generate_to(C::command(), output).with_context(|| output.display().to_string())?;
+    let mut command = C::command().disable_help_subcommand(true);
+    command.build();
+    clap_mangen::generate_to(with_usage(command), output).with_context(|| output.display().to_string())?;
     Ok(SUCCESS)
 }
 
-/// Whoever read our output has seen enough.
-fn is_closed_pipe(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::BrokenPipe
+/// The synopsis that clap_mangen makes itself has the flags without their values; clap's usage has them.
+fn with_usage(mut command: clap::Command) -> clap::Command {
+    let usage = command.render_usage().to_string();
+    command.override_usage(usage.trim_start_matches("Usage: ").to_owned()).mut_subcommands(with_usage)
 }
 
 /// Text from files may hold line ends, terminal escapes and marks that reorder it; messages show them escaped.
@@ -102,4 +148,17 @@ fn one_line(text: &str) -> String {
         _ => c.escape_debug().to_string(),
     };
     text.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_with_its_message_and_place() {
+        let error = guarded(|| panic!("the sky fell")).unwrap_err();
+        assert_eq!(error.to_string(), "internal error: the sky fell; please report it");
+        assert!(panicked_at().as_ref().is_some_and(|place| place.contains("process.rs:")));
+        assert_eq!(report(&error), FAILURE);
+    }
 }

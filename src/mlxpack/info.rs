@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::loader::inspect;
 use super::summary::Summary;
@@ -132,7 +133,7 @@ impl fmt::Display for Info {
                 writeln!(f, "  Overrides: {}", quantization.overrides.len())?;
             }
             for (module, settings) in &quantization.overrides {
-                writeln!(f, "    {}: {}", module.escape_debug(), settings.to_string().escape_debug())?;
+                writeln!(f, "    {}: {}", module.escape_debug(), in_words(settings).escape_debug())?;
             }
             writeln!(f)?;
         }
@@ -151,7 +152,8 @@ impl fmt::Display for Info {
         writeln!(f, "--- Safetensors Files ---")?;
         writeln!(f, "Total files: {}", self.weights().count())?;
         for FileInfo { name, bytes } in self.weights() {
-            writeln!(f, "  {name} ({bytes} bytes, {:.2} MB)", *bytes as f64 / (1 << 20) as f64)?;
+            let size = in_unit(*bytes, &UNITS[1..]).map_or(String::new(), |size| format!(", {size}"));
+            writeln!(f, "  {name} ({bytes} bytes{size})")?;
         }
         writeln!(f, "Total tensors: {}", summary.tensor_count)?;
         writeln!(f, "Total weights size: {}", Bytes(self.weights_bytes))?;
@@ -171,11 +173,73 @@ impl fmt::Display for Info {
     }
 }
 
-/// `695284124 bytes (0.65 GB)`, a GB being 2^30 bytes.
+/// What a quantization's override says: `6 bits, group size 64`.
+fn in_words(settings: &Value) -> String {
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match settings {
+        Value::Bool(false) => "not quantized".to_owned(),
+        Value::Bool(true) => "quantized".to_owned(),
+        Value::Object(settings) => {
+            let mut words: Vec<String> =
+                settings.get("bits").map(|bits| format!("{} bits", plain(bits))).into_iter().collect();
+            let others = settings.iter().filter(|(key, _)| *key != "bits");
+            words.extend(others.map(|(key, value)| format!("{} {}", key.replace('_', " "), plain(value))));
+            words.join(", ")
+        }
+        other => plain(other),
+    }
+}
+
+const UNITS: [(&str, u64); 3] = [("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)];
+
+/// In the first of these units that it fills.
+fn in_unit(bytes: u64, units: &[(&str, u64)]) -> Option<String> {
+    let (unit, size) = units.iter().find(|(_, size)| bytes >= *size)?;
+    Some(format!("{:.2} {unit}", bytes as f64 / *size as f64))
+}
+
+/// `13422109876 bytes (12.50 GB)`, a GB being 2^30 bytes; smaller sizes in MB, KB or bytes alone.
 pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} bytes ({:.2} GB)", self.0, self.0 as f64 / (1u64 << 30) as f64)
+        let size = in_unit(self.0, &UNITS).map_or(String::new(), |size| format!(" ({size})"));
+        write!(f, "{} bytes{size}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn sizes_have_a_unit_that_fits() {
+        for (bytes, shown) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1024 bytes (1.00 KB)"),
+            ((1 << 20) - 1, "1048575 bytes (1024.00 KB)"),
+            (3_485_184, "3485184 bytes (3.32 MB)"),
+            (1 << 30, "1073741824 bytes (1.00 GB)"),
+            (13_422_109_876, "13422109876 bytes (12.50 GB)"),
+            (1 << 43, "8796093022208 bytes (8192.00 GB)"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn overrides_are_told_in_words() {
+        for (settings, words) in [
+            (json!({"group_size": 64, "bits": 6}), "6 bits, group size 64"),
+            (json!({"bits": 8, "mode": "affine"}), "8 bits, mode affine"),
+            (json!(false), "not quantized"),
+            (json!(true), "quantized"),
+            (json!("odd"), "odd"), // a pack's header may say anything
+        ] {
+            assert_eq!(in_words(&settings), words);
+        }
     }
 }

@@ -63,6 +63,7 @@
 //! - **squashfs**: page-aligned contents that are used in place, a version that is checked first, and no way to write
 //!   into a finished image. It compresses; packed weights do not shrink, and could not be mapped.
 
+mod extract;
 mod header;
 mod info;
 mod loader;

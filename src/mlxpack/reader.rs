@@ -1,4 +1,4 @@
-//! Opening, verifying and extracting packs. A pack is untrusted: nothing here believes a name, a number or a byte that
+//! Opening and verifying packs. A pack is untrusted: nothing here believes a name, a number or a byte that
 //! was not checked.
 
 use std::borrow::Cow;
@@ -13,7 +13,6 @@ use super::header::{self, Entry, Header};
 use super::pieces::{self, OnProgress, PIECE, Progress, stream};
 use super::summary::Summary;
 use crate::error::{Error, Result};
-use crate::partial::{self, Partial};
 
 /// An open pack whose header has been checked.
 #[derive(Debug)]
@@ -178,56 +177,6 @@ impl Pack {
         let mut gap = vec![0xFF; (range.end - range.start) as usize]; // under 4096, or the header was refused
         self.storage.read_at(&mut gap, range.start).is_ok() && gap.iter().all(|&byte| byte == 0)
     }
-
-    /// Write all files, or the one called `name`, below `output`, which is made if it is not there. Each file is
-    /// checked while it is written and appears only when it is whole and right.
-    ///
-    /// # Errors
-    /// When a file exists and `overwrite` is not set (then nothing is written), `name` is not in the pack, a file is
-    /// damaged, or writing fails. Files that were finished before stay.
-    pub fn extract(&self, output: &Path, name: Option<&str>, overwrite: bool, on_progress: OnProgress) -> Result<()> {
-        let entries = match name {
-            None => self.entries(),
-            Some(name) => match self.header.files.iter().position(|entry| entry.name == name) {
-                Some(at) => &self.header.files[at..=at],
-                None => {
-                    let names: Vec<&str> = self.header.files.iter().map(|entry| entry.name.as_str()).collect();
-                    let expected = format!("the pack holds {}", names.join(", "));
-                    return Err(Error::Missing { path: self.path.join(name), expected });
-                }
-            },
-        };
-        if fs::metadata(output).is_ok_and(|found| !found.is_dir()) {
-            return Err(Error::malformed(output, "exists and is not a directory"));
-        }
-        fs::create_dir_all(output).map_err(Error::io(output))?;
-        for entry in entries {
-            let target = output.join(&entry.name);
-            partial::refuse_existing(&target, overwrite)?;
-            if let (Storage::File(file), Ok(found)) = (&self.storage, fs::metadata(&target))
-                && file.metadata().is_ok_and(|pack| partial::is_same(&pack, &found))
-            {
-                return Err(Error::malformed(&target, "is the pack itself"));
-            }
-        }
-        let progress = Progress::new(entries.iter().map(|entry| entry.length).sum(), on_progress);
-        for entry in entries {
-            create_folders(output, &entry.name)?;
-            let target = Partial::create(&output.join(&entry.name), overwrite)?;
-            let source = self.path_of(entry);
-            let digests = stream(
-                entry.length,
-                |buffer, at| self.read_at(entry, buffer, at).map_err(Error::io(&source)),
-                |buffer, at| target.write_at(buffer, at),
-                &progress,
-            )?;
-            if let Some(Damage { problem, .. }) = damage(entry, &digests) {
-                return Err(Error::malformed(&source, problem));
-            }
-            target.commit(|| progress.advance(0))?;
-        }
-        Ok(())
-    }
 }
 
 impl Storage {
@@ -245,27 +194,11 @@ impl Storage {
 }
 
 /// How these pieces of a file differ from those that were packed.
-fn damage(entry: &Entry, found: &[pieces::Digest]) -> Option<Damage> {
+pub(super) fn damage(entry: &Entry, found: &[pieces::Digest]) -> Option<Damage> {
     let bad: Vec<usize> = (0..found.len()).filter(|&i| found[i] != entry.sha256[i]).collect();
     let (first, count) = (*bad.first()? as u64, bad.len());
     let (start, end) = (first * PIECE, entry.length.min((first + 1) * PIECE));
     let more = if count > 1 { format!(" and {} other pieces", count - 1) } else { String::new() };
     let problem = format!("damaged (SHA-256 differs): bytes {start} to {end} of {}{more}", entry.length);
     Some(Damage { name: entry.name.clone(), problem })
-}
-
-/// Make the folders that lead to `name` below `output`, without following links out of it.
-fn create_folders(output: &Path, name: &str) -> Result<()> {
-    for (slash, _) in name.match_indices('/') {
-        let folder = output.join(&name[..slash]);
-        match fs::symlink_metadata(&folder) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(Error::malformed(&folder, "exists and is not a directory")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir(&folder).map_err(Error::io(&folder))?;
-            }
-            Err(error) => return Err(Error::Io { path: folder, error }),
-        }
-    }
-    Ok(())
 }

@@ -373,7 +373,10 @@ fn help_completions_and_man_pages_exist() {
     assert!(stdout(&["completions", "bash"]).contains("--model-root"));
     let scratch = tempfile::tempdir().unwrap();
     stdout(&["man", scratch.path().to_str().unwrap()]);
-    assert!(std::fs::read_to_string(scratch.path().join("mlx_lm.1")).unwrap().contains("model\\-root"));
+    let page = |name: &str| std::fs::read_to_string(scratch.path().join(name)).unwrap();
+    assert!(page("mlx_lm.1").contains("model\\-root"));
+    // A flag that is needed stands in the synopsis, and its value with it.
+    assert!(page("mlx_lm-cache-prompt.1").contains("cache\\-prompt\\fR [OPTIONS] \\-\\-output <FILE>\n"));
 }
 
 #[test]

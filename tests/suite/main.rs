@@ -9,6 +9,7 @@ mod loading;
 mod mlxpack;
 mod mlxpack_cli;
 mod paper;
+mod process;
 mod prompt_cache;
 mod robustness;
 mod sampling;

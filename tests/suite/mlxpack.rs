@@ -57,7 +57,7 @@ fn header_of(pack: &[u8]) -> Value {
 }
 
 /// A pack with this header, right hash included, and `rest` after it.
-fn raw_pack(json: &[u8], rest: &[u8]) -> Vec<u8> {
+pub fn raw_pack(json: &[u8], rest: &[u8]) -> Vec<u8> {
     let start = [&b"\x89MLXP\r\n\x1a"[..], &1u64.to_le_bytes(), &(json.len() as u64).to_le_bytes()].concat();
     let hash = Sha256::new().chain_update(&start).chain_update(json).finalize();
     [&start, &hash[..], json, rest].concat()
@@ -371,7 +371,8 @@ fn damage_is_told_by_file_and_piece_and_not_extracted() {
     assert_eq!(pack.verify(GO_ON).unwrap(), expected);
     let refused = pack.extract(&path("out"), Some("a"), false, GO_ON).unwrap_err().to_string();
     assert!(refused.contains("x.mlxpack/a: damaged"), "{refused}");
-    assert_eq!(read_files(&path("out")), BTreeMap::new());
+    assert!(pack.extract(&path("out"), None, false, GO_ON).is_err());
+    assert!(!path("out").exists(), "nor are the good files before it");
     pack.extract(&path("out"), Some("README"), false, GO_ON).unwrap();
     assert!(pack.read(pack.entry("b").unwrap()).is_err());
 }
@@ -392,7 +393,9 @@ fn extraction_replaces_nothing_unasked_and_follows_no_link_out() {
     let refused = pack.extract(&path("out"), None, true, GO_ON).unwrap_err().to_string();
     assert!(refused.contains("out/more: exists and is not a directory"), "{refused}");
     assert_eq!(fs::read_dir(path("elsewhere")).unwrap().count(), 0);
-    assert_eq!(fs::read(path("out/empty")).unwrap(), b"", "replaced, as asked");
+    assert_eq!(fs::read(path("out/empty")).unwrap(), b"mine", "nothing is replaced when not all can be");
+    pack.extract(&path("out"), Some("empty"), true, GO_ON).unwrap();
+    assert_eq!(fs::read(path("out/empty")).unwrap(), b"");
 
     // The pack does not replace itself.
     fs::write(path("out/empty"), small_pack()).unwrap();
@@ -427,7 +430,7 @@ fn a_file_that_changes_meanwhile_is_an_error_and_leaves_nothing() {
     let pack = Pack::open(path("x.mlxpack")).unwrap();
     fs::OpenOptions::new().write(true).open(path("x.mlxpack")).unwrap().set_len(5000).unwrap();
     assert!(matches!(pack.extract(&path("out"), Some("more/x.safetensors"), false, GO_ON), Err(Error::Io { .. })));
-    assert_eq!(read_files(&path("out")), BTreeMap::new());
+    assert!(!path("out").exists());
     assert!(!pack.verify(GO_ON).unwrap().is_empty());
 }
 
@@ -443,8 +446,49 @@ fn stopping_leaves_nothing() {
     plan.write(&path("x.mlxpack"), false, GO_ON).unwrap();
     let pack = Pack::open(path("x.mlxpack")).unwrap();
     assert!(matches!(pack.extract(&path("out"), None, false, &stop), Err(Error::Interrupted)));
-    assert_eq!(fs::read_dir(path("out")).unwrap().count(), 0);
+    assert!(!path("out").exists());
     assert!(matches!(pack.verify(&stop), Err(Error::Interrupted)));
+}
+
+/// The last file cannot be given its name, since one has appeared there while the others were written.
+#[test]
+fn extraction_is_of_all_files_or_none() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("new/out");
+    let pack = open(small_pack()).unwrap();
+    let in_the_way = |done, total| {
+        if done == total {
+            fs::write(out.join("more/x.safetensors"), "mine").unwrap();
+        }
+        ControlFlow::Continue(())
+    };
+    let refused = pack.extract(&out, None, false, &in_the_way);
+    assert!(matches!(refused, Err(Error::Exists(at)) if at == out.join("more/x.safetensors")));
+    assert_eq!(read_files(&out), BTreeMap::from([("more/x.safetensors".to_owned(), b"mine".to_vec())]));
+
+    // What was there before stays, folders too; what was made goes.
+    fs::remove_dir_all(&out).unwrap();
+    fs::create_dir(&out).unwrap();
+    let stop = |done, total| if done == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    assert!(matches!(pack.extract(&out, None, false, &stop), Err(Error::Interrupted)));
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    pack.extract(&out, None, false, GO_ON).unwrap();
+    assert_eq!(read_files(&out).len(), 3);
+}
+
+#[test]
+fn two_do_not_extract_into_one_directory_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let pack = open(small_pack()).unwrap();
+    let meanwhile = |_, _| {
+        let refused = pack.extract(&out, Some("config.json"), true, GO_ON).unwrap_err().to_string();
+        assert!(refused.ends_with("/out: another process is extracting into it"), "{refused}");
+        ControlFlow::Continue(())
+    };
+    pack.extract(&out, None, false, &meanwhile).unwrap();
+    assert_eq!(read_files(&out).len(), 3);
+    pack.extract(&out, Some("config.json"), true, GO_ON).unwrap();
 }
 
 /// The unfinished file of another writer is left alone while that writer lives, and taken over afterwards.

@@ -55,6 +55,8 @@ fn a_cached_prompt_gives_the_text_that_reading_it_gives() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let (code, _, stderr) = run(&["cache-prompt", "--prompt", "x", "--output", "x.safetensors"], root);
     assert_eq!((code, stderr.as_str()), (Some(1), "error: x.safetensors: exists already; --force replaces it\n"));
+    let (code, _, stderr) = run(&["cache-prompt", "--prompt", "x", "--output", "no/where/x"], root);
+    assert_eq!((code, stderr.as_str()), (Some(1), "error: no/where: No such file or directory (os error 2)\n"));
 }
 
 #[test]
