@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use mlx_lm::Model;
 use mlx_lm::generate::Watch;
 use mlx_lm::generate::generator::Generator;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::args::{BenchArgs, BenchFormat, SyntheticArg};
 use super::generate::{load_model, set_device};
 use super::output::{peak_memory_bytes, write_line};
-use super::process::SUCCESS;
+use super::process::{SUCCESS, Usage};
 
 /// What is read to measure the bandwidth: far more than caches hold.
 const READ_BYTES: usize = 512 << 20;
@@ -86,7 +86,7 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
 fn load(args: &BenchArgs) -> Result<(String, Model)> {
     let Some(architecture) = args.synthetic else {
         if args.bits.is_some() {
-            bail!("--bits needs --synthetic; a model on disk has the bits it has");
+            return Err(Usage("--bits needs --synthetic; a model on disk has the bits it has".into()).into());
         }
         let name = args.model.model_root.as_ref().map_or("demo".into(), |root| root.display().to_string());
         return Ok((name, load_model(&super::open(&args.model)?)?));
