@@ -4,7 +4,7 @@
 //! `$ORIGIN/../lib` comes first: it is where `make dist` puts the libraries. The tag is the old DT_RPATH, since
 //! that one also covers the libraries that libmlx.so itself loads.
 
-const BRIDGE: &str = "src/kernels/primitive.cpp";
+const BRIDGE: &str = "src/backend/cpu/primitive.cpp";
 
 fn main() {
     println!("cargo::rerun-if-env-changed=DEP_MLX_RPATH");

@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_lm::kernels::{Affine, Filter, Floats, FloatsMut, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
+use mlx_lm::backend::cpu::{Affine, Epilogue, Filter, Floats, FloatsMut, Heads, Kernels, Layer, Mask, Matrix, Values};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -50,7 +50,7 @@ fn sets() -> Vec<Kernels> {
 
 fn linear(kernels: Kernels, x: &[bf16], weight: Matrix, y: &mut [bf16]) {
     let layers = black_box([Layer { weight, bias: None }]);
-    kernels.linear(Floats::Bf16(x), &layers, Join::Beside, FloatsMut::Bf16(y));
+    kernels.linear(Floats::Bf16(x), &layers, Epilogue::Concat, FloatsMut::Bf16(y));
 }
 
 fn matmul(c: &mut Criterion) {

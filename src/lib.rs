@@ -19,7 +19,7 @@
 //! | [`tensor_index`] | what a safetensors file holds |
 //! | [`weights`] | tensors by name, each taken once, shape and type checked |
 //! | [`quantized`] | linear layers and embeddings, dense or packed |
-//! | [`kernels`] | the CPU kernels that take the place of MLX's own CPU backend |
+//! | [`backend`] | the CPU kernels that take the place of MLX's own CPU backend |
 //! | [`models`] | config.json, the families, the decoder, RoPE |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
 //! | [`mod@generate`] | the key-value cache, the sampler, the token loop |
@@ -27,11 +27,11 @@
 //! Arrays are MLX's and lazy: an operation that returns `Ok` has been described, not run. MLX keeps its streams per
 //! thread, so load and run a model on one thread.
 
+pub mod backend;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod error;
 pub mod generate;
-pub mod kernels;
 pub mod mlxpack;
 pub mod models;
 pub mod quantized;

@@ -10,8 +10,8 @@ use mlx_rs::ops::indexing::{TryIndexOp, take_axis};
 use mlx_rs::ops::{self, addmm, dequantize, matmul, quantized_matmul};
 use mlx_rs::{Array, Dtype};
 
+use crate::backend::cpu::{self as kernels, Epilogue, nodes};
 use crate::error::Result;
-use crate::kernels::{self, Join, leaves};
 use crate::weights::{Kind, Scope};
 
 /// The widths of a quantized value that MLX packs.
@@ -161,7 +161,7 @@ impl Linear {
     /// `[…, input]` to `[…, output]`.
     pub fn forward(&self, x: &Array) -> Result<Array> {
         if let Some(kernels) = kernels::active() {
-            return leaves::linear(kernels, x, &[self], Join::Beside);
+            return nodes::linear(kernels, x, &[self], Epilogue::Concat);
         }
         self.weight.project(x, self.bias.as_ref())
     }
@@ -188,7 +188,7 @@ impl Embedding {
     /// Token ids `[B, L]` (u32, below `vocab_size`) to vectors `[B, L, D]`.
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
         if let Some(kernels) = kernels::active() {
-            return leaves::embedding(kernels, tokens, &self.linear.weight);
+            return nodes::embedding(kernels, tokens, &self.linear.weight);
         }
         // MLX reads whatever lies where a row should be.
         let last = self.linear.weight.arrays()[0].dim(0) - 1;

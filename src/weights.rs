@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use mlx_rs::{Array, Dtype};
 use safetensors::Dtype as FileDtype;
 
+use crate::backend::cpu as kernels;
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx_rs_patch::array_from_bytes;
 use crate::tensor_index::TensorEntry;
 

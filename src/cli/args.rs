@@ -4,9 +4,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mlx_lm::backend::cpu::MAX_THREADS;
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::{GenerateOptions, Overrides};
-use mlx_lm::kernels::MAX_THREADS;
 use serde_json::Value;
 
 /// Generate text from a Mistral, Llama or Qwen3 checkpoint.

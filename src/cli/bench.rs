@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mlx_lm::Model;
+use mlx_lm::backend::cpu as kernels;
 use mlx_lm::generate::Watch;
 use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
-use mlx_lm::kernels;
 use mlx_lm::models::Architecture;
 use mlx_rs::{Device, DeviceType, Dtype};
 use serde_json::{Value, json};

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use mlx_lm::backend::cpu as kernels;
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{FinishReason, Piece, Watch, generate_with_progress};
-use mlx_lm::kernels;
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 

@@ -30,7 +30,7 @@ fn run(cli: Cli) -> Result<u8> {
     let verbose = cli.command.is_none() && cli.generate.verbose;
     process::log_from(if verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn });
     if let Some(threads) = cli.threads {
-        mlx_lm::kernels::set_threads(threads);
+        mlx_lm::backend::cpu::set_threads(threads);
     }
     match cli.command {
         None => {

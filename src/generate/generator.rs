@@ -14,8 +14,8 @@ use mlx_rs::transforms::async_eval;
 use super::kv_cache::KvCache;
 use super::sampler::{Sampler, logprobs};
 use super::{Watch, unless_interrupted};
+use crate::backend::cpu::{Interruptible, NO_TOKEN};
 use crate::error::{Error, Result};
-use crate::kernels::{Interruptible, NO_TOKEN};
 use crate::models::Model;
 
 /// MLX keeps freed buffers for reuse; they are dropped once in so many tokens.

@@ -9,8 +9,8 @@ use super::generator::row;
 use super::kv_cache::CacheLimits;
 use super::sampler::logprobs;
 use super::{Watch, unless_interrupted};
+use crate::backend::cpu::Interruptible;
 use crate::error::{Error, Result};
-use crate::kernels::Interruptible;
 use crate::models::Model;
 
 /// Tokens whose logits are in memory at once, `[tokens, V]` in f32.

@@ -9,8 +9,8 @@ use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, put_along_axis, scatter_add
 use mlx_rs::ops::{self, argpartition_axis, concatenate, sort_axis};
 use mlx_rs::random::{RandomState, categorical};
 
+use crate::backend::cpu::{self as kernels, Filter, NO_TOKEN, nodes};
 use crate::error::{Error, Result};
-use crate::kernels::{self, Filter, NO_TOKEN, leaves};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -163,11 +163,11 @@ impl Sampler {
         let is_greedy = !(1.0 / self.options.temp).is_finite();
         if let Some(kernels) = kernels::active() {
             if is_greedy {
-                return leaves::argmax(kernels, logits);
+                return nodes::argmax(kernels, logits);
             }
             let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
             let filter = Filter { temp, top_p, min_p, top_k };
-            return leaves::sample(kernels, logits, filter, &self.random.next_key()?);
+            return nodes::sample(kernels, logits, filter, &self.random.next_key()?);
         }
         let token = if is_greedy {
             argmax_axis(logits, -1, false)?

@@ -9,9 +9,9 @@ use mlx_rs::{Array, Dtype};
 
 use super::config::DecoderConfig;
 use super::rope::Rope;
+use crate::backend::cpu::{self as kernels, Epilogue, Kernels, nodes};
 use crate::error::Result;
 use crate::generate::kv_cache::{KvCache, Step};
-use crate::kernels::{self, Join, Kernels, leaves};
 use crate::quantized::{Embedding, Linear};
 use crate::weights::{Kind, Scope};
 
@@ -203,11 +203,11 @@ impl Attention {
 
     /// The same in four operations.
     fn project_on(&self, kernels: Kernels, x: &Array, offset: i32) -> Result<[Array; 3]> {
-        let all = leaves::linear(kernels, x, &[&self.q_proj, &self.k_proj, &self.v_proj], Join::Beside)?;
+        let all = nodes::linear(kernels, x, &[&self.q_proj, &self.k_proj, &self.v_proj], Epilogue::Concat)?;
         let rope = self.rope.turns(offset);
         let heads = |first, n, norm: Option<&RmsNorm>, rope| {
             let norm = norm.map(|norm| (&norm.weight, norm.eps));
-            leaves::heads_of(kernels, &all, first, n, self.head_dim, norm, rope)
+            nodes::heads_of(kernels, &all, first, n, self.head_dim, norm, rope)
         };
         let (q_norm, k_norm) = self.qk_norm.as_ref().map_or((None, None), |(q, k)| (Some(q), Some(k)));
         Ok([
@@ -227,7 +227,7 @@ fn attention(
     mask: Option<ScaledDotProductAttentionMask>,
 ) -> Result<Array> {
     if let Some(kernels) = kernels::active() {
-        return leaves::attention(kernels, queries, keys, values, scale, mask.as_ref());
+        return nodes::attention(kernels, queries, keys, values, scale, mask.as_ref());
     }
     let output = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
     Ok(output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[queries.dim(0), queries.dim(2), -1])?)
@@ -255,7 +255,7 @@ impl Mlp {
 
     fn forward(&self, x: &Array) -> Result<Array> {
         let expanded = match kernels::active() {
-            Some(kernels) => leaves::linear(kernels, x, &[&self.gate_proj, &self.up_proj], Join::SwiGlu)?,
+            Some(kernels) => nodes::linear(kernels, x, &[&self.gate_proj, &self.up_proj], Epilogue::SwiGlu)?,
             None => swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?,
         };
         self.down_proj.forward(&expanded)
@@ -270,7 +270,7 @@ fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
 
 /// What a layer adds to the hidden states.
 fn residual(x: &Array, change: &Array) -> Result<Array> {
-    if let Some(result) = kernels::active().and_then(|kernels| leaves::add(kernels, x, change)) {
+    if let Some(result) = kernels::active().and_then(|kernels| nodes::add(kernels, x, change)) {
         return result;
     }
     Ok(add(x, change)?)
@@ -290,7 +290,7 @@ impl RmsNorm {
 
     fn forward(&self, x: &Array) -> Result<Array> {
         if let Some(kernels) = kernels::active() {
-            return leaves::rms_norm(kernels, x, &self.weight, self.eps);
+            return nodes::rms_norm(kernels, x, &self.weight, self.eps);
         }
         Ok(rms_norm(x, Some(&self.weight), self.eps)?)
     }

@@ -16,10 +16,10 @@ use std::sync::Arc;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
+use crate::backend::cpu as kernels;
 use crate::checkpoint::{Checkpoint, WeightFile};
 use crate::error::{Error, Result};
 use crate::generate::kv_cache::{CacheLimits, KvCache};
-use crate::kernels;
 use crate::mapped::Mapped;
 use crate::weights::Weights;
 use config::{DecoderConfig, Fields};

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use assert_cmd::assert::OutputAssertExt;
-use mlx_lm::kernels::Kernels;
+use mlx_lm::backend::cpu::Kernels;
 
 use serde_json::{Value, json};
 

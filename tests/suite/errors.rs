@@ -74,7 +74,11 @@ type Spoil = fn(&Spoiled);
 const CASES: &[(&str, Spoil, &[&str])] = &[
     // The directory.
     ("no directory", |s| fs::remove_dir_all(&s.root).unwrap(), &["No such file"]),
-    ("empty directory", |s| drop(fs::remove_dir_all(&s.root).and_then(|()| fs::create_dir(&s.root))), &["no model in this directory"]),
+    (
+        "empty directory",
+        |s| drop(fs::remove_dir_all(&s.root).and_then(|()| fs::create_dir(&s.root))),
+        &["no model in this directory"],
+    ),
     // config.json as a file.
     ("config missing", |s| s.remove("config.json"), &["config.json", "not found"]),
     ("config empty", |s| s.write("config.json", ""), &["config.json", "not valid JSON"]),

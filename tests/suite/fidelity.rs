@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use mlx_lm::backend::cpu::{self as kernels, Kernels};
 use mlx_lm::chat_template::Conversation;
 use mlx_lm::generate::Piece;
 use mlx_lm::generate::Watch;
 use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
-use mlx_lm::kernels::{self, Kernels};
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, generate};
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use mlx_rs::{Array, Device};

@@ -5,7 +5,7 @@
 //! numbers that are not finite rounded like others.
 
 use half::{bf16, f16};
-use mlx_lm::kernels::{Affine, Filter, Floats, FloatsMut, Heads, Join, Kernels, Layer, Mask, Matrix, Values};
+use mlx_lm::backend::cpu::{Affine, Epilogue, Filter, Floats, FloatsMut, Heads, Kernels, Layer, Mask, Matrix, Values};
 use mlx_rs::random::categorical;
 use mlx_rs::{Array, Device};
 use rand::rngs::StdRng;
@@ -148,7 +148,7 @@ impl Weight {
 
 fn linear(kernels: Kernels, x: &Numbers, w: &Weight, bias: Option<&Numbers>, y: &mut Numbers) {
     let layer = Layer { weight: w.matrix(), bias: bias.map(Numbers::floats) };
-    kernels.linear(x.floats(), &[layer], Join::Beside, y.floats_mut());
+    kernels.linear(x.floats(), &[layer], Epilogue::Concat, y.floats_mut());
 }
 
 /// `x · Wᵀ + bias` for all sets of kernels within what rounding explains.
@@ -352,7 +352,7 @@ fn layers_of_one_input_are_what_each_is_alone() {
                 let each: Vec<Vec<f64>> = weights.iter().map(alone).collect();
                 let mut y = Numbers::zeros(0, tokens * 107);
                 let layers: Vec<Layer> = weights.iter().map(layer).collect();
-                kernels.linear(x.floats(), &layers, Join::Beside, y.floats_mut());
+                kernels.linear(x.floats(), &layers, Epilogue::Concat, y.floats_mut());
                 for (token, row) in y.wide().chunks(107).enumerate() {
                     let expected = each.iter().flat_map(|y| {
                         let rows = y.len() / tokens;
@@ -365,7 +365,7 @@ fn layers_of_one_input_are_what_each_is_alone() {
                     }
                 }
                 let mut y = Numbers::zeros(0, tokens * 17);
-                kernels.linear(x.floats(), &layers[1..3], Join::SwiGlu, y.floats_mut());
+                kernels.linear(x.floats(), &layers[1..3], Epilogue::SwiGlu, y.floats_mut());
                 for (i, found) in y.wide().into_iter().enumerate() {
                     let (gate, up) = (each[1][i], each[2][i]);
                     let expected = gate / (1.0 + (-gate).exp()) * up;
@@ -388,7 +388,7 @@ fn swiglu_of_extreme_numbers_is_that_of_f64() {
     };
     for kernels in sets() {
         let mut y = [0.0; 11];
-        kernels.linear(Floats::F32(&[1.0]), &[dense(&gates), dense(&ones)], Join::SwiGlu, FloatsMut::F32(&mut y));
+        kernels.linear(Floats::F32(&[1.0]), &[dense(&gates), dense(&ones)], Epilogue::SwiGlu, FloatsMut::F32(&mut y));
         for (x, y) in gates.into_iter().zip(y) {
             let x = f64::from(x);
             let expected = x / (1.0 + (-x).exp());

@@ -8,10 +8,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mlx_lm::backend::cpu::{Kernels, choose};
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{Watch, generate_with_progress};
-use mlx_lm::kernels::{Kernels, choose};
 use mlx_lm::{Checkpoint, Error, GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Array, Device, Dtype};
 use safetensors::SafeTensors;

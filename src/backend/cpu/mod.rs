@@ -1,7 +1,7 @@
 //! CPU kernels on slices: what the decoder spends its time on, for each instruction set. No MLX in here but for `bridge` and
-//! `leaves`, which make them nodes of MLX's graph.
+//! `nodes`, which make them nodes of MLX's graph.
 //!
-//! Every kernel is written once, over the vectors of `simd`, and compiled for plain Rust (every machine), AVX2 and AVX-512;
+//! Every kernel is written once, over the vectors of `isa`, and compiled for plain Rust (every machine), AVX2 and AVX-512;
 //! products of matrices have further forms for whole numbers and for AMX. Which one runs is decided at run time. Sums are
 //! made in f32 in an order that depends on the shapes and the instruction set alone, so results are the same for any number
 //! of threads.
@@ -12,32 +12,29 @@
 mod attention;
 mod bridge;
 pub(crate) use bridge::{Interruptible, borrow as in_place, failure};
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod elementwise;
 mod fixed;
 mod gemm;
-#[cfg(target_arch = "x86_64")]
-mod gemm_fixed;
-mod join;
-pub(crate) mod leaves;
-mod matvec;
-mod pool;
+mod gemv;
+mod isa;
+pub(crate) mod nodes;
 mod read;
-mod sample;
+mod sampling;
 mod scratch;
-mod simd;
+mod threads;
 mod types;
 mod unpack;
 
 use std::sync::OnceLock;
 
 pub use attention::{Heads, Mask};
-pub use join::Join;
-use join::Joined;
+pub use gemm::epilogue::Epilogue;
+use gemm::epilogue::FusedLayers;
+#[cfg(target_arch = "x86_64")]
+use isa::amx;
+use isa::{Op, Simd};
 use mlx_rs::{Device, DeviceType};
-pub use sample::Filter;
-use simd::{Op, Simd};
+pub use sampling::Filter;
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
 use crate::error::{Error, Result};
@@ -81,9 +78,9 @@ impl Kernels {
         match self {
             Kernels::Mlx | Kernels::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Kernels::Avx2 => simd::Avx2::detect().is_some(),
+            Kernels::Avx2 => isa::Avx2::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Kernels::Avx512 => simd::Avx512::detect().is_some(),
+            Kernels::Avx512 => isa::Avx512::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             Kernels::Amx => amx::Amx::detect().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
@@ -100,61 +97,61 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         match self {
             Kernels::Amx | Kernels::Avx512 => {
-                return simd::Avx512::detect().expect("chosen where it runs").run(op);
+                return isa::Avx512::detect().expect("chosen where it runs").run(op);
             }
-            Kernels::Avx2 => return simd::Avx2::detect().expect("chosen where it runs").run(op),
+            Kernels::Avx2 => return isa::Avx2::detect().expect("chosen where it runs").run(op),
             Kernels::Mlx | Kernels::Portable => {}
         }
-        simd::Portable.run(op)
+        isa::Portable.run(op)
     }
 
     /// The index of the largest logit, the first of them if there are several; `None` when one is NaN or ∞, or all are -∞.
     pub fn argmax(self, logits: Floats) -> Option<u32> {
-        self.run(sample::ArgMax(logits)).map(|token| token as u32)
+        self.run(sampling::ArgMax(logits)).map(|token| token as u32)
     }
 
     /// A token at random, by its logit: the one that `mlx.core.random.categorical` draws with this key from the filtered
     /// log-probabilities over the temperature. `None` when one is NaN or ∞, or all are -∞.
     pub fn sample(self, logits: Floats, filter: Filter, key: [u32; 2]) -> Option<u32> {
-        self.run(sample::Sample { logits, filter, key }).map(|token| token as u32)
+        self.run(sampling::Sample { logits, filter, key }).map(|token| token as u32)
     }
 
-    /// Linear layers with one input: `x` `[m, columns]` to `y` `[m, width]`, whose rows are the layers' outputs as `join` says.
+    /// Linear layers with one input: `x` `[m, columns]` to `y` `[m, width]`, whose rows are the layers' outputs as `epilogue` says.
     ///
     /// # Panics
     /// When the sizes do not fit together.
-    pub fn linear(self, x: Floats, layers: &[Layer], join: Join, y: FloatsMut) {
-        let (joined, columns) = (Joined { layers, join }, layers[0].weight.columns);
+    pub fn linear(self, x: Floats, layers: &[Layer], epilogue: Epilogue, y: FloatsMut) {
+        let (fused, columns) = (FusedLayers { layers, epilogue }, layers[0].weight.columns);
         for Layer { weight, bias } in layers {
             weight.check();
             assert!(weight.columns == columns && bias.is_none_or(|bias| bias.len() == weight.rows));
         }
-        assert!(join == Join::Beside || layers.len() == 2 && layers[0].weight.rows == layers[1].weight.rows);
+        assert!(epilogue == Epilogue::Concat || layers.len() == 2 && layers[0].weight.rows == layers[1].weight.rows);
         let m = x.len() / columns;
-        assert!(x.len() == m * columns && y.len() == m * joined.width());
+        assert!(x.len() == m * columns && y.len() == m * fused.width());
         // Unpacking a weight costs about as much as two products with it.
         if m <= 4 {
-            return self.run(matvec::MatVec { x, joined, y });
+            return self.run(gemv::Gemv { x, fused, y });
         }
         #[cfg(target_arch = "x86_64")]
         match self {
             Kernels::Amx if layers.iter().all(|layer| amx::takes(&x, &layer.weight)) => {
                 let amx = amx::Amx::detect().expect("chosen where it runs");
-                return gemm::multiply(&amx, x, joined, y);
+                return gemm::multiply(&amx, x, fused, y);
             }
             Kernels::Amx | Kernels::Avx512 => {
-                let s = simd::Avx512::detect().expect("chosen where it runs");
-                return multiply::<_, 6, 12>(s, x, joined, y);
+                let s = isa::Avx512::detect().expect("chosen where it runs");
+                return multiply::<_, 6, 12>(s, x, fused, y);
             }
             Kernels::Avx2 => {
-                return match (simd::AvxVnni::detect(), simd::Avx2::detect()) {
-                    (Some(s), _) => multiply::<_, 6, 6>(s, x, joined, y),
-                    (None, s) => multiply::<_, 4, 6>(s.expect("chosen where it runs"), x, joined, y),
+                return match (isa::AvxVnni::detect(), isa::Avx2::detect()) {
+                    (Some(s), _) => multiply::<_, 6, 6>(s, x, fused, y),
+                    (None, s) => multiply::<_, 4, 6>(s.expect("chosen where it runs"), x, fused, y),
                 };
             }
             Kernels::Mlx | Kernels::Portable => {}
         }
-        gemm::multiply(&gemm::InFloats::<_, 2>(simd::Portable), x, joined, y);
+        gemm::multiply(&gemm::FloatingPoint::<_, 2>(isa::Portable), x, fused, y);
     }
 
     /// `y = a + b`, all of one type and length.
@@ -238,10 +235,10 @@ fn fail(error: Error) -> ! {
 
 /// In whole numbers where that is possible, else in floats; so many tokens at a time as there are registers for.
 #[cfg(target_arch = "x86_64")]
-fn multiply<S: Simd, const IN_FIXED: usize, const IN_FLOATS: usize>(s: S, x: Floats, joined: Joined, y: FloatsMut) {
-    match gemm_fixed::InFixed::<_, IN_FIXED>::for_layers(s, &x, joined.layers) {
-        Some(fixed) => gemm::multiply(&fixed, x, joined, y),
-        None => gemm::multiply(&gemm::InFloats::<_, IN_FLOATS>(s), x, joined, y),
+fn multiply<S: Simd, const IN_FIXED: usize, const IN_FLOATS: usize>(s: S, x: Floats, fused: FusedLayers, y: FloatsMut) {
+    match gemm::fixed_point::FixedPoint::<_, IN_FIXED>::for_layers(s, &x, fused.layers) {
+        Some(fixed) => gemm::multiply(&fixed, x, fused, y),
+        None => gemm::multiply(&gemm::FloatingPoint::<_, IN_FLOATS>(s), x, fused, y),
     }
 }
 
@@ -293,12 +290,12 @@ pub const MAX_THREADS: usize = 512;
 
 /// Share the work out to so many threads, at most [`MAX_THREADS`]. Counts only before the first work in a process.
 pub fn set_threads(threads: usize) {
-    pool::set_threads(threads.min(MAX_THREADS));
+    threads::set_threads(threads.min(MAX_THREADS));
 }
 
 /// Threads that share the work.
 pub fn threads() -> usize {
-    pool::threads()
+    threads::threads()
 }
 
 /// What computes, for people.

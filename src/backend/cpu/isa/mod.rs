@@ -6,20 +6,22 @@
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512, AvxVnni};
+pub(in crate::backend::cpu) use x86::{Avx2, Avx512, AvxVnni};
 
 /// Something to compute with the vectors of any instruction set. `with` must be `#[inline(always)]`, as must all that it
 /// calls in turn, or the calls are not compiled for the instruction set.
-pub(super) trait Op {
+pub(in crate::backend::cpu) trait Op {
     type Output;
     fn with<S: Simd>(self, s: S) -> Self::Output;
 }
 
 /// Vectors of [`Simd::LANES`] lanes. Pointers are to as many values, of any alignment.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // some is for products of whole numbers
-pub(super) trait Simd: Copy + Send + Sync + 'static {
+pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Lanes of f32.
     type F: Copy;
@@ -105,12 +107,12 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// 1.5 · 2^23: adding it leaves no bits for a fraction, and the whole number in the lowest bits.
-pub(super) const ROUND: f32 = 12582912.0;
+pub(in crate::backend::cpu) const ROUND: f32 = 12582912.0;
 
 /// `e^x`, within 2 units in the last place; 1.2e-38, the least that is not subnormal (on which machines are slow), below
 /// -87.3, and infinite above 88.7.
 #[inline(always)]
-pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+pub(in crate::backend::cpu) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let x = s.max(s.splat(-87.3), s.min(s.splat(89.0), x));
     let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
     let n = s.sub(shifted, s.splat(ROUND));
@@ -130,7 +132,7 @@ pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
 
 /// Plain Rust on eight lanes, for every machine.
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(in crate::backend::cpu) struct Portable;
 
 #[inline(always)]
 fn lanes<T: Copy, R>(a: [T; 8], f: impl Fn(T) -> R) -> [R; 8] {

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use half::{bf16, f16};
 use mlx_rs::{Array, Dtype, StreamOrDevice};
 
-use super::{Floats, FloatsMut, pool};
+use super::{Floats, FloatsMut, threads};
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::item_size;
@@ -143,7 +143,7 @@ impl Drop for Interruptible {
 impl Fate {
     /// Compute a node; true when its output is complete.
     fn run(&self, work: impl FnOnce()) -> bool {
-        let error = match catch_unwind(AssertUnwindSafe(|| pool::until(&self.stop, work))) {
+        let error = match catch_unwind(AssertUnwindSafe(|| threads::until(&self.stop, work))) {
             Ok(()) if !self.stop.load(Ordering::Relaxed) => return true,
             Ok(()) => Error::Interrupted,
             Err(panic) => panicked(panic),
@@ -393,7 +393,7 @@ mod tests {
         let (numbers, failed) = evaluated(|| panic!("the sky fell"));
         assert!(numbers.iter().all(|x| x.is_nan()));
         assert!(matches!(failed, Err(Error::Internal(message)) if message.contains("the sky fell")));
-        let (_, failed) = evaluated(|| crate::kernels::fail(Error::OutOfMemory("7 bytes".into())));
+        let (_, failed) = evaluated(|| crate::backend::cpu::fail(Error::OutOfMemory("7 bytes".into())));
         assert!(matches!(failed, Err(Error::OutOfMemory(wanted)) if wanted == "7 bytes"));
 
         // Another thread's nodes fail for themselves.
@@ -412,7 +412,7 @@ mod tests {
         let done = Arc::new(AtomicBool::new(false));
         let (numbers, failed) = evaluated({
             let done = Arc::clone(&done);
-            move || pool::for_each(100, |_| done.store(true, Ordering::Relaxed))
+            move || threads::for_each(100, |_| done.store(true, Ordering::Relaxed))
         });
         assert!(matches!(failed, Err(Error::Interrupted)) && numbers.iter().all(|x| x.is_nan()));
         assert!(!done.load(Ordering::Relaxed), "tasks are skipped");

@@ -3,24 +3,24 @@
 
 use std::ops::Range;
 
-use super::fixed::Fixed;
-use super::gemm::{Panel, Product};
-use super::pool;
-use super::scratch::Scratch;
-use super::simd::{Op, Simd};
-use super::types::{Affine, Floats, Layer, Shared, Values, load_all, same_type, typed};
-use super::unpack::{Rows, lane_rows};
+use crate::backend::cpu::fixed::Fixed;
+use crate::backend::cpu::gemm::{Microkernel, Panel};
+use crate::backend::cpu::isa::{Op, Simd};
+use crate::backend::cpu::scratch::Scratch;
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{Affine, Floats, Layer, Shared, Values, load_all, same_type, typed};
+use crate::backend::cpu::unpack::{Rows, lane_rows};
 
 /// Columns of a panel; whole groups of any size.
 const COLUMNS: usize = 512;
 
 /// For weights of 2, 4 or 8 bits in groups of one size. A panel is two vectors wide.
-pub(super) struct InFixed<S, const TOKENS: usize> {
+pub(in crate::backend::cpu) struct FixedPoint<S, const TOKENS: usize> {
     s: S,
     group: usize,
 }
 
-impl<S: Simd, const TOKENS: usize> InFixed<S, TOKENS> {
+impl<S: Simd, const TOKENS: usize> FixedPoint<S, TOKENS> {
     /// `None` where activations or weights are of another kind.
     pub fn for_layers(s: S, x: &Floats, layers: &[Layer]) -> Option<Self> {
         let group_of = |layer: &Layer| match layer.weight.values {
@@ -28,12 +28,12 @@ impl<S: Simd, const TOKENS: usize> InFixed<S, TOKENS> {
             _ => None,
         };
         let group = group_of(&layers[0]).filter(|_| x.bits() == 16)?;
-        layers.iter().all(|layer| group_of(layer) == Some(group)).then_some(InFixed { s, group })
+        layers.iter().all(|layer| group_of(layer) == Some(group)).then_some(FixedPoint { s, group })
     }
 }
 
 /// Tokens as pairs of whole numbers, tile by tile.
-pub(super) struct Packed {
+pub(in crate::backend::cpu) struct Packed {
     /// `[tiles, columns / 2, TOKENS]`.
     pairs: Scratch<u32>,
     /// `[tiles, groups, TOKENS]`, as are the sums.
@@ -41,7 +41,7 @@ pub(super) struct Packed {
     sums: Scratch<f32>,
 }
 
-impl<S: Simd, const TOKENS: usize> Product for InFixed<S, TOKENS> {
+impl<S: Simd, const TOKENS: usize> Microkernel for FixedPoint<S, TOKENS> {
     const ROWS: usize = 2 * S::LANES;
     const TOKENS: usize = TOKENS;
     type Packed = Packed;
@@ -61,7 +61,7 @@ impl<S: Simd, const TOKENS: usize> Product for InFixed<S, TOKENS> {
         };
         let pairs = Shared(packed.pairs.as_mut_ptr());
         let (scales, sums) = (Shared(packed.scales.as_mut_ptr()), Shared(packed.sums.as_mut_ptr()));
-        pool::for_each(tiles, |tile| {
+        threads::for_each(tiles, |tile| {
             for t in 0..TOKENS.min(tokens - tile * TOKENS) {
                 let fixed = self.s.run(FixToken { x, token: tile * TOKENS + t, columns, group: self.group });
                 // SAFETY: this task alone writes this tile.

@@ -1,10 +1,10 @@
 //! Scaled dot-product attention by online softmax (FlashAttention, arXiv 2205.14135): keys and values are read once, in
 //! blocks, for all query heads that share them.
 
-use super::pool;
-use super::scratch::{Plain, Scratch};
-use super::simd::{Op, Simd, exp};
-use super::types::{Element, Floats, FloatsMut, Shared, load_all, store_all, typed};
+use crate::backend::cpu::isa::{Op, Simd, exp};
+use crate::backend::cpu::scratch::{Plain, Scratch};
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{Element, Floats, FloatsMut, Shared, load_all, store_all, typed};
 
 /// Keys of one block; their scores stay in the first-level cache.
 pub(super) const KEYS: usize = 64;
@@ -45,7 +45,7 @@ impl Heads<'_> {
 }
 
 /// How blocks of queries, keys and values are multiplied.
-pub(super) trait Product: Copy + Send + Sync {
+pub(super) trait TileProduct: Copy + Send + Sync {
     /// Rows that are multiplied together.
     const ROWS: usize;
     /// The width of heads is padded to a multiple of this.
@@ -68,7 +68,7 @@ pub(super) trait Product: Copy + Send + Sync {
     fn rows(self, values: &Rows, count: usize, width: usize, to: &mut [Self::Number]);
 
     /// Add `a` `[rows, depth]` times `b` `[depth, columns]` to `c` `[rows, columns]`, which counts as zeros when it is the
-    /// first. `a` and `c` have [`Product::ROWS`] rows, of which `n` count.
+    /// first. `a` and `c` have [`TileProduct::ROWS`] rows, of which `n` count.
     #[allow(clippy::too_many_arguments)]
     fn multiply(
         self,
@@ -114,9 +114,9 @@ impl Rows<'_> {
 
 /// Everything in f32.
 #[derive(Clone, Copy)]
-struct InFloats<S>(S);
+struct FloatingPoint<S>(S);
 
-impl<S: Simd> Product for InFloats<S> {
+impl<S: Simd> TileProduct for FloatingPoint<S> {
     const ROWS: usize = 4;
     const WIDTH: usize = S::LANES;
     type Number = f32;
@@ -261,12 +261,12 @@ impl Op for Attention<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        self.by(InFloats(s));
+        self.by(FloatingPoint(s));
     }
 }
 
 impl Attention<'_> {
-    pub fn by<P: Product>(self, product: P) {
+    pub fn by<P: TileProduct>(self, product: P) {
         let Attention { q, k, v, scale, mask, y } = self;
         let [batch, n_heads, length, _] = q.shape;
         let n_kv_heads = k.shape[1];
@@ -274,7 +274,7 @@ impl Attention<'_> {
         let blocks = length.div_ceil(queries);
         typed!(FloatsMut, y, y => {
             let y = Shared(y.as_mut_ptr());
-            pool::for_each(batch * n_kv_heads * blocks, |task| {
+            threads::for_each(batch * n_kv_heads * blocks, |task| {
                 // The last queries see the most keys: begin with them, so that no thread is left with them at the end.
                 let block = blocks - 1 - task / (batch * n_kv_heads);
                 let (b, kv_head) = (task % (batch * n_kv_heads) / n_kv_heads, task % n_kv_heads);
@@ -309,7 +309,7 @@ struct Softmax {
     sum: f32,
 }
 
-impl<'a, P: Product, E: Element> Op for Block<'a, P, E> {
+impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
     type Output = ();
 
     #[inline(always)]

@@ -4,15 +4,17 @@
 //! so the activations are put in that order first. A row's group has one scale and bias, so
 //! `Σ (s·q + b)·x = s·Σ q·x + b·Σ x`, and the sums of x are made once for all rows.
 //!
-//! Activations of 16 bits become whole numbers of 16 bits with a scale for each group (see [`super::fixed`]), which vector
+//! Activations of 16 bits become whole numbers of 16 bits with a scale for each group (see [`crate::backend::cpu::fixed`]), which vector
 //! instructions for bytes multiply twice as fast. Activations in f32 stay floats.
 
-use super::fixed::Fixed;
-use super::join::{Finish, Join, Joined};
-use super::pool;
-use super::simd::{Op, Simd};
-use super::types::{Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, load_all, same_type, typed};
-use super::unpack;
+use crate::backend::cpu::fixed::Fixed;
+use crate::backend::cpu::gemm::epilogue::{Epilogue, Finish, FusedLayers};
+use crate::backend::cpu::isa::{Op, Simd};
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{
+    Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, load_all, same_type, typed,
+};
+use crate::backend::cpu::unpack;
 
 /// The most rows of one task.
 const BLOCK: usize = 256;
@@ -23,22 +25,22 @@ const AHEAD: usize = 4096;
 const LONG: usize = 6144;
 
 /// `x` `[m, columns]`, `y` `[m, width]`; m small, since every vector goes through the weights on its own.
-pub(super) struct MatVec<'a> {
+pub(super) struct Gemv<'a> {
     pub x: Floats<'a>,
-    pub joined: Joined<'a>,
+    pub fused: FusedLayers<'a>,
     pub y: FloatsMut<'a>,
 }
 
-impl Op for MatVec<'_> {
+impl Op for Gemv<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let MatVec { x, joined, y } = self;
-        let columns = joined.layers[0].weight.columns;
+        let Gemv { x, fused, y } = self;
+        let columns = fused.layers[0].weight.columns;
         let mut prepared: Vec<(Layout, Vec<Prepared>)> = Vec::new();
         let mut prepared_for = Vec::new();
-        for layer in joined.layers {
+        for layer in fused.layers {
             let layout = Layout::of(s, &layer.weight, &x);
             let known = prepared.iter().position(|(known, _)| *known == layout);
             prepared_for.push(known.unwrap_or(prepared.len()));
@@ -47,23 +49,23 @@ impl Op for MatVec<'_> {
                 prepared.push((layout, tokens.map(|i| s.run(Prepare { x: &x, i, columns, layout })).collect()));
             }
         }
-        let width = joined.width();
-        let tasks = joined.tasks(|_| pool::share(width).min(BLOCK));
+        let width = fused.width();
+        let tasks = fused.tasks(|_| threads::share(width).min(BLOCK));
         typed!(FloatsMut, y, y => {
             let y = Shared(y.as_mut_ptr());
-            pool::for_each(tasks.len(), |i| {
+            threads::for_each(tasks.len(), |i| {
                 let task = &tasks[i];
                 let n = task.rows.len();
                 for token in 0..prepared[0].1.len() {
                     let mut sums = [[0.0; BLOCK]; 2];
-                    for (i, (layer, sums)) in joined.layers_of(task).iter().zip(&mut sums).enumerate() {
+                    for (i, (layer, sums)) in fused.layers_of(task).iter().zip(&mut sums).enumerate() {
                         let (layout, x) = &prepared[prepared_for[task.layer + i]];
                         let (first, sums) = (task.rows.start, &mut sums[..n]);
                         s.run(AddRows { w: &layer.weight, x: &x[token], layout: *layout, first, sums });
                         layer.add_bias(task.rows.clone(), n, sums);
                     }
                     let [sums, other] = &sums;
-                    let multiplied = (joined.join == Join::SwiGlu).then_some(&other[..n]);
+                    let multiplied = (fused.epilogue == Epilogue::SwiGlu).then_some(&other[..n]);
                     // SAFETY: a row of y has `width` numbers, and this task alone writes these.
                     let y = Shared(unsafe { y.at(token * width + task.at) });
                     s.run(Finish { sums: &sums[..n], multiplied, y });

@@ -1,12 +1,12 @@
-//! The model's leaf operations on MLX arrays, computed by kernels.
+//! The model's operations as nodes of MLX's graph, computed by kernels.
 
 use mlx_rs::{Array, Dtype};
 
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 
-use super::bridge::{View, leaf};
-use super::types::{Element, same_type, typed};
-use super::{Affine, Filter, Heads, Join, Kernels, Layer, Mask, Matrix, NO_TOKEN, Values};
+use super::{Affine, Epilogue, Filter, Heads, Kernels, Layer, Mask, Matrix, NO_TOKEN, Values};
+use crate::backend::cpu::bridge::{View, leaf};
+use crate::backend::cpu::types::{Element, same_type, typed};
 use crate::error::Result;
 use crate::quantized::{Linear, Packing, Weight};
 
@@ -44,7 +44,7 @@ fn matrix(views: &[View], packing: Option<Packing>) -> Matrix<'_> {
 }
 
 /// Linear layers with one input, `[…, input]` to `[…, width]`; see [`Kernels::linear`].
-pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join) -> Result<Array> {
+pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], epilogue: Epilogue) -> Result<Array> {
     let mut inputs = vec![x];
     // For each layer, how it is packed, and whether it has a bias.
     let mut kinds = Vec::new();
@@ -59,7 +59,7 @@ pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join
         width += weight.arrays()[0].dim(0);
     }
     let mut shape = x.shape().to_vec();
-    *shape.last_mut().expect("x has a dimension") = if join == Join::SwiGlu { width / 2 } else { width };
+    *shape.last_mut().expect("x has a dimension") = if epilogue == Epilogue::SwiGlu { width / 2 } else { width };
     leaf(c"a linear layer's output", &inputs, &shape, dtype, move |inputs, output| {
         let (x, mut rest) = inputs.split_first().expect("x is an input");
         let mut layers = Vec::with_capacity(kinds.len());
@@ -69,7 +69,7 @@ pub(crate) fn linear(kernels: Kernels, x: &Array, layers: &[&Linear], join: Join
             layers.push(Layer { weight: matrix(weight, packing), bias: bias.first().map(View::floats) });
             rest = after;
         }
-        x.contiguous(|x| kernels.linear(x, &layers, join, output.floats_mut()));
+        x.contiguous(|x| kernels.linear(x, &layers, epilogue, output.floats_mut()));
     })
 }
 

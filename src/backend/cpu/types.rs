@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::simd::Simd;
+use crate::backend::cpu::isa::Simd;
 use crate::quantized::{BITS, GROUP_SIZES};
 
 /// A floating-point type of checkpoints and activations.
@@ -75,9 +75,9 @@ pub enum FloatsMut<'a> {
 macro_rules! typed {
     ($enum:ident, $floats:expr, $slice:ident => $body:expr) => {
         match $floats {
-            $crate::kernels::types::$enum::F32($slice) => $body,
-            $crate::kernels::types::$enum::F16($slice) => $body,
-            $crate::kernels::types::$enum::Bf16($slice) => $body,
+            $crate::backend::cpu::types::$enum::F32($slice) => $body,
+            $crate::backend::cpu::types::$enum::F16($slice) => $body,
+            $crate::backend::cpu::types::$enum::Bf16($slice) => $body,
         }
     };
 }

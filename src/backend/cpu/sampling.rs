@@ -3,9 +3,9 @@
 //! As `mlx.core.random.categorical` does: one number u between 0 and 1, and the first token whose probability, with those of
 //! all tokens before it, is more than u.
 
-use super::scratch::Scratch;
-use super::simd::{Op, Simd, exp};
-use super::types::{Element, Floats, load_all, typed};
+use crate::backend::cpu::isa::{Op, Simd, exp};
+use crate::backend::cpu::scratch::Scratch;
+use crate::backend::cpu::types::{Element, Floats, load_all, typed};
 
 /// What may be chosen; see [`crate::generate::sampler::SamplerOptions`].
 #[derive(Debug, Clone, Copy)]

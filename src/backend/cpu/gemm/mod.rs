@@ -2,22 +2,26 @@
 //!
 //! Some rows of the weight at a time are unpacked, once for a block of tokens, into a panel that the caches hold, with the
 //! numbers of all its rows for one column side by side; tokens then go through it in tiles whose sums stay in registers. X
-//! is packed tile by tile first. What a panel and a tile are is a [`Product`]'s own affair.
+//! is packed tile by tile first. What a panel and a tile are is a [`Microkernel`]'s own affair.
+
+pub(super) mod epilogue;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod fixed_point;
 
 use std::ops::Range;
 
-use super::join::{Finish, Join, Joined};
-use super::pool;
-use super::scratch::Scratch;
-use super::simd::{Op, Simd};
-use super::types::{Element, Floats, FloatsMut, Matrix, Shared, typed};
-use super::unpack;
+use crate::backend::cpu::gemm::epilogue::{Epilogue, Finish, FusedLayers};
+use crate::backend::cpu::isa::{Op, Simd};
+use crate::backend::cpu::scratch::Scratch;
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{Element, Floats, FloatsMut, Matrix, Shared, typed};
+use crate::backend::cpu::unpack;
 
 /// Tokens of one task, about: their sums with a few panels fit into the second-level cache.
 const BLOCK: usize = 512;
 
 /// A way to multiply rows with tokens.
-pub(super) trait Product: Sync {
+pub(in crate::backend::cpu) trait Microkernel: Sync {
     /// Rows of a panel.
     const ROWS: usize;
     /// Panels of one task, at most.
@@ -39,31 +43,31 @@ pub(super) trait Product: Sync {
 }
 
 /// Rows of a weight from `first` on, as many as a product takes; those that there are not count for nothing.
-pub(super) struct Panel<'a> {
+pub(in crate::backend::cpu) struct Panel<'a> {
     pub weight: &'a Matrix<'a>,
     pub first: usize,
 }
 
 /// `x` `[m, columns]`, `y` `[m, width]`.
-pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: FloatsMut) {
-    let columns = joined.layers[0].weight.columns;
-    let (tokens, width) = (x.len() / columns, joined.width());
+pub(in crate::backend::cpu) fn multiply<P: Microkernel>(product: &P, x: Floats, fused: FusedLayers, y: FloatsMut) {
+    let columns = fused.layers[0].weight.columns;
+    let (tokens, width) = (x.len() / columns, fused.width());
     let packed = product.pack(x, columns);
     let tiles = tokens.div_ceil(P::TOKENS);
     let block = tiles.div_ceil(((tokens + BLOCK / 2) / BLOCK).max(1));
-    let panels = P::PANELS.div_ceil(if joined.join == Join::SwiGlu { 2 } else { 1 });
+    let panels = P::PANELS.div_ceil(if fused.epilogue == Epilogue::SwiGlu { 2 } else { 1 });
     // Ever smaller ones, so that all threads end at about the same time.
-    let part = |left: usize| (left / (2 * pool::threads())).next_multiple_of(P::ROWS);
-    let tasks = joined.tasks(|left| part(left).clamp(P::ROWS, panels * P::ROWS));
+    let part = |left: usize| (left / (2 * threads::threads())).next_multiple_of(P::ROWS);
+    let tasks = fused.tasks(|left| part(left).clamp(P::ROWS, panels * P::ROWS));
     typed!(FloatsMut, y, y => {
         let y = Shared(y.as_mut_ptr());
-        pool::for_each(tiles.div_ceil(block) * tasks.len(), |i| {
+        threads::for_each(tiles.div_ceil(block) * tasks.len(), |i| {
             let task = &tasks[i % tasks.len()];
             let first_tile = i / tasks.len() * block;
             let tiles = first_tile..(first_tile + block).min(tiles);
             let padded = tiles.len() * P::TOKENS;
             let first_token = first_tile * P::TOKENS;
-            let layers = joined.layers_of(task);
+            let layers = fused.layers_of(task);
             let starts = || task.rows.clone().step_by(P::ROWS);
             let panel = |weight| move |first| Panel { weight, first };
             let panels: Vec<_> = layers.iter().flat_map(|layer| starts().map(panel(&layer.weight))).collect();
@@ -77,7 +81,7 @@ pub(super) fn multiply<P: Product>(product: &P, x: Floats, joined: Joined, y: Fl
             let (sums, others) = sums.split_at(starts().len() * padded * P::ROWS);
             product.simd().run(FinishPanels {
                 sums,
-                multiplied: (joined.join == Join::SwiGlu).then_some(others),
+                multiplied: (fused.epilogue == Epilogue::SwiGlu).then_some(others),
                 tokens: padded.min(tokens - first_token),
                 padded,
                 panel: P::ROWS,
@@ -126,19 +130,19 @@ impl<E: Element> Op for FinishPanels<'_, E> {
 const COLUMNS: usize = 512;
 
 /// Everything in f32, for any weight and instruction set. A panel is two vectors wide.
-pub(super) struct InFloats<S, const TOKENS: usize>(pub S);
+pub(in crate::backend::cpu) struct FloatingPoint<S, const TOKENS: usize>(pub S);
 
-impl<S: Simd, const TOKENS: usize> InFloats<S, TOKENS> {
+impl<S: Simd, const TOKENS: usize> FloatingPoint<S, TOKENS> {
     const WIDTH: usize = 2 * S::LANES;
 }
 
 /// `[tiles, columns, TOKENS]`.
-pub(super) struct PackedFloats {
+pub(in crate::backend::cpu) struct PackedFloats {
     values: Scratch<f32>,
     columns: usize,
 }
 
-impl<S: Simd, const TOKENS: usize> Product for InFloats<S, TOKENS> {
+impl<S: Simd, const TOKENS: usize> Microkernel for FloatingPoint<S, TOKENS> {
     const ROWS: usize = Self::WIDTH;
     const TOKENS: usize = TOKENS;
     type Packed = PackedFloats;
@@ -152,7 +156,7 @@ impl<S: Simd, const TOKENS: usize> Product for InFloats<S, TOKENS> {
         let tokens = x.len() / columns;
         let mut values = Scratch::<f32>::new(tokens.next_multiple_of(TOKENS) * columns);
         let tiles = Shared(values.as_mut_ptr());
-        pool::for_each(tokens.div_ceil(TOKENS), |tile| {
+        threads::for_each(tokens.div_ceil(TOKENS), |tile| {
             for t in 0..TOKENS.min(tokens - tile * TOKENS) {
                 let from = (tile * TOKENS + t) * columns;
                 typed!(Floats, x, x => {

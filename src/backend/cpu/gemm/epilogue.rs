@@ -2,40 +2,40 @@
 
 use std::ops::Range;
 
-use super::elementwise::swiglu;
-use super::simd::{Op, Simd};
-use super::types::{Element, Layer, Shared};
+use crate::backend::cpu::elementwise::swiglu;
+use crate::backend::cpu::isa::{Op, Simd};
+use crate::backend::cpu::types::{Element, Layer, Shared};
 
 /// What becomes of the outputs of layers with one input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Join {
+pub enum Epilogue {
     /// Side by side: `[y₀ y₁ …]`.
-    Beside,
+    Concat,
     /// `silu(y₀) · y₁`, of two layers of one shape.
     SwiGlu,
 }
 
 /// Layers and what becomes of their outputs.
 #[derive(Clone, Copy)]
-pub(super) struct Joined<'a> {
+pub(in crate::backend::cpu) struct FusedLayers<'a> {
     pub layers: &'a [Layer<'a>],
-    pub join: Join,
+    pub epilogue: Epilogue,
 }
 
 /// Rows of one layer (and of the other, when they are multiplied).
-pub(super) struct Task {
+pub(in crate::backend::cpu) struct Task {
     pub layer: usize,
     pub rows: Range<usize>,
     /// Where they are in a row of the output.
     pub at: usize,
 }
 
-impl<'a> Joined<'a> {
+impl<'a> FusedLayers<'a> {
     /// Numbers in one row of the output.
     pub fn width(&self) -> usize {
-        match self.join {
-            Join::Beside => self.layers.iter().map(|layer| layer.weight.rows).sum(),
-            Join::SwiGlu => self.layers[0].weight.rows,
+        match self.epilogue {
+            Epilogue::Concat => self.layers.iter().map(|layer| layer.weight.rows).sum(),
+            Epilogue::SwiGlu => self.layers[0].weight.rows,
         }
     }
 
@@ -43,7 +43,7 @@ impl<'a> Joined<'a> {
     pub fn tasks(&self, size: impl Fn(usize) -> usize) -> Vec<Task> {
         let mut tasks = Vec::new();
         let (mut at, width) = (0, self.width());
-        let layers = if self.join == Join::SwiGlu { &self.layers[..1] } else { self.layers };
+        let layers = if self.epilogue == Epilogue::SwiGlu { &self.layers[..1] } else { self.layers };
         for (layer, Layer { weight, .. }) in layers.iter().enumerate() {
             let mut first = 0;
             while first < weight.rows {
@@ -58,15 +58,15 @@ impl<'a> Joined<'a> {
 
     /// The layers whose sums a task is about: one, or the two that are multiplied.
     pub fn layers_of(&self, task: &Task) -> &'a [Layer<'a>] {
-        match self.join {
-            Join::Beside => &self.layers[task.layer..=task.layer],
-            Join::SwiGlu => self.layers,
+        match self.epilogue {
+            Epilogue::Concat => &self.layers[task.layer..=task.layer],
+            Epilogue::SwiGlu => self.layers,
         }
     }
 }
 
 /// Write the outputs for the sums of one layer or two to `y`, which has room for them.
-pub(super) struct Finish<'a, E> {
+pub(in crate::backend::cpu) struct Finish<'a, E> {
     pub sums: &'a [f32],
     pub multiplied: Option<&'a [f32]>,
     pub y: Shared<E>,

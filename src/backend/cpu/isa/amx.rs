@@ -13,13 +13,13 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::attention::{self, Heads, KEYS};
-use super::gemm::{Panel, Product};
-use super::pool;
-use super::scratch::Scratch;
-use super::simd::{Avx512, Simd};
-use super::types::{Affine, Floats, Matrix, Shared, Values, same_type, typed};
-use super::unpack::{self, Rows, lane_rows};
+use crate::backend::cpu::attention::{self, Heads, KEYS};
+use crate::backend::cpu::gemm::{Microkernel, Panel};
+use crate::backend::cpu::isa::{Avx512, Simd};
+use crate::backend::cpu::scratch::Scratch;
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{Affine, Floats, Matrix, Shared, Values, same_type, typed};
+use crate::backend::cpu::unpack::{self, Rows, lane_rows};
 
 /// Rows of a tile, and tokens of another.
 const TILE: usize = 16;
@@ -34,7 +34,7 @@ const PANELS: usize = 12;
 
 /// A machine that has AMX for bf16, allowed by its system.
 #[derive(Clone, Copy)]
-pub(super) struct Amx(Avx512);
+pub(in crate::backend::cpu) struct Amx(Avx512);
 
 impl Amx {
     pub fn detect() -> Option<Self> {
@@ -68,7 +68,7 @@ fn allowed() -> bool {
 }
 
 /// Whether a weight can be multiplied so.
-pub(super) fn takes(x: &Floats, w: &Matrix) -> bool {
+pub(in crate::backend::cpu) fn takes(x: &Floats, w: &Matrix) -> bool {
     matches!(x, Floats::Bf16(_))
         && w.columns.is_multiple_of(STEP)
         && match w.values {
@@ -80,13 +80,13 @@ pub(super) fn takes(x: &Floats, w: &Matrix) -> bool {
 }
 
 /// Tokens in the order in which tiles are loaded.
-pub(super) struct Packed {
+pub(in crate::backend::cpu) struct Packed {
     /// `[tokens / TILE, columns / STEP, TILE, STEP]`, tokens padded to TOKENS.
     values: Scratch<bf16>,
     columns: usize,
 }
 
-impl Product for Amx {
+impl Microkernel for Amx {
     const ROWS: usize = ROWS;
     const PANELS: usize = PANELS;
     const TOKENS: usize = TOKENS;
@@ -102,7 +102,7 @@ impl Product for Amx {
         let tokens = x.len() / columns;
         let mut values = Scratch::new(tokens.next_multiple_of(TOKENS) * columns);
         let blocks = Shared(values.as_mut_ptr());
-        pool::for_each(tokens.div_ceil(TILE), |block| {
+        threads::for_each(tokens.div_ceil(TILE), |block| {
             for token in block * TILE..tokens.min((block + 1) * TILE) {
                 for (step, x) in x[token * columns..(token + 1) * columns].chunks_exact(STEP).enumerate() {
                     let at = ((block * (columns / STEP) + step) * TILE + token % TILE) * STEP;
@@ -158,7 +158,7 @@ impl Product for Amx {
 }
 
 /// This thread's tiles, four of 16 rows of 64 bytes, as long as it is there: one at a time.
-pub(super) struct Tiled(PhantomData<*const ()>);
+pub(in crate::backend::cpu) struct Tiled(PhantomData<*const ()>);
 
 impl Tiled {
     fn new(_: Amx) -> Self {
@@ -354,7 +354,7 @@ unsafe fn fields<const BITS: u32>(
 }
 
 /// Whether attention can be computed so. Fewer queries are not worth what has to be done to keys and values.
-pub(super) fn attends(q: &Heads, k: &Heads, v: &Heads) -> bool {
+pub(in crate::backend::cpu) fn attends(q: &Heads, k: &Heads, v: &Heads) -> bool {
     let [_, _, length, width] = q.shape;
     let all_bf16 = [q, k, v].into_iter().all(|heads| matches!(heads.values, Floats::Bf16(_)));
     all_bf16 && width.is_multiple_of(STEP) && length > 4
@@ -383,7 +383,7 @@ impl<'a> Pairs<'a> {
 }
 
 /// Matrices are rows of bf16, those on the right rows of pairs: numbers of two neighbouring rows side by side.
-impl attention::Product for Amx {
+impl attention::TileProduct for Amx {
     const ROWS: usize = 2 * TILE;
     const WIDTH: usize = STEP;
     type Number = bf16;

@@ -1,7 +1,7 @@
 //! Weights to f32: single rows, in plain Rust for any width; and panels, whose rows lie side by side.
 
-use super::simd::Simd;
-use super::types::{Affine, Element, FloatsMut, Matrix, Values, same_type, typed};
+use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::types::{Affine, Element, FloatsMut, Matrix, Values, same_type, typed};
 
 /// [`row`] of an affine weight with `columns` columns.
 fn affine_row(w: &Affine, columns: usize, row: usize, first: usize, values: &mut [f32]) {

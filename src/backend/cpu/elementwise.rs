@@ -2,18 +2,18 @@
 
 use std::ops::Range;
 
-use super::attention::Heads;
-use super::pool;
-use super::simd::{Op, Simd, exp};
-use super::types::{Element, Floats, FloatsMut, Shared, load_all, same_type, store_all, typed};
+use crate::backend::cpu::attention::Heads;
+use crate::backend::cpu::isa::{Op, Simd, exp};
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{Element, Floats, FloatsMut, Shared, load_all, same_type, store_all, typed};
 
 /// Numbers that one task is worth starting for.
 const TASK: usize = 1 << 14;
 
 /// Call `rows` with parts of `0..n`, on all threads when there is work enough; a row has `width` numbers.
 fn share_rows(n: usize, width: usize, rows: impl Fn(Range<usize>) + Sync) {
-    let size = pool::share(n).max(TASK / width.max(1)).max(1);
-    pool::for_each(n.div_ceil(size), |i| rows(i * size..((i + 1) * size).min(n)));
+    let size = threads::share(n).max(TASK / width.max(1)).max(1);
+    threads::for_each(n.div_ceil(size), |i| rows(i * size..((i + 1) * size).min(n)));
 }
 
 /// `silu(a) · b`, with `silu(a) = a / (1 + e^-a)`.

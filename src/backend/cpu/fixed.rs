@@ -3,7 +3,7 @@
 //! A number is kept to within 1/65024 of the largest of its group, where bf16 itself rounds each to 1/512 of its own size
 //! and f16 to 1/4096. Products with quantized weights are then exact in whole numbers.
 
-use super::simd::{ROUND, Simd};
+use crate::backend::cpu::isa::{ROUND, Simd};
 
 /// Groups whose largest number is below this count as zeros: their scale would leave the normal range.
 const TINY: f32 = 1e-30;

@@ -2,8 +2,8 @@
 
 use std::hint::black_box;
 
-use super::pool;
-use super::simd::{Op, Simd};
+use crate::backend::cpu::isa::{Op, Simd};
+use crate::backend::cpu::threads;
 
 /// Numbers of one task.
 const PART: usize = 1 << 16;
@@ -19,7 +19,7 @@ impl Op for Read<'_> {
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
         let parts: Vec<&[f32]> = self.numbers.chunks(PART).collect();
-        pool::for_each(parts.len(), |i| {
+        threads::for_each(parts.len(), |i| {
             black_box(s.run(Part(parts[i])));
         });
     }
