@@ -5,19 +5,20 @@
 # itself loads, so lib/ is flat. The C++ runtime goes along, for systems that are older or lack it; glibc cannot.
 set -eu
 folder=$1
+release=${CARGO_TARGET_DIR:-target}/release
 if ! grep -q '^variant = "cpu"' .mlx/cargo.toml; then
     # The CUDA wheels compile kernels at run time, from headers beside NVIDIA's own 2 GB of libraries.
     echo "error: make dist packs the CPU build only; switch to it with \`make setup MLX=cpu\`" >&2
     exit 1
 fi
-libraries=$(ldd target/release/mlx_lm | awk '/=> \// { print $3 }' | grep -vE '/(ld-linux.*|libc|libm|libdl|librt|libpthread)\.so|/libcuda\.so')
+libraries=$(ldd "$release/mlx_lm" | awk '/=> \// { print $3 }' | grep -vE '/(ld-linux.*|libc|libm|libdl|librt|libpthread)\.so|/libcuda\.so')
 rm -rf "$folder" "$folder.tar.gz"
 mkdir -p "$folder/bin" "$folder/lib"
-cp target/release/mlx_lm target/release/mlxpack "$folder/bin/"
+cp "$release/mlx_lm" "$release/mlxpack" "$folder/bin/"
 for library in $libraries; do
     cp -L "$library" "$folder/lib/"
 done
-cp README.md CHANGELOG.md "$folder/"
-cp .mlx/wheels/cpu/mlx_cpu-*.dist-info/licenses/LICENSE "$folder/lib/LICENSE.mlx"
+cp README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE "$folder/"
+python3 setup/third_party.py "$folder"/lib/* >"$folder/THIRD-PARTY.txt"
 tar -C "$(dirname "$folder")" -czf "$folder.tar.gz" "$(basename "$folder")"
 ls -l "$folder.tar.gz"

@@ -2,6 +2,7 @@
 
 mod chat_template;
 mod cli;
+mod dist;
 mod errors;
 mod fidelity;
 mod kernels;
