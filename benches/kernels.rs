@@ -8,7 +8,8 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_lm::backend::cpu::{Affine, Epilogue, Filter, Floats, FloatsMut, Heads, Kernels, Layer, Mask, Matrix, Values};
+use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, Kernels, Layer, Mask, Matrix, Values};
+use mlx_lm::backend::{Epilogue, Filter};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -45,7 +46,7 @@ impl Packed {
 }
 
 fn sets() -> Vec<Kernels> {
-    Kernels::available().into_iter().filter(|&kernels| kernels != Kernels::Mlx).collect()
+    Kernels::available()
 }
 
 fn linear(kernels: Kernels, x: &[bf16], weight: Matrix, y: &mut [bf16]) {

@@ -19,7 +19,8 @@
 //! | [`tensor_index`] | what a safetensors file holds |
 //! | [`weights`] | tensors by name, each taken once, shape and type checked |
 //! | [`quantized`] | linear layers and embeddings, dense or packed |
-//! | [`backend`] | the CPU kernels that take the place of MLX's own CPU backend |
+//! | [`ops`] | the operations that a model is made of, and who computes them |
+//! | [`backend`] | devices that compute operations in place of MLX: the CPU's kernels |
 //! | [`models`] | config.json, the families, the decoder, RoPE |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
 //! | [`mod@generate`] | the key-value cache, the sampler, the token loop |
@@ -34,6 +35,7 @@ pub mod error;
 pub mod generate;
 pub mod mlxpack;
 pub mod models;
+pub mod ops;
 pub mod quantized;
 pub mod tensor_index;
 pub mod tokenizer;

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use mlx_rs::{Array, Dtype};
 use safetensors::Dtype as FileDtype;
 
-use crate::backend::cpu as kernels;
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
 use crate::mlx_rs_patch::array_from_bytes;
+use crate::ops;
 use crate::tensor_index::TensorEntry;
 
 /// All tensors of a checkpoint that no layer has taken yet.
@@ -122,7 +122,7 @@ impl<'f> Weights<'f> {
         let Some(data) = file.data(entry) else {
             return Ok(Array::from_int(0)); // only the header is there, to be checked
         };
-        let array = match file.map().and_then(|map| kernels::in_place(map, data, shape, dtype)) {
+        let array = match file.map().and_then(|map| ops::borrow(map, data, shape, dtype)) {
             Some(array) => array,
             None => {
                 let array = array_from_bytes(data, shape, dtype)?;

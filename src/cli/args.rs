@@ -24,6 +24,9 @@ pub struct Cli {
     /// CPU threads to compute with [default: one for each physical core]
     #[arg(long, value_name = "N", global = true, value_parser = threads)]
     pub threads: Option<usize>,
+    /// What computes on a CPU: mlx (MLX itself), portable, avx2, avx512 or amx [default: the fastest that the machine has]
+    #[arg(long, value_name = "SET", global = true, env = "MLX_LM_KERNELS", hide_env_values = true)]
+    pub kernels: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use mlx_lm::backend::cpu as kernels;
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{FinishReason, Piece, Watch, generate_with_progress};
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer};
@@ -34,7 +33,7 @@ impl Session {
         let model = load_model(&checkpoint)?;
         if args.verbose {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
-            note!("kernels: {}", kernels::in_use());
+            note!("kernels: {}", mlx_lm::ops::description());
         }
         let load_cache = |path: &PathBuf| PromptCache::load(path, &model);
         let prompt_cache = args.prompt_cache.as_ref().map(load_cache).transpose()?;

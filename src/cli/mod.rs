@@ -18,6 +18,7 @@ mod tokenize;
 use anyhow::Result;
 use clap::CommandFactory;
 use mlx_lm::Checkpoint;
+use mlx_lm::backend::cpu::Kernels;
 
 use args::{Cli, Command};
 
@@ -32,6 +33,12 @@ fn run(cli: Cli) -> Result<u8> {
     if let Some(threads) = cli.threads {
         mlx_lm::backend::cpu::set_threads(threads);
     }
+    match cli.kernels.as_deref() {
+        None => {}
+        Some("mlx") => mlx_lm::ops::set_cpu_backend(None),
+        Some(name) => mlx_lm::ops::set_cpu_backend(Some(Kernels::from_name(name)?)),
+    }
+    keep_freed_memory();
     match cli.command {
         None => {
             refuse_mistyped_command(&cli.generate.prompt)?;
@@ -43,6 +50,19 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
+    }
+}
+
+/// MLX takes memory for every operation's output and frees it soon. glibc would give larger pieces back to the system each
+/// time, and clearing and mapping their pages anew takes some percent of a prefill.
+fn keep_freed_memory() {
+    #[cfg(all(cpu_kernels, target_env = "gnu"))]
+    for (parameter, bytes) in [(libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, 256 << 20)] {
+        // SAFETY: the call changes settings of the allocator alone. Where it refuses, memory is given back as before.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::mallopt(parameter, bytes)
+        };
     }
 }
 

@@ -82,9 +82,8 @@ fn panicked_at() -> MutexGuard<'static, Option<String>> {
 /// Say what is wrong, and give the exit code for it.
 fn report(error: &Error) -> u8 {
     if let Some(mlx_lm::Error::Setting { setting, found, expected }) = error.downcast_ref() {
-        let is_variable = setting.chars().all(|c| c.is_ascii_uppercase() || c == '_');
-        let name = if is_variable { (*setting).to_owned() } else { format!("--{}", setting.replace('_', "-")) };
-        note!("error: {name} is {found}, expected {expected}\n\nFor more information, try '--help'.");
+        let name = setting.replace('_', "-");
+        note!("error: --{name} is {found}, expected {expected}\n\nFor more information, try '--help'.");
         return USAGE;
     }
     if let Some(Usage(problem)) = error.downcast_ref() {

@@ -14,9 +14,10 @@ use mlx_rs::transforms::async_eval;
 use super::kv_cache::KvCache;
 use super::sampler::{Sampler, logprobs};
 use super::{Watch, unless_interrupted};
-use crate::backend::cpu::{Interruptible, NO_TOKEN};
+use crate::backend::NO_TOKEN;
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::ops;
 
 /// MLX keeps freed buffers for reuse; they are dropped once in so many tokens.
 const CLEAR_CACHE_EVERY: usize = 256;
@@ -174,7 +175,7 @@ pub(super) fn read(
     chunk_size: usize,
     watch: &mut Watch,
 ) -> Result<ControlFlow<()>> {
-    let _interruptible = Interruptible::by(watch.stop);
+    let _interruptible = ops::interruptible(watch.stop);
     let layers = model.config().num_hidden_layers as usize;
     (watch.on_progress)(cache.seen() as usize, ids.len());
     for chunk in ids[cache.seen() as usize..].chunks(chunk_size) {

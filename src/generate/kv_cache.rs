@@ -26,8 +26,8 @@ use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
-use crate::backend::cpu::{self as kernels, nodes};
 use crate::error::Result;
+use crate::ops;
 
 /// Buffers grow by this many tokens, as in mlx-lm.
 const STEP: i32 = 256;
@@ -302,8 +302,8 @@ fn append(buffer: &mut Array, new: Array, step: &Step, limit: i32) -> Result<()>
     let capacity = buffer.dim(2);
     if step.end > capacity {
         let wanted = ((step.end + STEP - 1) / STEP * STEP).min(limit);
-        if kernels::active().is_some() && buffer.dtype() == new.dtype() {
-            *buffer = nodes::append(buffer, step.offset, &new, wanted)?;
+        if let Some(grown) = ops::append(buffer, step.offset, &new, wanted) {
+            *buffer = grown?;
             return Ok(());
         }
         let shape = [new.dim(0), new.dim(1), wanted - capacity, new.dim(3)];

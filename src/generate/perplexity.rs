@@ -9,9 +9,9 @@ use super::generator::row;
 use super::kv_cache::CacheLimits;
 use super::sampler::logprobs;
 use super::{Watch, unless_interrupted};
-use crate::backend::cpu::Interruptible;
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::ops;
 
 /// Tokens whose logits are in memory at once, `[tokens, V]` in f32.
 const CHUNK: usize = 256;
@@ -43,7 +43,7 @@ pub fn losses(
         return Err(Error::Input(format!("a text of {} tokens has nothing to predict; give at least 2", ids.len())));
     }
     model.check_ids(ids)?;
-    let _interruptible = Interruptible::by(watch.stop);
+    let _interruptible = ops::interruptible(watch.stop);
     let layers = model.config().num_hidden_layers as usize;
     match past {
         Past::Cached(limits) => {

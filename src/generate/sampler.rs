@@ -5,12 +5,13 @@
 //! the untempered log-probabilities; temperature comes last. All arithmetic after the logits is in f32.
 
 use mlx_rs::Array;
-use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, put_along_axis, scatter_add_single, take_along_axis};
+use mlx_rs::ops::indexing::{TryIndexOp, put_along_axis, scatter_add_single, take_along_axis};
 use mlx_rs::ops::{self, argpartition_axis, concatenate, sort_axis};
 use mlx_rs::random::{RandomState, categorical};
 
-use crate::backend::cpu::{self as kernels, Filter, NO_TOKEN, nodes};
+use crate::backend::Filter;
 use crate::error::{Error, Result};
+use crate::ops as model_ops;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,13 +95,12 @@ pub struct Sampler {
 
 impl Sampler {
     /// # Errors
-    /// When `logit_bias` names a token that is not below `vocab_size`, or this machine lacks the kernels asked for.
+    /// When `logit_bias` names a token that is not below `vocab_size`.
     pub fn new(options: SamplerOptions, vocab_size: i32) -> Result<Self> {
         if let Some((id, _)) = options.logit_bias.iter().find(|(id, _)| i64::from(*id) >= i64::from(vocab_size)) {
             let expected = format!("a token of the vocabulary, which ends at {}", vocab_size - 1);
             return Err(Error::setting("logit_bias", id, expected));
         }
-        kernels::choose()?;
         let random = RandomState::with_seed(options.seed)?;
         Ok(Sampler { options, random, recent: None })
     }
@@ -151,7 +151,7 @@ impl Sampler {
         Ok(logits)
     }
 
-    /// Choose a token `[1]` (u32) by processed logits `[1, V]`; [`NO_TOKEN`] when they hold NaN or ∞, or are all -∞.
+    /// Choose a token `[1]` (u32) by processed logits `[1, V]`; `u32::MAX` when they hold NaN or ∞, or are all -∞.
     ///
     /// # Errors
     /// When the logits are of more than one sequence.
@@ -161,25 +161,15 @@ impl Sampler {
         }
         // A temperature whose reciprocal f32 cannot hold is as good as zero.
         let is_greedy = !(1.0 / self.options.temp).is_finite();
-        if let Some(kernels) = kernels::active() {
-            if is_greedy {
-                return nodes::argmax(kernels, logits);
-            }
-            let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
-            let filter = Filter { temp, top_p, min_p, top_k };
-            return nodes::sample(kernels, logits, filter, &self.random.next_key()?);
+        if is_greedy {
+            return model_ops::argmax(logits);
         }
-        let token = if is_greedy {
-            argmax_axis(logits, -1, false)?
-        } else {
+        let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
+        let key = self.random.next_key()?;
+        model_ops::sample(logits, Filter { temp, top_p, min_p, top_k }, &key, || {
             let logprobs = self.filter(logprobs(logits)?)?;
-            let key = self.random.next_key()?;
-            categorical(logprobs.multiply(Array::from_f32(1.0 / self.options.temp))?, None, None, &key)?
-        };
-        // Less than ∞ and more than -∞, which NaN is not either.
-        let all = logits.as_type::<f32>()?.logsumexp_axis(-1, false)?;
-        let are_numbers = all.abs()?.lt(Array::from_f32(f32::INFINITY))?;
-        Ok(ops::select(are_numbers, token, Array::from_slice(&[NO_TOKEN], &[1]))?)
+            Ok(categorical(logprobs.multiply(Array::from_f32(1.0 / temp))?, None, None, &key)?)
+        })
     }
 
     /// Give tokens outside top-p, min-p and top-k the log-probability -∞; the rest stay as they are.

@@ -2,16 +2,14 @@
 //!
 //! Reference: `mlx_lm.models.llama`, `mlx_lm.models.qwen3`. Shapes: B batch, L tokens of this pass, D hidden size.
 
-use mlx_rs::fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention};
-use mlx_rs::ops::{add, multiply, sigmoid};
-use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype};
 
 use super::config::DecoderConfig;
 use super::rope::Rope;
-use crate::backend::cpu::{self as kernels, Epilogue, Kernels, nodes};
+use crate::backend::{HeadSlice, Norm};
 use crate::error::Result;
 use crate::generate::kv_cache::{KvCache, Step};
+use crate::ops;
 use crate::quantized::{Embedding, Linear};
 use crate::weights::{Kind, Scope};
 
@@ -56,13 +54,9 @@ impl Decoder {
     pub fn forward(&self, tokens: &Array, cache: &mut KvCache, on_layer: &mut dyn FnMut(usize)) -> Result<Array> {
         let step = cache.reserve(tokens.dim(1))?;
         let mut x = self.embed_tokens.forward(tokens)?;
-        // MLX takes memory for operations long before it computes them on a CPU: for a chunk of a prompt, for most layers.
-        let is_long = kernels::active().is_some() && tokens.dim(1) >= 64;
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, i, &step, cache)?;
-            if is_long {
-                evaluate([&x])?;
-            }
+            ops::end_layer(&x, tokens.dim(1))?;
             on_layer(i + 1);
         }
         self.norm.forward(&x)
@@ -101,16 +95,6 @@ impl Decoder {
     }
 }
 
-/// Compute `arrays`.
-///
-/// # Errors
-/// When memory runs out, a kernel fails, or the computation was [interrupted](Error::Interrupted).
-pub(super) fn evaluate<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
-    let evaluated = eval(arrays);
-    kernels::failure()?; // which is why MLX may have failed too
-    Ok(evaluated?)
-}
-
 #[derive(Debug)]
 struct Block {
     input_layernorm: RmsNorm,
@@ -132,9 +116,9 @@ impl Block {
 
     fn forward(&self, x: &Array, layer: usize, step: &Step, cache: &mut KvCache) -> Result<Array> {
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, layer, step, cache)?;
-        let x = residual(x, &attended)?;
+        let x = ops::add(x, &attended)?;
         let expanded = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        residual(&x, &expanded)
+        ops::add(&x, &expanded)
     }
 }
 
@@ -175,62 +159,20 @@ impl Attention {
     }
 
     fn forward(&self, x: &Array, layer: usize, step: &Step, cache: &mut KvCache) -> Result<Array> {
-        let [queries, keys, values] = match kernels::active() {
-            Some(kernels) => self.project_on(kernels, x, step.offset)?,
-            None => self.project(x, step.offset)?,
-        };
+        let norms = self.qk_norm.as_ref();
+        let (q_norm, k_norm) = (norms.map(|(q, _)| q.operand()), norms.map(|(_, k)| k.operand()));
+        let rotation = Some(self.rope.rotation(step.offset));
+        let all = HeadSlice { first: 0, count: self.n_kv_heads, head_dim: self.head_dim, norm: None, rotation: None };
+        let layers = [
+            (self.q_proj.operand(), HeadSlice { count: self.n_heads, norm: q_norm, rotation, ..all }),
+            (self.k_proj.operand(), HeadSlice { norm: k_norm, rotation, ..all }),
+            (self.v_proj.operand(), all),
+        ];
+        let [queries, keys, values] = ops::project_heads(x, layers, |heads| self.rope.apply(heads, step.offset))?;
         let (keys, values) = cache.update(layer, step, keys, values)?;
         let scale = (self.head_dim as f32).powf(-0.5);
-        self.o_proj.forward(&attention(&queries, &keys, &values, scale, step.mask())?)
+        self.o_proj.forward(&ops::attention(&queries, &keys, &values, scale, step.mask())?)
     }
-
-    /// Queries, keys and values `[B, heads, L, head_dim]`, normalised and rotated.
-    fn project(&self, x: &Array, offset: i32) -> Result<[Array; 3]> {
-        let (b, l) = (x.dim(0), x.dim(1));
-        let split = |projected: Array, heads, norm: Option<&RmsNorm>| -> Result<Array> {
-            let mut y = projected.reshape(&[b, l, heads, self.head_dim])?;
-            if let Some(norm) = norm {
-                y = norm.forward(&y)?;
-            }
-            Ok(y.transpose_axes(&[0, 2, 1, 3])?)
-        };
-        let (q_norm, k_norm) = self.qk_norm.as_ref().map_or((None, None), |(q, k)| (Some(q), Some(k)));
-        let queries = split(self.q_proj.forward(x)?, self.n_heads, q_norm)?;
-        let keys = split(self.k_proj.forward(x)?, self.n_kv_heads, k_norm)?;
-        let values = split(self.v_proj.forward(x)?, self.n_kv_heads, None)?;
-        Ok([self.rope.apply(&queries, offset)?, self.rope.apply(&keys, offset)?, values])
-    }
-
-    /// The same in four operations.
-    fn project_on(&self, kernels: Kernels, x: &Array, offset: i32) -> Result<[Array; 3]> {
-        let all = nodes::linear(kernels, x, &[&self.q_proj, &self.k_proj, &self.v_proj], Epilogue::Concat)?;
-        let rope = self.rope.turns(offset);
-        let heads = |first, n, norm: Option<&RmsNorm>, rope| {
-            let norm = norm.map(|norm| (&norm.weight, norm.eps));
-            nodes::heads_of(kernels, &all, first, n, self.head_dim, norm, rope)
-        };
-        let (q_norm, k_norm) = self.qk_norm.as_ref().map_or((None, None), |(q, k)| (Some(q), Some(k)));
-        Ok([
-            heads(0, self.n_heads, q_norm, rope)?,
-            heads(self.n_heads, self.n_kv_heads, k_norm, rope)?,
-            heads(self.n_heads + self.n_kv_heads, self.n_kv_heads, None, (&[], 0, 1.0))?,
-        ])
-    }
-}
-
-/// Queries `[B, n_heads, L, head_dim]` over keys and values `[B, n_kv_heads, T, head_dim]`, to `[B, L, n_heads * head_dim]`.
-fn attention(
-    queries: &Array,
-    keys: &Array,
-    values: &Array,
-    scale: f32,
-    mask: Option<ScaledDotProductAttentionMask>,
-) -> Result<Array> {
-    if let Some(kernels) = kernels::active() {
-        return nodes::attention(kernels, queries, keys, values, scale, mask.as_ref());
-    }
-    let output = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
-    Ok(output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[queries.dim(0), queries.dim(2), -1])?)
 }
 
 #[derive(Debug)]
@@ -254,26 +196,8 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Array) -> Result<Array> {
-        let expanded = match kernels::active() {
-            Some(kernels) => nodes::linear(kernels, x, &[&self.gate_proj, &self.up_proj], Epilogue::SwiGlu)?,
-            None => swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?,
-        };
-        self.down_proj.forward(&expanded)
+        self.down_proj.forward(&ops::gated_linear(x, self.gate_proj.operand(), self.up_proj.operand())?)
     }
-}
-
-/// `silu(gate) · up`. Not mlx-rs' `silu`, which is a compiled function: on a CPU, MLX compiles those with the
-/// machine's C++ compiler, which a machine that only runs models does not have.
-fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    Ok(multiply(multiply(gate, sigmoid(gate)?)?, up)?)
-}
-
-/// What a layer adds to the hidden states.
-fn residual(x: &Array, change: &Array) -> Result<Array> {
-    if let Some(result) = kernels::active().and_then(|kernels| nodes::add(kernels, x, change)) {
-        return result;
-    }
-    Ok(add(x, change)?)
 }
 
 /// Root-mean-square normalisation over the last axis (arXiv 1910.07467).
@@ -289,9 +213,10 @@ impl RmsNorm {
     }
 
     fn forward(&self, x: &Array) -> Result<Array> {
-        if let Some(kernels) = kernels::active() {
-            return nodes::rms_norm(kernels, x, &self.weight, self.eps);
-        }
-        Ok(rms_norm(x, Some(&self.weight), self.eps)?)
+        ops::rms_norm(x, self.operand())
+    }
+
+    fn operand(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, eps: self.eps }
     }
 }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
-use crate::backend::cpu as kernels;
 use crate::checkpoint::{Checkpoint, WeightFile};
 use crate::error::{Error, Result};
 use crate::generate::kv_cache::{CacheLimits, KvCache};
 use crate::mapped::Mapped;
+use crate::ops;
 use crate::weights::Weights;
 use config::{DecoderConfig, Fields};
 use decoder::Decoder;
@@ -49,7 +49,6 @@ impl Model {
     /// configuration.
     pub fn load(checkpoint: &Checkpoint, on_progress: impl Fn(usize, usize)) -> Result<Self> {
         let config = read_config(checkpoint)?;
-        kernels::choose()?;
         let files = checkpoint.weight_files()?;
         let identity = checkpoint.identity(&files)?;
         let model = Model::build(config, &files, identity, on_progress)?;
@@ -71,7 +70,6 @@ impl Model {
     /// # Errors
     /// When there is not enough memory.
     pub fn synthetic(architecture: Architecture, bits: u32) -> Result<Self> {
-        kernels::choose()?;
         let map = architecture.config(bits);
         let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
         let identity = format!("synthetic {architecture:?}, {bits} bits");
@@ -176,7 +174,7 @@ impl Model {
     /// When memory runs out, a token has no embedding, a kernel fails or is interrupted, or a weights' file was cut off;
     /// the arrays and the caches that took part are then of no use, the model is as good as before.
     pub fn evaluate<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
-        let evaluated = decoder::evaluate(arrays);
+        let evaluated = ops::evaluate(arrays);
         self.check_files()?; // which explains all other failures
         evaluated
     }

@@ -9,6 +9,7 @@ use mlx_rs::Array;
 use mlx_rs::{fast, ops};
 
 use super::config::Fields;
+use crate::backend::Rotation;
 use crate::error::Result;
 
 /// `rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both.
@@ -177,7 +178,7 @@ pub struct Rope {
     scale: f32,
     freqs: Option<Array>,
     attention_factor: f32,
-    /// Radians per position, for CPU kernels.
+    /// Radians per position.
     frequencies: Vec<f64>,
 }
 
@@ -203,10 +204,9 @@ impl Rope {
         rope
     }
 
-    /// For CPU kernels: radians per position for each pair of components, the position of the first token, and what rotated
-    /// vectors are multiplied with.
-    pub fn turns(&self, offset: i32) -> (&[f64], i32, f32) {
-        (&self.frequencies, offset, self.attention_factor)
+    /// The rotation of tokens from position `offset` on.
+    pub(crate) fn rotation(&self, offset: i32) -> Rotation<'_> {
+        Rotation { frequencies: &self.frequencies, offset, factor: self.attention_factor }
     }
 
     /// Rotate `x` `[B, heads, L, head_dim]`, whose first row is at position `offset`.

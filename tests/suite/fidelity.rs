@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use mlx_lm::backend::cpu::{self as kernels, Kernels};
 use mlx_lm::chat_template::Conversation;
 use mlx_lm::generate::Piece;
 use mlx_lm::generate::Watch;
@@ -12,11 +11,11 @@ use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, generate};
+use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
-use mlx_rs::{Array, Device};
 use serde::Deserialize;
 
-use crate::fixture;
+use crate::{compute_on_cpu, fixture};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -82,12 +81,7 @@ impl Case {
 
 /// Whether MLX's own backend computes, and not the kernels.
 fn on_mlx() -> bool {
-    kernels::choose().unwrap() == Kernels::Mlx
-}
-
-/// The stored numbers come from MLX's CPU backend; a GPU rounds f32 products to fewer bits.
-fn compute_on_cpu() {
-    Device::set_default(&Device::cpu());
+    !compute_on_cpu()
 }
 
 fn load(root: &Path) -> Model {

@@ -5,7 +5,8 @@
 //! numbers that are not finite rounded like others.
 
 use half::{bf16, f16};
-use mlx_lm::backend::cpu::{Affine, Epilogue, Filter, Floats, FloatsMut, Heads, Kernels, Layer, Mask, Matrix, Values};
+use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, Kernels, Layer, Mask, Matrix, Values};
+use mlx_lm::backend::{Epilogue, Filter};
 use mlx_rs::random::categorical;
 use mlx_rs::{Array, Device};
 use rand::rngs::StdRng;
@@ -65,7 +66,7 @@ impl Numbers {
 }
 
 fn sets() -> impl Iterator<Item = Kernels> {
-    Kernels::available().into_iter().filter(|&kernels| kernels != Kernels::Mlx)
+    Kernels::available().into_iter()
 }
 
 fn uniform(rng: &mut StdRng, n: usize) -> Vec<f64> {

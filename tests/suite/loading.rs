@@ -11,6 +11,7 @@ use crate::{fixture, unpack_demo};
 
 /// Logits of a few tokens, through an empty cache, of a directory or a pack.
 pub fn logits(root: &Path) -> Vec<f32> {
+    crate::compute_on_cpu();
     let model = Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap();
     let tokens = Array::from_slice(&[3u32, 17, 60], &[1, 3]);
     let hidden = model.forward(&tokens, &mut model.new_cache(CacheLimits::new(8))).unwrap();
@@ -65,6 +66,7 @@ fn shards_are_found_without_an_index_or_with_a_stale_one() {
 
 #[test]
 fn a_cache_grows_in_steps_and_never_beyond_the_context() {
+    crate::compute_on_cpu();
     let model = Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), |_, _| ()).unwrap();
     let context = 300;
     let mut cache = model.new_cache(CacheLimits::new(context));

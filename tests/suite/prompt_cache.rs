@@ -128,6 +128,7 @@ fn a_file_that_is_not_this_models_cache_is_refused() {
 /// own logits say.
 #[test]
 fn losses_are_those_of_single_tokens() {
+    crate::compute_on_cpu();
     let model = Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), |_, _| ()).unwrap();
     let ids: Vec<u32> = (0..90u32).map(|i| (i * i * 5 + i) % 250).collect();
     let all = |past| {

@@ -8,16 +8,16 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mlx_lm::backend::cpu::{Kernels, choose};
+use mlx_lm::backend::cpu::Kernels;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{Watch, generate_with_progress};
 use mlx_lm::{Checkpoint, Error, GenerateOptions, Model, Tokenizer};
-use mlx_rs::{Array, Device, Dtype};
+use mlx_rs::{Array, Dtype};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use crate::{fixture, unpack_demo};
+use crate::{compute_on_cpu, fixture, unpack_demo};
 
 fn mlx_lm(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx_lm"));
@@ -177,7 +177,7 @@ fn logits_that_are_no_numbers_are_an_error() {
         &["-p", "Hello", "-m", root, "--format", "jsonl", "--logprobs", "2"],
         &["perplexity", "-m", root, "--file", text.to_str().unwrap()],
     ];
-    for kernels in ["mlx", "portable", Kernels::available().last().unwrap().name()] {
+    for kernels in ["mlx", "portable", Kernels::best().name()] {
         for args in runs {
             let output = mlx_lm(args).env("MLX_LM_KERNELS", kernels).output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{kernels} {args:?}: {}", stderr(&output));
@@ -190,7 +190,7 @@ fn logits_that_are_no_numbers_are_an_error() {
 }
 
 fn llama() -> Model {
-    Device::set_default(&Device::cpu());
+    compute_on_cpu();
     Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), |_, _| ()).unwrap()
 }
 
@@ -217,8 +217,7 @@ fn ids_of_another_kind_are_an_error_or_what_they_say() {
     assert!(signed.contains("Uint32") && signed.contains("Int32"), "{signed}");
     assert!(logits(&model, &ids.reshape(&[6]).unwrap()).is_err());
 
-    choose().unwrap();
-    if choose().unwrap() != Kernels::Mlx {
+    if compute_on_cpu() {
         let vocab_size = model.config().vocab_size as u32;
         let beyond = logits(&model, &Array::from_slice(&[3u32, vocab_size], &[1, 2])).unwrap_err().to_string();
         assert!(beyond.contains(&format!("token {vocab_size} has no embedding")), "{beyond}");
@@ -228,7 +227,7 @@ fn ids_of_another_kind_are_an_error_or_what_they_say() {
 
 #[test]
 fn reading_stops_within_a_chunk_and_counts_what_was_read() {
-    Device::set_default(&Device::cpu());
+    compute_on_cpu();
     let checkpoint = Checkpoint::demo().unwrap();
     let (model, tokenizer) = (Model::load(&checkpoint, |_, _| ()).unwrap(), Tokenizer::load(&checkpoint).unwrap());
     let ids: Vec<u32> = (0..600u32).map(|i| 300 + i * 7 % 1500).collect();
@@ -249,7 +248,7 @@ fn reading_stops_within_a_chunk_and_counts_what_was_read() {
     let (whole, read, seen) = stopped_at(usize::MAX);
     assert!(whole.is_some() && read == ids.len() && seen.is_sorted(), "{seen:?}");
     let (none, read, seen) = stopped_at(300);
-    assert!(none.is_none() && (300..512).contains(&read) || choose().unwrap() == Kernels::Mlx, "{read}: {seen:?}");
+    assert!(none.is_none() && (300..512).contains(&read) || !compute_on_cpu(), "{read}: {seen:?}");
     assert_eq!(stopped_at(usize::MAX).0, whole, "what was stopped leaves nothing behind");
 
     // What is cached of a prompt whose reading was stopped is as good as any.
@@ -288,7 +287,7 @@ fn with_wide_norms(name: &str, root: &Path) {
 
 #[test]
 fn a_prompt_cache_is_read_by_the_model_that_wrote_it_whole_and_by_no_other() {
-    Device::set_default(&Device::cpu());
+    compute_on_cpu();
     let scratch = tempfile::tempdir().unwrap();
     with_wide_norms("llama-bf16", scratch.path());
     let load = |root: PathBuf| Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap();

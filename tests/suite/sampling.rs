@@ -13,6 +13,7 @@ fn row(logits: &[f32]) -> Array {
 }
 
 fn sampler(options: SamplerOptions) -> Sampler {
+    crate::compute_on_cpu();
     Sampler::new(options, VOCAB as i32).unwrap()
 }
 

@@ -132,6 +132,7 @@ proptest! {
         c in 3i32..40, s in 0i32..38, percent in 1i32..=50, sizes in proptest::collection::vec(1usize..24, 1..30),
     ) {
         let limits = limits(c, s.min(c - 2), percent);
+        crate::compute_on_cpu();
         let mut cache = KvCache::new(LAYERS, limits, None, frequencies());
         let mut held = Held::default();
         for n in sizes {
@@ -146,6 +147,7 @@ proptest! {
 fn keys_stay_right_over_twenty_contexts() {
     let limits = limits(256, 4, 10);
     for (dtype, most) in [(Dtype::Float32, 1e-4), (Dtype::Bfloat16, 0.015)] {
+        crate::compute_on_cpu();
         let mut cache = KvCache::new(LAYERS, limits, None, frequencies());
         let mut held = Held::default();
         let mut worst = 0f64;
@@ -161,6 +163,7 @@ fn keys_stay_right_over_twenty_contexts() {
 }
 
 fn load(name: &str) -> Model {
+    crate::compute_on_cpu();
     Model::load(&Checkpoint::open(fixture("checkpoints").join(name)).unwrap(), |_, _| ()).unwrap()
 }
 
@@ -258,6 +261,7 @@ fn attention(cache: &mut KvCache, held: &mut Held, n: usize) -> Vec<Vec<f32>> {
 fn every_query_sees_the_sinks_and_what_it_should_and_nothing_else() {
     for window in [None, Some(6)] {
         let limits = limits(16, 3, 25);
+        crate::compute_on_cpu();
         let mut cache = KvCache::new(1, limits, window, vec![1.0]);
         let mut held = Held::default();
         for n in [5, 6, 1, 4, 6, 1, 1, 6, 5, 1, 6, 3, 6] {

@@ -69,8 +69,8 @@ unsafe extern "C" {
     ) -> mlx_sys::mlx_array;
 }
 
-/// An array over a part of a mapped file, which it keeps mapped. `None` where that cannot be: the elements are not aligned,
-/// or MLX computes on a GPU.
+/// An array over a part of a mapped file, which it keeps mapped. `None` where that cannot be, since the elements are not
+/// aligned.
 ///
 /// # Panics
 /// When `bytes` are not in `map`, or not as many as `shape` says.
@@ -78,7 +78,7 @@ pub(crate) fn borrow(map: &Arc<Mapped>, bytes: &[u8], shape: &[i32], dtype: Dtyp
     let item_size = item_size(dtype);
     assert!(map.as_ptr_range().start <= bytes.as_ptr() && bytes.as_ptr_range().end <= map.as_ptr_range().end);
     assert_eq!(bytes.len(), shape.iter().map(|&n| n as usize).product::<usize>() * item_size);
-    if super::active().is_none() || !bytes.as_ptr().addr().is_multiple_of(item_size) {
+    if !bytes.as_ptr().addr().is_multiple_of(item_size) {
         return None;
     }
     #[cfg(not(cpu_kernels))]
@@ -164,7 +164,7 @@ fn panicked(panic: Box<dyn Any + Send>) -> Error {
     }
 }
 
-/// Nodes are only asked for where [`super::active`] has kernels.
+/// Nodes are only asked for where this module's kernels may compute.
 #[cfg(not(cpu_kernels))]
 pub(crate) fn leaf<F>(name: &'static CStr, inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Result<Array>
 where

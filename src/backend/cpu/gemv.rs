@@ -7,8 +7,9 @@
 //! Activations of 16 bits become whole numbers of 16 bits with a scale for each group (see [`crate::backend::cpu::fixed`]), which vector
 //! instructions for bytes multiply twice as fast. Activations in f32 stay floats.
 
+use crate::backend::Epilogue;
 use crate::backend::cpu::fixed::Fixed;
-use crate::backend::cpu::gemm::epilogue::{Epilogue, Finish, FusedLayers};
+use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{

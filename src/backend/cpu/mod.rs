@@ -11,13 +11,13 @@
 
 mod attention;
 mod bridge;
-pub(crate) use bridge::{Interruptible, borrow as in_place, failure};
+pub(crate) use bridge::Interruptible;
 mod elementwise;
 mod fixed;
 mod gemm;
 mod gemv;
 mod isa;
-pub(crate) mod nodes;
+mod nodes;
 mod read;
 mod sampling;
 mod scratch;
@@ -25,31 +25,19 @@ mod threads;
 mod types;
 mod unpack;
 
-use std::sync::OnceLock;
-
 pub use attention::{Heads, Mask};
-pub use gemm::epilogue::Epilogue;
 use gemm::epilogue::FusedLayers;
 #[cfg(target_arch = "x86_64")]
 use isa::amx;
 use isa::{Op, Simd};
-use mlx_rs::{Device, DeviceType};
-pub use sampling::Filter;
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
+use super::{Epilogue, Filter};
 use crate::error::{Error, Result};
-
-/// The environment variable that forces a set of kernels.
-pub const VARIABLE: &str = "MLX_LM_KERNELS";
-
-/// What stands for a token where the logits give none; no vocabulary is so large.
-pub(crate) const NO_TOKEN: u32 = u32::MAX;
 
 /// A set of kernels, the slowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kernels {
-    /// None: MLX's own CPU backend.
-    Mlx,
     /// Plain Rust.
     Portable,
     /// AVX2, FMA and F16C; AVX-VNNI where the machine has it.
@@ -60,23 +48,18 @@ pub enum Kernels {
     Amx,
 }
 
-const ALL: [(&str, Kernels); 5] = [
-    ("mlx", Kernels::Mlx),
-    ("portable", Kernels::Portable),
-    ("avx2", Kernels::Avx2),
-    ("avx512", Kernels::Avx512),
-    ("amx", Kernels::Amx),
-];
-
 impl Kernels {
+    /// Whether this machine can run them or not.
+    pub(crate) const ALL: [Kernels; 4] = [Kernels::Portable, Kernels::Avx2, Kernels::Avx512, Kernels::Amx];
+
     /// Those that this machine can run, the fastest last.
     pub fn available() -> Vec<Kernels> {
-        ALL.into_iter().map(|(_, kernels)| kernels).filter(|kernels| kernels.runs_here()).collect()
+        Kernels::ALL.into_iter().filter(|kernels| kernels.runs_here()).collect()
     }
 
     fn runs_here(self) -> bool {
         match self {
-            Kernels::Mlx | Kernels::Portable => true,
+            Kernels::Portable => true,
             #[cfg(target_arch = "x86_64")]
             Kernels::Avx2 => isa::Avx2::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
@@ -88,9 +71,31 @@ impl Kernels {
         }
     }
 
-    /// As [`VARIABLE`] spells it.
+    /// The set of this name.
+    ///
+    /// # Errors
+    /// When there is none, or this machine does not have it.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match Kernels::ALL.into_iter().find(|kernels| kernels.name() == name) {
+            Some(kernels) if kernels.runs_here() => Ok(kernels),
+            Some(_) => Err(Error::setting("kernels", name, "a set that this machine has")),
+            None => Err(Error::setting("kernels", name, "mlx, portable, avx2, avx512 or amx")),
+        }
+    }
+
+    /// The fastest that this machine can run.
+    pub fn best() -> Self {
+        *Kernels::available().last().expect("portable runs everywhere")
+    }
+
+    /// As [`Kernels::from_name`] takes it.
     pub fn name(self) -> &'static str {
-        ALL.iter().find(|(_, kernels)| *kernels == self).expect("every set has a name").0
+        match self {
+            Kernels::Portable => "portable",
+            Kernels::Avx2 => "avx2",
+            Kernels::Avx512 => "avx512",
+            Kernels::Amx => "amx",
+        }
     }
 
     fn run<O: Op>(self, op: O) -> O::Output {
@@ -100,7 +105,7 @@ impl Kernels {
                 return isa::Avx512::detect().expect("chosen where it runs").run(op);
             }
             Kernels::Avx2 => return isa::Avx2::detect().expect("chosen where it runs").run(op),
-            Kernels::Mlx | Kernels::Portable => {}
+            Kernels::Portable => {}
         }
         isa::Portable.run(op)
     }
@@ -149,7 +154,7 @@ impl Kernels {
                     (None, s) => multiply::<_, 4, 6>(s.expect("chosen where it runs"), x, fused, y),
                 };
             }
-            Kernels::Mlx | Kernels::Portable => {}
+            Kernels::Portable => {}
         }
         gemm::multiply(&gemm::FloatingPoint::<_, 2>(isa::Portable), x, fused, y);
     }
@@ -244,45 +249,9 @@ fn multiply<S: Simd, const IN_FIXED: usize, const IN_FLOATS: usize>(s: S, x: Flo
 
 /// How fast `numbers` are read by all threads, in bytes per second: the limit of a decode step.
 pub fn read_bandwidth(numbers: &[f32]) -> f64 {
-    let kernels = *Kernels::available().last().expect("portable runs everywhere");
     let started = std::time::Instant::now();
-    kernels.run(read::Read { numbers });
+    Kernels::best().run(read::Read { numbers });
     std::mem::size_of_val(numbers) as f64 / started.elapsed().as_secs_f64()
-}
-
-static CHOSEN: OnceLock<Kernels> = OnceLock::new();
-
-/// The kernels in use: those that [`VARIABLE`] names, else the fastest that this machine has.
-///
-/// # Errors
-/// When the variable names none, or one that this machine does not have.
-pub fn choose() -> Result<Kernels> {
-    if let Some(&kernels) = CHOSEN.get() {
-        return Ok(kernels);
-    }
-    let best = *Kernels::available().last().expect("portable runs everywhere");
-    let chosen = match std::env::var(VARIABLE) {
-        Err(_) => best,
-        Ok(name) => match ALL.into_iter().find(|(known, _)| *known == name) {
-            Some((_, kernels)) if kernels.runs_here() => kernels,
-            Some(_) => return Err(Error::setting(VARIABLE, name, "a set that this machine has")),
-            None => return Err(Error::setting(VARIABLE, name, "mlx, portable, avx2, avx512 or amx")),
-        },
-    };
-    Ok(*CHOSEN.get_or_init(|| {
-        keep_freed_memory();
-        chosen
-    }))
-}
-
-/// MLX takes memory for every operation's output and frees it soon. glibc would give larger pieces back to the system each
-/// time, and clearing and mapping their pages anew takes some percent of a prefill.
-fn keep_freed_memory() {
-    #[cfg(all(cpu_kernels, target_env = "gnu"))]
-    for (parameter, bytes) in [(libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, 256 << 20)] {
-        // SAFETY: the call changes settings of the allocator alone. Where it refuses, memory is given back as before.
-        unsafe { libc::mallopt(parameter, bytes) };
-    }
 }
 
 /// More threads than any machine that is known has cores to compute with.
@@ -296,22 +265,4 @@ pub fn set_threads(threads: usize) {
 /// Threads that share the work.
 pub fn threads() -> usize {
     threads::threads()
-}
-
-/// What computes, for people.
-pub fn in_use() -> String {
-    match active() {
-        Some(kernels) => format!("{}, {} threads", kernels.name(), threads()),
-        None => "MLX's own".to_owned(),
-    }
-}
-
-/// The kernels to use instead of MLX's operations: none where MLX computes on a GPU, or its own backend was asked for.
-pub(crate) fn active() -> Option<Kernels> {
-    if !cfg!(cpu_kernels) {
-        return None;
-    }
-    let kernels = *CHOSEN.get()?;
-    let on_cpu = || matches!(Device::try_default().and_then(|device| device.get_type()), Ok(DeviceType::Cpu));
-    (kernels != Kernels::Mlx && on_cpu()).then_some(kernels)
 }

@@ -3,22 +3,10 @@
 //! As `mlx.core.random.categorical` does: one number u between 0 and 1, and the first token whose probability, with those of
 //! all tokens before it, is more than u.
 
+use crate::backend::Filter;
 use crate::backend::cpu::isa::{Op, Simd, exp};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::types::{Element, Floats, load_all, typed};
-
-/// What may be chosen; see [`crate::generate::sampler::SamplerOptions`].
-#[derive(Debug, Clone, Copy)]
-pub struct Filter {
-    /// Above 0.
-    pub temp: f32,
-    /// 1 keeps all.
-    pub top_p: f32,
-    /// 0 keeps all.
-    pub min_p: f32,
-    /// 0 keeps all.
-    pub top_k: usize,
-}
 
 /// The first of the largest logits.
 pub(super) struct ArgMax<'a>(pub Floats<'a>);

@@ -2,18 +2,10 @@
 
 use std::ops::Range;
 
+use crate::backend::Epilogue;
 use crate::backend::cpu::elementwise::swiglu;
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::types::{Element, Layer, Shared};
-
-/// What becomes of the outputs of layers with one input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Epilogue {
-    /// Side by side: `[y₀ y₁ …]`.
-    Concat,
-    /// `silu(y₀) · y₁`, of two layers of one shape.
-    SwiGlu,
-}
 
 /// Layers and what becomes of their outputs.
 #[derive(Clone, Copy)]

@@ -10,7 +10,8 @@ pub(super) mod fixed_point;
 
 use std::ops::Range;
 
-use crate::backend::cpu::gemm::epilogue::{Epilogue, Finish, FusedLayers};
+use crate::backend::Epilogue;
+use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
