@@ -17,7 +17,7 @@ mod tokenize;
 
 use anyhow::Result;
 use clap::Parser;
-use mlx_lm::Checkpoint;
+use mlx_lm::{Checkpoint, chat_template};
 
 use args::{Cli, Command};
 
@@ -33,6 +33,7 @@ fn run() -> Result<u8> {
     if let Some(threads) = cli.threads {
         mlx_lm::kernels::set_threads(threads.get());
     }
+    chat_template::set_worker(worker);
     match cli.command {
         None => generate::generate(cli.generate),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
@@ -41,7 +42,18 @@ fn run() -> Result<u8> {
         Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
+        Some(Command::RenderTemplates) => {
+            chat_template::serve()?;
+            Ok(process::SUCCESS)
+        }
     }
+}
+
+/// This program as the worker that renders chat templates.
+fn worker() -> std::io::Result<std::process::Command> {
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.arg("render-templates");
+    Ok(command)
 }
 
 /// The checkpoint that the user named, or the demo model inside this program.
