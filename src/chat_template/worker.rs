@@ -33,13 +33,9 @@ const STACK_BYTES: usize = 64 << 20;
 const MAX_GROWTH: usize = 8;
 const MAX_OWN_BYTES: usize = 1 << 20;
 
-/// When a request that has no answer yet is given up. The rest of two seconds is for the place and for killing.
+/// When the first attempt is given up, and when the search for the place: the rest of 2 s is for killing.
 const FIRST_ATTEMPT: Duration = Duration::from_millis(1000);
 const ALL_ATTEMPTS: Duration = Duration::from_millis(1800);
-
-/// An attempt with little more fuel than one that ended takes little more time. One that takes four times as long and
-/// this is taken for one that does not end.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 static COMMAND: OnceLock<fn() -> io::Result<Command>> = OnceLock::new();
 
@@ -211,8 +207,12 @@ impl Worker {
                 }
                 let asked = Instant::now();
                 let left = until.saturating_duration_since(asked);
-                let first = left / attempts.len().min(2) as u32; // the others' share
-                let wait = last.map_or(first, |last| left.min(PATIENCE + 4 * last));
+                // An attempt with a little more fuel than one that ended takes a little more time. What takes much more
+                // is taken for one that does not end; a search meets some three of these.
+                let wait = match last {
+                    None => left / attempts.len().min(2) as u32,
+                    Some(last) => left.min(left / 6 + 4 * last),
+                };
                 match answers.recv_timeout(wait) {
                     Ok(Reply::Short(place)) => places.push(place),
                     Ok(Reply::Done(rendered)) => break Some(End::Done(rendered)),
