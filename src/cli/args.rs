@@ -44,6 +44,9 @@ pub enum Command {
     /// Write the man pages into a directory.
     #[command(hide = true)]
     Man { output: PathBuf },
+    /// Render chat templates for another process of this program.
+    #[command(hide = true)]
+    RenderTemplates,
 }
 
 #[derive(Debug, Args)]

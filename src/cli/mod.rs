@@ -17,8 +17,8 @@ mod tokenize;
 
 use anyhow::Result;
 use clap::CommandFactory;
-use mlx_lm::Checkpoint;
 use mlx_lm::backend::cpu::Kernels;
+use mlx_lm::{Checkpoint, chat_template};
 
 use args::{Cli, Command};
 
@@ -39,6 +39,7 @@ fn run(cli: Cli) -> Result<u8> {
         Some(name) => mlx_lm::ops::set_cpu_backend(Some(Kernels::from_name(name)?)),
     }
     keep_freed_memory();
+    chat_template::set_worker(worker);
     match cli.command {
         None => {
             refuse_mistyped_command(&cli.generate.prompt)?;
@@ -50,6 +51,10 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
+        Some(Command::RenderTemplates) => {
+            chat_template::serve()?;
+            Ok(process::SUCCESS)
+        }
     }
 }
 
@@ -79,6 +84,13 @@ fn refuse_mistyped_command(prompt: &args::PromptArgs) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// This program as the worker that renders chat templates.
+fn worker() -> std::io::Result<std::process::Command> {
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.arg("render-templates");
+    Ok(command)
 }
 
 /// The checkpoint that the user named, or the demo model inside this program.

@@ -1,12 +1,38 @@
 //! Chat templates render what transformers renders; the expectations in `tests/fixtures/templates` are its own.
+//!
+//! All is rendered twice, in this process and in a worker, and has to come out the same.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use mlx_lm::chat_template::{ChatTemplate, Conversation};
-use mlx_lm::error::Error;
+use mlx_lm::chat_template::{ChatTemplate, Conversation, set_worker};
+use mlx_lm::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use crate::fixture;
+use crate::{fixture, unpack_demo};
+
+fn worker() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlx_lm"));
+    command.arg("render-templates");
+    command
+}
+
+fn render_in_worker(template: &ChatTemplate, conversation: &Conversation) -> Result<String> {
+    set_worker(|| Ok(worker()));
+    template.render(conversation)
+}
+
+/// What comes of the template, in this process and in a worker.
+fn outcome(template: &ChatTemplate, conversation: &Conversation) -> Result<String> {
+    let here = template.render_here(conversation);
+    let there = render_in_worker(template, conversation);
+    assert_eq!(format!("{here:?}"), format!("{there:?}"));
+    there
+}
 
 fn template(name: &str) -> String {
     fs::read_to_string(fixture("templates").join(name)).unwrap()
@@ -26,13 +52,17 @@ fn conversation() -> Conversation {
 }
 
 fn render(template: &str) -> String {
-    ChatTemplate::new(template, Map::new()).render(&conversation()).unwrap_or_else(|e| panic!("{template}: {e}"))
+    outcome(&ChatTemplate::new(template, Map::new()), &conversation()).unwrap_or_else(|e| panic!("{template}: {e}"))
 }
 
 fn error(template: &str) -> String {
-    match ChatTemplate::new(template, Map::new()).render(&conversation()) {
+    message(outcome(&ChatTemplate::new(template, Map::new()), &conversation()))
+}
+
+fn message(rendered: Result<String>) -> String {
+    match rendered {
         Err(Error::Template(message)) => message,
-        other => panic!("{template}: {other:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -51,17 +81,19 @@ fn conversations_render_as_in_transformers() {
         let tokens = ["bos_token", "eos_token"].into_iter().filter(|token| !case[token].is_null());
         let template = ChatTemplate::new(&source, tokens.map(|t| (t.to_owned(), case[t].clone())).collect());
         let mut args = case["kwargs"].as_object().unwrap().clone();
-        let rendered = template.render(&Conversation {
+        let conversation = Conversation {
             messages: case["messages"].as_array().unwrap().clone(),
             tools: Some(case["tools"].clone()),
             add_generation_prompt: args.remove("add_generation_prompt").is_some_and(|flag| flag == true),
+            continue_final_message: args.remove("continue_final_message").is_some_and(|flag| flag == true),
             args,
             date: Some(case["date"].as_str().unwrap().parse().unwrap()),
-        });
+        };
+        let rendered = outcome(&template, &conversation);
         match (case["expected"].as_str(), rendered) {
             (Some(expected), Ok(text)) => assert_eq!(text, expected, "{name}"),
             (None, Err(Error::Template(message))) => {
-                // The wording is the template's own when it raises, and Jinja's otherwise.
+                // The wording is the template's own when it raises, and Jinja's or ours otherwise.
                 let own = source.contains(case["error"].as_str().unwrap());
                 assert!(!own || message == case["error"], "{name}: {message}");
             }
@@ -94,7 +126,7 @@ fn expressions_have_the_values_they_have_in_python() {
     let conversation = Conversation { messages, args, ..conversation() };
     for case in file["cases"].as_array().unwrap() {
         let expression = case["expression"].as_str().unwrap();
-        let rendered = ChatTemplate::new(&format!("{{{{ {expression} }}}}"), Map::new()).render(&conversation);
+        let rendered = outcome(&ChatTemplate::new(&format!("{{{{ {expression} }}}}"), Map::new()), &conversation);
         let same = match (case["expected"].as_str(), &rendered) {
             (Some(expected), Ok(text)) => text == expected,
             (None, Err(Error::Template(_))) => true,
@@ -207,7 +239,12 @@ fn a_template_cannot_run_forever() {
         "{% set ns = namespace(x='a') %}{% for i in range(100) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
     ] {
-        assert!(error(source).contains("takes too long"), "{source}");
+        // On a slow machine a worker has no time to run out of fuel.
+        let template = ChatTemplate::new(source, Map::new());
+        for rendered in [template.render_here(&conversation()), render_in_worker(&template, &conversation())] {
+            let error = message(rendered);
+            assert!(error.starts_with("line 1, column ") && error.contains("takes too long"), "{source}: {error}");
+        }
     }
     assert!(error("{{ range(10000000) }}").contains("too many"));
     assert!(error("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").contains("recursion"));
@@ -223,7 +260,7 @@ fn a_long_conversation_is_within_the_budget() {
     let long = Conversation { messages, ..conversation() };
     for name in ["chatml_thinking.jinja", "headers.jinja", "inst_tools.jinja", "zephyr.jinja"] {
         let tokens = [("bos_token".to_owned(), json!("<s>")), ("eos_token".to_owned(), json!("</s>"))];
-        let text = ChatTemplate::new(&template(name), tokens.into_iter().collect()).render(&long).unwrap();
+        let text = outcome(&ChatTemplate::new(&template(name), tokens.into_iter().collect()), &long).unwrap();
         assert!(text.len() > 2000 * 600, "{name}: {}", text.len());
     }
 }
@@ -235,8 +272,10 @@ fn a_day_can_be_pinned_and_is_today_otherwise() {
     let unpinned = Conversation { date: None, ..conversation() };
     let template = ChatTemplate::new("{{ strftime_now('%Y-%m-%d') }}", Map::new());
     // The day may change between two looks at the clock, but not twice.
-    let (before, rendered, after) = (today(), template.render(&unpinned).unwrap(), today());
-    assert!([before, after].contains(&rendered), "{rendered}");
+    for render in [ChatTemplate::render_here, render_in_worker] {
+        let (before, rendered, after) = (today(), render(&template, &unpinned).unwrap(), today());
+        assert!([before, after].contains(&rendered), "{rendered}");
+    }
 }
 
 #[test]
@@ -244,10 +283,10 @@ fn arguments_win_over_special_tokens_but_not_over_the_conversation() {
     let with = |args: Value| Conversation { args: args.as_object().unwrap().clone(), ..conversation() };
     let tokens: Map<_, _> = [("bos_token".to_owned(), json!("<s>"))].into_iter().collect();
     let template = ChatTemplate::new("{{ bos_token }}{{ documents }}{{ tools }}{{ eos_token is defined }}", tokens);
-    assert_eq!(template.render(&conversation()).unwrap(), "<s>NoneNoneFalse");
-    assert_eq!(template.render(&with(json!({"bos_token": "B", "documents": [1]}))).unwrap(), "B[1]NoneFalse");
+    assert_eq!(outcome(&template, &conversation()).unwrap(), "<s>NoneNoneFalse");
+    assert_eq!(outcome(&template, &with(json!({"bos_token": "B", "documents": [1]}))).unwrap(), "B[1]NoneFalse");
     for name in ["messages", "tools", "add_generation_prompt"] {
-        let error = template.render(&with(json!({name: 1}))).unwrap_err();
+        let error = outcome(&template, &with(json!({name: 1}))).unwrap_err();
         assert!(matches!(&error, Error::Input(message) if message.contains(name)), "{error}");
     }
 }
@@ -256,6 +295,137 @@ fn arguments_win_over_special_tokens_but_not_over_the_conversation() {
 fn a_message_is_an_object_and_null_is_no_content() {
     let message = |message| Conversation { messages: vec![message], ..conversation() };
     let template = ChatTemplate::new("{{ messages[0].content is defined }}{{ messages[0].a }}", Map::new());
-    assert_eq!(template.render(&message(json!({"content": null, "a": [null]}))).unwrap(), "False[None]");
-    assert!(matches!(template.render(&message(json!("Hi"))), Err(Error::Input(text)) if text.contains("\"Hi\"")));
+    assert_eq!(outcome(&template, &message(json!({"content": null, "a": [null]}))).unwrap(), "False[None]");
+    assert!(matches!(outcome(&template, &message(json!("Hi"))), Err(Error::Input(text)) if text.contains("\"Hi\"")));
+}
+
+#[test]
+fn a_worker_sees_the_same_numbers() {
+    // The second is what a quick reader makes of the first.
+    for number in [0.30000000000000004, 1.7976931348623157e308, 5e-324, -0.0, 123456789.12345679, 8.533e22] {
+        let args = [("x".to_owned(), json!([number, u64::MAX, i64::MIN]))].into_iter().collect();
+        outcome(&ChatTemplate::new("{{ x }}", Map::new()), &Conversation { args, ..conversation() }).unwrap();
+    }
+}
+
+/// Two lists of two lists … of one: as trees, larger than any memory.
+const TREES: &str = "{% set a = namespace(s=[1]) %}{% set b = namespace(s=[1]) %}\
+    {% for i in range(60) %}{% set a.s = [a.s, a.s] %}{% set b.s = [b.s, b.s] %}{% endfor %}";
+
+/// Mappings that are nested deeper than a stack is when it prints them.
+const NESTED: &str = "{% set ns = namespace(x=1) %}{% for i in range(90000) %}{% for j in range(2) %}\
+    {% set ns.x = {'a': ns.x} %}{% endfor %}{% endfor %}";
+
+/// A list that is added to itself.
+const DOUBLED: &str = "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}";
+
+/// A statement whose syntax tree is deeper than a stack.
+fn elifs() -> String {
+    format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(80_000))
+}
+
+/// Templates that would abort the process, take gigabytes or never end, and where their error is.
+fn hostile() -> Vec<(String, &'static str)> {
+    let mut hostile = vec![
+        (format!("{DOUBLED}\n{{{{ ns.l|length }}}}"), "line 1, column "),
+        (format!("{DOUBLED}\n{{{{ ns.l|sort }}}}"), "line 1, column "),
+        (format!("{NESTED}\n{{{{ ns.x }}}}"), "line "),
+        (format!("a\n{}", elifs()), "line 2, column "),
+        ("{% for i in range(20000) %}{{ 'a' * 1000 }}{% endfor %}".into(), "line 1, column "),
+        ("\n{{ raise_exception('a' * 20000000) }}".into(), "line 2, column 4: "),
+    ];
+    for (expression, column) in [
+        ("'{:100000000000}'.format(5)", "line 2, column 21: "),
+        ("'{:4000000000}'.format(5)", "line 2, column 19: "),
+        ("'{:.4000000000f}'.format(5.0)", "line 2, column 21: "),
+        ("('{0:90000000}' * 100).format(5)", "line 2, column 26: "),
+        ("('a' * 20).replace('a', 'b' * 1000000).replace('b', 'c' * 1000)", "line 2, column "),
+        ("('b' * 100000).join(['a'] * 100000)", "line 2, column 18: "),
+        ("a.s == b.s", "line 2, column 1: "),
+        ("a.s < b.s", "line 2, column 1: "),
+        ("a.s in [b.s]", "line 2, column 1: "),
+        ("[a.s, b.s]|sort", "line 2, column 15: "),
+        ("[a.s, b.s]|unique", "line 2, column 15: "),
+        ("{a.s: 1}", "line 2, column 4: "),
+        ("a.s|string", "line 2, column 8: "),
+        ("a.s", "line 2, column 4: "),
+    ] {
+        hostile.push((format!("{TREES}\n{{{{ {expression} }}}}"), column));
+    }
+    hostile
+}
+
+#[test]
+fn hostile_templates_end_with_the_place_in_little_memory() {
+    let scratch = tempfile::tempdir().unwrap();
+    unpack_demo(scratch.path());
+    for (template, place) in hostile() {
+        fs::write(scratch.path().join("chat_template.jinja"), &template).unwrap();
+        // The limit is that of the program, which would not get through with more.
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -v 524288; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_mlx_lm")]);
+        command.args(["tokenize", "--prompt", "hi", "--model-root"]).arg(scratch.path());
+        let started = Instant::now();
+        let output = command.output().unwrap();
+        let (took, stderr) = (started.elapsed(), String::from_utf8_lossy(&output.stderr));
+        let template = &template[..template.floor_char_boundary(300)];
+        assert_eq!(output.status.code(), Some(1), "{template}: {stderr}");
+        assert!(stderr.starts_with(&format!("error: chat template: {place}")), "{template}: {stderr}");
+        assert!(stderr.contains(": stopped because it ") && stderr.lines().count() == 1, "{template}: {stderr}");
+        assert!(took < Duration::from_secs(10), "{template}: {took:?}");
+    }
+}
+
+#[test]
+fn after_a_hostile_template_the_next_renders() {
+    for (source, problem) in [
+        (format!("{TREES}{{{{ a.s }}}}"), "takes too long"),
+        (elifs(), "needs more than 512 MB"),
+        ("{{ 'a' * 20000000 }}".into(), "writes too much"),
+    ] {
+        let error = message(render_in_worker(&ChatTemplate::new(&source, Map::new()), &conversation()));
+        assert!(error.contains(problem), "{error}");
+        assert_eq!(render("{{ messages[0].content }}"), "Hi");
+    }
+}
+
+#[test]
+fn a_template_has_a_length() {
+    let error = error(&"abc\n".repeat(300_000));
+    assert_eq!(error, "line 262145, column 1: it goes on, expected at most 1048576 bytes");
+    assert_eq!(render(&"abc ".repeat(262_144)).len(), 1 << 20);
+}
+
+#[test]
+fn a_conversation_too_long_for_a_worker_is_not_the_templates_fault() {
+    let messages = vec![json!({"role": "user", "content": "a".repeat(200 << 20)})];
+    let long = Conversation { messages, ..conversation() };
+    let error = message(render_in_worker(&ChatTemplate::new("{{ messages }}", Map::new()), &long));
+    assert!(error.contains("conversation may be too long"), "{error}");
+}
+
+#[test]
+fn a_worker_limits_its_memory_and_ends_with_the_process_that_it_works_for() {
+    let mut process = worker().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (mut requests, mut replies) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
+    let mut ask = |source: &str| {
+        let job = json!({"source": source, "variables": {}, "date": null});
+        writeln!(requests, "{}", json!([job, [{"source": source.len(), "fuel": 5_000_000}]])).unwrap();
+    };
+    ask("hello");
+    let mut reply = String::new();
+    replies.read_line(&mut reply).unwrap();
+    assert_eq!(reply, "{\"Done\":{\"Ok\":\"hello\"}}\n");
+    if cfg!(target_os = "linux") {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();
+        for (name, most) in [("Max address space", "536870912"), ("Max core file size", "0")] {
+            let limit = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            assert_eq!(limit.split_whitespace().take(2).collect::<Vec<_>>(), [most, most], "{name}");
+        }
+    }
+    ask(&format!("{TREES}{{{{ a.s }}}}"));
+    drop(requests);
+    let (ended, end) = mpsc::channel();
+    thread::spawn(move || ended.send(process.wait().unwrap()));
+    assert!(end.recv_timeout(Duration::from_secs(10)).unwrap().success());
 }

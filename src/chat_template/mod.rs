@@ -3,8 +3,17 @@
 //! The reference is `apply_chat_template` of Hugging Face transformers, which renders with Python's Jinja2; every
 //! setting here exists because it does the same there. A template is part of a downloaded checkpoint, so it is not
 //! trusted: it can compute text and nothing else, and it runs on a budget.
+//!
+//! The budget is kept by a process of its own, which is killed when it takes too long and which the system refuses more
+//! memory than 512 MB. A library cannot start its host program again, so a program offers itself: it calls
+//! [`set_worker`] with a command that starts a program that calls [`serve`]. Where none does, templates are rendered in
+//! the program itself, as [`ChatTemplate::render_here`] does.
 
-use std::fmt::Write as _;
+mod continuation;
+mod json;
+mod worker;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use jiff::civil::{Date, DateTime};
@@ -12,22 +21,25 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Serde, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State, Value, escape_formatter};
 use minijinja_contrib::globals::{cycler, joiner};
+use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use crate::error::{Error, Result};
 
+pub use worker::{serve, set_worker};
+
 type Jinja<T> = std::result::Result<T, minijinja::Error>;
 
 /// What one rendering may cost, in MiniJinja's fuel: one per instruction and per 64 bytes produced. 2000 messages of
-/// 600 bytes cost less than a tenth of it; a loop without end is stopped after a second or so. It is no wall against a
-/// template written to do harm: values nested deeply enough overflow the stack when MiniJinja prints or drops them.
+/// 600 bytes cost less than a tenth of it; a loop without end is stopped after half a second or so. Some operations cost
+/// next to nothing whatever they do, which is why a worker has other limits too.
 const FUEL: u64 = 5_000_000;
 
 /// MiniJinja reads expressions and prints values recursively. Pages of a stack that are not touched cost nothing.
 const STACK_BYTES: usize = 512 << 20;
 
-/// Python's default limit of recursion would let JSON nest deeper than a thread's stack holds.
-const MAX_JSON_DEPTH: usize = 128;
+/// The longest template, in bytes. The longest known ones have some 30,000.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
 
 /// What a chat template is given to write.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +55,8 @@ pub struct Conversation {
     pub date: Option<Date>,
     /// Whether the text ends with the header of the assistant's turn, for the model to continue.
     pub add_generation_prompt: bool,
+    /// Whether the text ends where the last message does, for the model to continue that.
+    pub continue_final_message: bool,
 }
 
 /// A checkpoint's chat template and the special tokens that it names.
@@ -56,28 +70,56 @@ impl ChatTemplate {
     /// `special_tokens` are variables of the template: `bos_token`, `eos_token`, … Nothing is compiled yet, so that a
     /// checkpoint with a template this library cannot read still completes raw text.
     pub fn new(source: &str, special_tokens: Map<String, serde_json::Value>) -> Self {
+        if source.len() > MAX_SOURCE_BYTES {
+            // Its beginning, which is too long as well.
+            let source = source[..source.floor_char_boundary(MAX_SOURCE_BYTES + 4)].to_owned();
+            return ChatTemplate { source, special_tokens };
+        }
         // Jinja2 knows one kind of line end.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         ChatTemplate { source: generation_as_with(&source), special_tokens }
     }
 
-    /// The conversation as text, special tokens included.
+    /// The conversation as text, special tokens included: within 2 seconds and 512 MB of a worker, where the program
+    /// has one ([`set_worker`]).
     ///
     /// # Errors
     /// [`Error::Template`] when the template does not compile, fails, raises an exception (the message is then the
-    /// template's own) or runs out of its budget; [`Error::Input`] when the conversation is not one.
+    /// template's own), runs out of its budget or has no worker that starts; [`Error::Input`] when the conversation is
+    /// not one.
     pub fn render(&self, conversation: &Conversation) -> Result<String> {
-        let variables = self.variables(conversation)?;
-        let render = || environment(conversation.date)?.template_from_str(&self.source)?.render(variables);
-        thread::scope(|scope| {
-            let worker = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
-            let worker = worker.map_err(|e| Error::Template(format!("no thread to render it: {e}")))?;
-            let rendered = worker.join().map_err(|_| Error::Template("not one that MiniJinja can run".into()))?;
-            rendered.map_err(describe)
+        self.render_by(conversation, |job| match worker::command() {
+            Some(command) => worker::render(command, job),
+            None => job.render_here(),
         })
     }
 
-    fn variables(&self, conversation: &Conversation) -> Result<Value> {
+    /// The conversation as text, rendered in this process.
+    ///
+    /// Loops end here too, but a template that is written to do harm can take any time and memory, and can overflow
+    /// the stack, which ends the program.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_here(&self, conversation: &Conversation) -> Result<String> {
+        self.render_by(conversation, Job::render_here)
+    }
+
+    fn render_by(&self, conversation: &Conversation, render: impl FnOnce(&Job) -> Result<String>) -> Result<String> {
+        if !conversation.continue_final_message {
+            return render(&self.job(conversation)?);
+        }
+        let mut marked = conversation.clone();
+        let message = continuation::mark(&mut marked.messages)?;
+        continuation::cut(render(&self.job(&marked)?)?, &message)
+    }
+
+    fn job(&self, conversation: &Conversation) -> Result<Job> {
+        if self.source.len() > MAX_SOURCE_BYTES {
+            let place = Some(Place::of(&self.source, MAX_SOURCE_BYTES));
+            let problem = format!("it goes on, expected at most {MAX_SOURCE_BYTES} bytes");
+            return Err(Failure { place, problem }.into());
+        }
         let Conversation { messages, tools, args, add_generation_prompt, .. } = conversation;
         let mut plain = Vec::with_capacity(messages.len());
         for message in messages {
@@ -99,25 +141,54 @@ impl ChatTemplate {
         variables.insert("documents".into(), serde_json::Value::Null);
         variables.extend(args.clone());
         variables.extend(own.map(|(name, value)| (name.to_owned(), value)));
-        Ok(Serde(variables).into())
+        Ok(Job { source: self.source.clone(), variables, date: conversation.date })
     }
+}
+
+/// A template and what it is rendered with.
+#[derive(Serialize, Deserialize)]
+struct Job {
+    source: String,
+    variables: Map<String, serde_json::Value>,
+    date: Option<Date>,
+}
+
+impl Job {
+    fn render_here(&self) -> Result<String> {
+        let render = || render(&self.source, Serde(&self.variables).into(), self.date, FUEL);
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
+            let thread = thread.map_err(|e| Error::Template(format!("no thread to render it: {e}")))?;
+            thread.join().expect("panics are caught").map_err(|e| Failure::from(e).into())
+        })
+    }
+}
+
+/// Render in this thread. The place of a panic is not known.
+fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64) -> Jinja<String> {
+    let render = || {
+        let mut env = environment(date)?;
+        env.set_fuel(Some(fuel));
+        env.template_from_str(source)?.render(variables)
+    };
+    let not_jinja = |_| Err(minijinja::Error::new(ErrorKind::InvalidOperation, "not one that MiniJinja can run"));
+    catch_unwind(AssertUnwindSafe(render)).unwrap_or_else(not_jinja)
 }
 
 /// Jinja as transformers sets it up.
 fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    env.set_fuel(Some(FUEL));
     env.set_debug(true); // errors know their column
     env.set_unknown_method_callback(python_method);
-    env.set_formatter(|out, state, value| match float(value) {
-        Some(number) => Ok(out.write_str(&python_float(number))?),
+    env.set_formatter(|out, state, value| match json::float(value) {
+        Some(number) => Ok(out.write_str(&json::python_float(number))?),
         None => escape_formatter(out, state, value),
     });
     env.add_test("iterable", is_iterable);
     env.add_test("sequence", is_iterable);
     env.add_filter("default", default);
-    env.add_filter("tojson", tojson);
+    env.add_filter("tojson", json::tojson);
     env.add_function("cycler", |items: Rest<Value>| cycler(items.to_vec()));
     env.add_function("joiner", joiner);
     env.add_function("raise_exception", |message: String| -> Jinja<()> {
@@ -137,25 +208,67 @@ fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
 #[error("{0}")]
 struct Raised(String);
 
-fn describe(error: minijinja::Error) -> Error {
-    if let Some(raised) = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<Raised>()) {
-        return Error::Template(raised.0.clone());
+/// A place in a template, counted from 1.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Place {
+    line: usize,
+    column: usize,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Place { line: 1, column: 1 }
     }
-    let mut message = String::new();
-    if let Some(line) = error.line() {
-        let _ = write!(message, "line {line}");
-        if let (Some(source), Some(range)) = (error.template_source(), error.range()) {
-            let before = &source[..range.start];
-            let _ = write!(message, ", column {}", before.chars().rev().take_while(|&c| c != '\n').count() + 1);
+}
+
+impl Place {
+    /// The place of the character at this byte of the source.
+    fn of(source: &str, byte: usize) -> Self {
+        let before = &source[..source.floor_char_boundary(byte)];
+        let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+        Place { line: before.matches('\n').count() + 1, column }
+    }
+
+    /// Where rendering failed. MiniJinja knows only the line of some statements; their column is that of the line's
+    /// first character.
+    fn of_error(error: &minijinja::Error) -> Option<Self> {
+        let (line, source) = (error.line()?, error.template_source()?);
+        if let Some(range) = error.range() {
+            return Some(Place { line, ..Place::of(source, range.start) });
         }
-        message.push_str(": ");
+        let text = source.split('\n').nth(line - 1)?;
+        Some(Place { line, column: text.chars().take_while(|c| c.is_whitespace()).count() + 1 })
     }
-    match (error.kind(), error.detail()) {
-        (ErrorKind::OutOfFuel, _) => message.push_str("stopped because it takes too long or writes too much"),
-        (_, Some(detail)) => message.push_str(detail),
-        (kind, None) => message.push_str(&kind.to_string()),
+}
+
+/// Why there is no text.
+#[derive(Debug, Serialize, Deserialize)]
+struct Failure {
+    place: Option<Place>,
+    problem: String,
+}
+
+impl From<minijinja::Error> for Failure {
+    fn from(error: minijinja::Error) -> Self {
+        if let Some(raised) = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<Raised>()) {
+            return Failure { place: None, problem: raised.0.clone() };
+        }
+        let problem = match (error.kind(), error.detail()) {
+            (ErrorKind::OutOfFuel, _) => "stopped because it takes too long or writes too much".to_owned(),
+            (_, Some(detail)) => detail.to_owned(),
+            (kind, None) => kind.to_string(),
+        };
+        Failure { place: Place::of_error(&error), problem }
     }
-    Error::Template(message)
+}
+
+impl From<Failure> for Error {
+    fn from(Failure { place, problem }: Failure) -> Self {
+        Error::Template(match place {
+            Some(Place { line, column }) => format!("line {line}, column {column}: {problem}"),
+            None => problem,
+        })
+    }
 }
 
 /// The source with `{% generation %} … {% endgeneration %}` written as `with` blocks.
@@ -252,155 +365,4 @@ fn default(value: Value, other: Option<Value>, positional: Option<bool>, named: 
     named.assert_all_used()?;
     let keep = !value.is_undefined() && (!falsy_too || value.is_true());
     Ok(if keep { value } else { other.unwrap_or_else(|| "".into()) })
-}
-
-fn float(value: &Value) -> Option<f64> {
-    (value.kind() == ValueKind::Number && !value.is_integer()).then(|| f64::try_from(value.clone()).ok())?
-}
-
-/// A float as Python prints it. Rust's shortest digits and its range without an exponent are the same; the exponent
-/// has a sign and two digits in Python.
-fn python_float(number: f64) -> String {
-    let text = format!("{number:?}").to_lowercase(); // NaN is `nan`
-    match text.split_once('e') {
-        Some((digits, exponent)) => match exponent.strip_prefix('-') {
-            Some(exponent) => format!("{digits}e-{exponent:0>2}"),
-            None => format!("{digits}e+{exponent:0>2}"),
-        },
-        None => text,
-    }
-}
-
-/// Python's `json.dumps`, with transformers' defaults: no HTML escapes, other characters than ASCII as they are.
-fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Jinja<String> {
-    let option = |i: usize, name| match positional.get(i) {
-        Some(value) => Ok(value.clone()),
-        None => named.get::<Option<Value>>(name).map(Option::unwrap_or_default),
-    };
-    let (ensure_ascii, indent) = (option(0, "ensure_ascii")?, option(1, "indent")?);
-    let (separators, sort_keys) = (option(2, "separators")?, option(3, "sort_keys")?);
-    named.assert_all_used()?;
-
-    let indent = match indent.kind() {
-        ValueKind::Undefined | ValueKind::None => None,
-        ValueKind::String => Some(indent.to_string()),
-        _ => Some(" ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize)),
-    };
-    let (item, key) = if separators.is_true() {
-        (separators.get_item_by_index(0)?.to_string(), separators.get_item_by_index(1)?.to_string())
-    } else {
-        (if indent.is_some() { "," } else { ", " }.into(), ": ".into())
-    };
-    let (ensure_ascii, sort_keys) = (ensure_ascii.is_true(), sort_keys.is_true());
-    let mut json = Json { state, out: String::new(), ensure_ascii, indent, item, key, sort_keys };
-    json.value(value, 0)?;
-    Ok(json.out)
-}
-
-fn not_json(problem: String) -> minijinja::Error {
-    minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {problem}"))
-}
-
-struct Json<'a> {
-    state: &'a State<'a, 'a>,
-    out: String,
-    ensure_ascii: bool,
-    indent: Option<String>,
-    item: String,
-    key: String,
-    sort_keys: bool,
-}
-
-impl Json<'_> {
-    fn value(&mut self, value: &Value, depth: usize) -> Jinja<()> {
-        if depth > MAX_JSON_DEPTH {
-            return Err(not_json(format!("nested deeper than {MAX_JSON_DEPTH}")));
-        }
-        // A small value can be an exponentially large text, which the engine sees only when it is complete.
-        self.state.consume_fuel(4 + value.as_str().map_or(0, str::len) as u64 / 64)?;
-        match value.kind() {
-            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
-            ValueKind::Bool | ValueKind::None | ValueKind::Number => self.out.push_str(&scalar(value)),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.container(['[', ']'], items, depth, |json, item| json.value(&item, depth + 1))?;
-            }
-            ValueKind::Map => {
-                let mut keys: Vec<Value> = value.try_iter()?.collect();
-                if self.sort_keys {
-                    keys.sort();
-                }
-                self.container(['{', '}'], keys, depth, |json, key| {
-                    json.string(&if key.as_str().is_some() { key.to_string() } else { scalar(&key) });
-                    json.out.push_str(&json.key.clone());
-                    json.value(&value.get_item(&key)?, depth + 1)
-                })?;
-            }
-            kind => return Err(not_json(format!("an {kind} value is not JSON"))),
-        }
-        Ok(())
-    }
-
-    fn container(
-        &mut self,
-        [open, close]: [char; 2],
-        items: Vec<Value>,
-        depth: usize,
-        mut write: impl FnMut(&mut Self, Value) -> Jinja<()>,
-    ) -> Jinja<()> {
-        self.out.push(open);
-        let empty = items.is_empty();
-        for (i, item) in items.into_iter().enumerate() {
-            if i > 0 {
-                self.out.push_str(&self.item.clone());
-            }
-            self.new_line(depth + 1);
-            write(self, item)?;
-        }
-        if !empty {
-            self.new_line(depth);
-        }
-        self.out.push(close);
-        Ok(())
-    }
-
-    fn new_line(&mut self, depth: usize) {
-        if let Some(indent) = &self.indent {
-            self.out.push('\n');
-            self.out.push_str(&indent.repeat(depth));
-        }
-    }
-
-    fn string(&mut self, text: &str) {
-        self.out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => self.out.push_str("\\\""),
-                '\\' => self.out.push_str("\\\\"),
-                '\n' => self.out.push_str("\\n"),
-                '\r' => self.out.push_str("\\r"),
-                '\t' => self.out.push_str("\\t"),
-                '\u{8}' => self.out.push_str("\\b"),
-                '\u{c}' => self.out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && c > '~') => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        let _ = write!(self.out, "\\u{unit:04x}");
-                    }
-                }
-                c => self.out.push(c),
-            }
-        }
-        self.out.push('"');
-    }
-}
-
-/// A number, boolean or null as JSON, which Python also makes of a key that is one.
-fn scalar(value: &Value) -> String {
-    match (value.kind(), float(value)) {
-        (ValueKind::None, _) => "null".into(),
-        (_, Some(number)) if number.is_nan() => "NaN".into(),
-        (_, Some(number)) if number.is_infinite() => if number > 0.0 { "Infinity" } else { "-Infinity" }.into(),
-        (_, Some(number)) => python_float(number),
-        _ => value.to_string().to_lowercase(), // `True` is `true`
-    }
 }
