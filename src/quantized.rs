@@ -28,6 +28,11 @@ pub struct Packing {
     pub bits: i32,
 }
 
+impl Packing {
+    /// What MLX takes for a number of affine quantization that it is not given.
+    pub const DEFAULT: Packing = Packing { group_size: 64, bits: 4 };
+}
+
 /// The `quantization` block of config.json, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quantization {

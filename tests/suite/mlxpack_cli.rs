@@ -171,6 +171,12 @@ fn full_precision_and_overrides_are_told() {
     assert!(!info("llama-bf16").contains("Quantization"));
     let mixed = info("llama-mixed");
     assert!(mixed.contains("Overrides: ") && mixed.contains("    model.layers."), "{mixed}");
+    let null = info("llama-mixed-2-6");
+    assert!(!null.contains("null") && null.contains(r#"{\"group_size\":64,\"bits\":2,"#), "{null}");
+    // Whatever the widths and the groups, the parameters are those of the model before it was quantized.
+    let parameters = |info: &str| info.lines().find(|line| line.starts_with("Parameters: ")).unwrap().to_owned();
+    let expected = parameters(&info("llama-bf16"));
+    assert_eq!([mixed, null].map(|info| parameters(&info)), [expected.clone(), expected]);
 }
 
 #[test]
