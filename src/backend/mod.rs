@@ -21,6 +21,11 @@ pub struct Packing {
     pub bits: i32,
 }
 
+impl Packing {
+    /// What MLX takes for a number of affine quantization that it is not given.
+    pub const DEFAULT: Packing = Packing { group_size: 64, bits: 4 };
+}
+
 /// A matrix `[output, input]`.
 #[derive(Debug, Clone)]
 pub(crate) enum Weight {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::WeightFile;
+use crate::quantized::Packing;
 use crate::tensor_index::TensorEntry;
 use crate::tokenizer::Tokenizer;
 
@@ -84,20 +85,42 @@ impl Summary {
 
 impl QuantizationSummary {
     fn new(block: &Map<String, Value>) -> Self {
-        let overrides = block.iter().filter(|(_, value)| value.is_object() || value.is_boolean());
+        let block = &without_nulls(block);
+        let overrides = block.iter().filter_map(|(module, value)| match value {
+            Value::Object(settings) => Some((module.clone(), without_nulls(settings).into())),
+            Value::Bool(_) => Some((module.clone(), value.clone())),
+            _ => None,
+        });
         QuantizationSummary {
             bits: block.get("bits").and_then(Value::as_u64),
             group_size: block.get("group_size").and_then(Value::as_u64),
             mode: block.get("mode").and_then(Value::as_str).unwrap_or("affine").to_owned(),
-            overrides: overrides.map(|(module, value)| (module.clone(), value.clone())).collect(),
+            overrides: overrides.collect(),
         }
     }
 
     /// Bits of a packed value of `module`.
     fn bits_of(&self, module: &str) -> Option<u64> {
-        let own = self.overrides.get(module).and_then(|settings| settings.get("bits")?.as_u64());
-        own.or(self.bits).filter(|bits| (1..=32).contains(bits))
+        let bits = match self.overrides.get(module) {
+            // What a module's own settings leave out is MLX's default, not that of the other modules.
+            Some(Value::Object(settings)) => {
+                settings.get("bits").map_or(Some(Packing::DEFAULT.bits as u64), Value::as_u64)
+            }
+            _ => self.bits,
+        };
+        bits.filter(|bits| (1..=32).contains(bits))
     }
+}
+
+/// The settings with MLX's default in place of null, which mlx-lm writes for what its user did not choose.
+fn without_nulls(settings: &Map<String, Value>) -> Map<String, Value> {
+    let mut settings = settings.clone();
+    for (key, default) in [("group_size", Packing::DEFAULT.group_size), ("bits", Packing::DEFAULT.bits)] {
+        if let Some(value @ Value::Null) = settings.get_mut(key) {
+            *value = default.into();
+        }
+    }
+    settings
 }
 
 impl TokenizerSummary {

@@ -16,6 +16,8 @@ use crate::quantized::{BITS, GROUP_SIZES, Packing, Quantization};
 /// Larger than any model's hidden size, vocabulary or number of layers; keeps products of two within i64.
 const MAX_SIZE: i64 = 1 << 24;
 const MAX_POSITIONS: i64 = 1 << 30;
+/// What [`Fields::positive`] takes, for messages.
+const POSITIVE_F32: &str = "a number above 0 that f32 holds, from 1.2e-38 to 3.4e38";
 
 /// What the decoder is built from: the union of the three families' settings, with every default filled in.
 #[derive(Debug, Clone)]
@@ -155,6 +157,12 @@ fn read_quantization(fields: &Fields) -> Result<Option<Quantization>> {
             "supported: affine, as mlx_lm.convert writes it; convert the original model with it",
         ));
     }
+    // mlx-lm takes null for MLX's default here, but not the lack of the key.
+    for (key, allowed) in [("group_size", &GROUP_SIZES[..]), ("bits", &BITS)] {
+        if !block.map.contains_key(key) {
+            return Err(block.error(key, "missing", format!("one of {allowed:?}")));
+        }
+    }
     let default = read_packing(&block)?;
     let mut overrides = HashMap::new();
     for (module, value) in block.map {
@@ -171,17 +179,19 @@ fn read_quantization(fields: &Fields) -> Result<Option<Quantization>> {
     Ok(Some(Quantization { default, overrides }))
 }
 
+/// How the block says that weights are packed; what it does not say, or says with null, is MLX's default.
 fn read_packing(block: &Fields) -> Result<Packing> {
     if let Some(mode) = block.optional_str("mode")?
         && mode != "affine"
     {
         return Err(block.unsupported(format!("quantization mode {mode:?}"), "supported: \"affine\""));
     }
-    let one_of = |key: &str, allowed: &[i32]| {
-        let value = block.size(key)?;
+    let one_of = |key: &str, allowed: &[i32], default| {
+        let value = block.optional_size(key)?.unwrap_or(default);
         if allowed.contains(&value) { Ok(value) } else { Err(block.error(key, value, format!("one of {allowed:?}"))) }
     };
-    Ok(Packing { group_size: one_of("group_size", &GROUP_SIZES)?, bits: one_of("bits", &BITS)? })
+    let Packing { group_size, bits } = Packing::DEFAULT;
+    Ok(Packing { group_size: one_of("group_size", &GROUP_SIZES, group_size)?, bits: one_of("bits", &BITS, bits)? })
 }
 
 /// A JSON object whose fields are read with their type and range checked; errors name file and field.
@@ -248,13 +258,13 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.error(key, "missing", format!("a whole number from 1 to {MAX_SIZE}")))
     }
 
-    /// A number above zero that f32 can hold.
+    /// A number above zero that f32 holds in full precision.
     pub fn optional_positive(&self, key: &str) -> Result<Option<f64>> {
-        self.optional(key, |v| v.as_f64().filter(|&x| x > 0.0 && (x as f32).is_normal()), "a number above 0")
+        self.optional(key, |v| v.as_f64().filter(|&x| x > 0.0 && (x as f32).is_normal()), POSITIVE_F32)
     }
 
     pub fn positive(&self, key: &str) -> Result<f64> {
-        self.optional_positive(key)?.ok_or_else(|| self.error(key, "missing", "a number above 0"))
+        self.optional_positive(key)?.ok_or_else(|| self.error(key, "missing", POSITIVE_F32))
     }
 
     fn optional<T>(&self, key: &str, read: impl Fn(&'a Value) -> Option<T>, expected: &str) -> Result<Option<T>> {

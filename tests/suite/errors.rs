@@ -139,7 +139,7 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
         &["`max_position_embeddings` is 0"],
     ),
     ("negative rope_theta", |s| s.config("/rope_theta", json!(-1.0)), &["`rope_theta` is -1.0"]),
-    ("rope_theta beyond f32", |s| s.config("/rope_theta", json!(1e300)), &["`rope_theta`"]),
+    ("rope_theta beyond f32", |s| s.config("/rope_theta", json!(1e300)), &["`rope_theta` is 1e", "to 3.4e38"]),
     (
         "rope_parameters by layer type",
         |s| s.config("/rope_parameters", json!({"full_attention": {"rope_type": "dynamic"}})),
@@ -187,6 +187,11 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
     ),
     ("untied without lm_head", |s| s.config("/tie_word_embeddings", json!(false)), &["lm_head.weight", "is missing"]),
     // Quantization.
+    (
+        "no group_size",
+        |s| s.config("/quantization/group_size", json!(null)),
+        &["`quantization.group_size` is missing", "[32, 64, 128]"],
+    ),
     ("bits 7", |s| s.config("/quantization/bits", json!(7)), &["`quantization.bits` is 7", "[2, 3, 4, 5, 6, 8]"]),
     ("group_size 48", |s| s.config("/quantization/group_size", json!(48)), &["`quantization.group_size` is 48"]),
     (

@@ -180,6 +180,12 @@ fn full_precision_and_overrides_are_told() {
     lm_head: 6 bits, group size 64
 ";
     assert!(mixed.contains(overrides), "{mixed}");
+    let null = info("llama-mixed-2-6");
+    assert!(null.contains(": 2 bits, group size 64\n") && null.contains(": 6 bits, group size 64\n"), "{null}");
+    // Whatever the widths and the groups, the parameters are those of the model before it was quantized.
+    let parameters = |info: &str| info.lines().find(|line| line.starts_with("Parameters: ")).unwrap().to_owned();
+    let expected = parameters(&info("llama-bf16"));
+    assert_eq!([mixed, null].map(|info| parameters(&info)), [expected.clone(), expected]);
 }
 
 #[test]

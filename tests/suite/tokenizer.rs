@@ -353,3 +353,135 @@ fn a_tokenizer_that_cannot_be_used_is_an_error_that_names_the_file() {
         assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains(&kind)), "{error}");
     }
 }
+
+/// The same step over and over.
+fn sequence(list: &str, step: Value, times: usize) -> Value {
+    json!({"type": "Sequence", list: vec![step; times]})
+}
+
+/// What a tokenizer.json with one stage of its own says of a text, at load or later.
+fn complaint(stage: &str, json: Value, text: &str) -> String {
+    let mut file = words(&["a", "b"], Value::Null);
+    file[stage] = json;
+    let result = tokenizer(&[("tokenizer.json", file)]).and_then(|tokenizer| {
+        let ids = tokenizer.encode(text, true)?;
+        tokenizer.decode(&ids)
+    });
+    match result {
+        Err(Error::Malformed { path, problem }) if path.ends_with("tokenizer.json") => problem,
+        other => panic!("{stage}: {other:?}"),
+    }
+}
+
+/// Each of these took gigabytes, or did not end, for a letter or a line.
+#[test]
+fn a_tokenizer_that_multiplies_its_text_is_refused() {
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let twice = replace("a", "aa");
+    let long = json!({"type": "Prepend", "prepend": "x".repeat(1000)});
+    let metaspace = |replacement| json!({"type": "Metaspace", "replacement": replacement, "prepend_scheme": "always"});
+    let metaspaces: Vec<Value> = ["▁", "▂"].repeat(30).into_iter().map(metaspace).collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let piece = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let template = |single: Vec<Value>| {
+        json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {
+            "t": {"id": "t", "ids": vec![0; 100], "tokens": vec!["a"; 100]}}})
+    };
+    let special = json!({"SpecialToken": {"id": "t", "type_id": 0}});
+    // Its tree is empty, so it changes nothing; its text is long.
+    let table = |size: u32| base64::encode([&size.to_le_bytes()[..], &[b'x'; 100]].concat());
+    let precompiled = |size| json!({"type": "Precompiled", "precompiled_charsmap": table(size)});
+    let cases = [
+        (
+            "normalizer",
+            sequence("normalizers", twice.clone(), 40),
+            "the normalizer's step 11: Replace of \"a\" makes 2048",
+        ),
+        ("normalizer", replace("a", &"x".repeat(1 << 24)), "limit of 1040"),
+        ("normalizer", sequence("normalizers", long.clone(), 60), "the normalizer's step 2: Prepend makes 2001 bytes"),
+        (
+            "normalizer",
+            sequence("normalizers", long, 10_000),
+            "the normalizer has 10000 steps, more than the limit of 64",
+        ),
+        ("normalizer", precompiled(0), "the normalizer's step 1: it makes 100 bytes of a character"),
+        ("normalizer", precompiled(u32::MAX), "the normalizer's step 1: its table is cut off"),
+        ("pre_tokenizer", sequence("pretokenizers", byte_level, 40), "the pre-tokenizer's step "),
+        ("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": metaspaces}), "the pre-tokenizer's step "),
+        ("decoder", sequence("decoders", twice, 40), "the decoder's step 11: Replace of \"a\" makes 2048"),
+        (
+            "post_processor",
+            template(vec![piece.clone(); 2]),
+            "the post-processor's step 1: a template that repeats the text",
+        ),
+        (
+            "post_processor",
+            template(vec![special; 20]),
+            "the post-processor adds 2000 tokens, more than the limit of 1024",
+        ),
+    ];
+    for (stage, json, expected) in cases {
+        let text = if stage == "pre_tokenizer" { "aé" } else { "a" };
+        let problem = complaint(stage, json, text);
+        assert!(problem.contains(expected) && problem.len() < 300, "{stage}: {problem}");
+    }
+}
+
+#[test]
+fn a_pattern_that_never_ends_is_refused_by_its_name() {
+    let text = format!("{}!", "a".repeat(60));
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let replace = |pattern: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": ""});
+    let lower = json!({"type": "Lowercase"});
+    let slow = r"(a+)+$";
+    for (stage, json, expected) in [
+        ("pre_tokenizer", split(slow), "the pre-tokenizer's step 1: Split at \"(a+)+$\" reached the limit on matching"),
+        (
+            "normalizer",
+            json!({"type": "Sequence", "normalizers": [lower, replace(slow)]}),
+            "the normalizer's step 2: Replace of \"(a+)+$\" reached the limit on matching",
+        ),
+        ("normalizer", replace(&r"\p{L}".repeat(10_000)), "patterns have 50000 bytes, more than the limit of 16384"),
+        ("normalizer", replace(r"(?<x>a)\g<x>"), r"the normalizer's step 1: a pattern with \g< is not supported"),
+        ("pre_tokenizer", split("a{1000000}"), "the pre-tokenizer's step 1: Oniguruma error: too big number"),
+    ] {
+        let problem = complaint(stage, json, &text);
+        assert!(problem.contains(expected), "{stage}: {problem}");
+    }
+    let mut file = words(&[&text], Value::Null);
+    file["decoder"] = replace(slow);
+    let problem = tokenizer(&[("tokenizer.json", file)]).unwrap().decode(&[0]).unwrap_err().to_string();
+    assert!(problem.contains("the decoder's step 1: Replace of \"(a+)+$\" reached the limit on matching"), "{problem}");
+}
+
+#[test]
+fn a_model_that_is_slow_for_a_short_word_is_refused() {
+    let bpe = |field: &str| json!({"type": "BPE", "vocab": {"a": 0}, "merges": [], field: "x".repeat(100)});
+    let word_piece = |prefix: &str, longest: usize| {
+        json!({"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "continuing_subword_prefix": prefix,
+               "max_input_chars_per_word": longest})
+    };
+    for (model, expected) in [
+        (bpe("continuing_subword_prefix"), "is 100, more than the limit of 64"),
+        (bpe("end_of_word_suffix"), "is 100, more than the limit of 64"),
+        (word_piece(&"#".repeat(100), 100), "is 100, more than the limit of 64"),
+        (word_piece("##", 100_000), "`model.max_input_chars_per_word` is 100000, more than the limit of 1000"),
+        (
+            json!({"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["a".repeat(3000), 0.0]], "byte_fallback": false}),
+            "the longest entry of `model.vocab` is 3000, more than the limit of 1000",
+        ),
+    ] {
+        let problem = complaint("model", model, "a");
+        assert!(problem.contains(expected), "{problem}");
+    }
+}
+
+/// A step is the same however deep it is, and depth costs no stack.
+#[test]
+fn nested_sequences_are_their_steps() {
+    let lower = json!({"type": "Lowercase"});
+    let nested = (0..55).fold(lower, |step, _| sequence("normalizers", step, 1));
+    let mut file = words(&["?", "a"], Value::Null);
+    file["normalizer"] = nested;
+    assert_eq!(tokenizer(&[("tokenizer.json", file)]).unwrap().encode("A", false).unwrap(), [1]);
+}

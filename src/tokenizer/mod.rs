@@ -4,7 +4,6 @@
 //! that transformers' `AutoTokenizer` takes from the files next to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
@@ -15,6 +14,11 @@ use crate::chat_template::{ChatTemplate, Conversation};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
+mod bounded;
+mod pattern;
+
+use bounded::{Decoder, Inner, Replacement, guard, in_step, longest};
+
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 
@@ -22,7 +26,7 @@ const CONFIG: &str = "tokenizer_config.json";
 #[derive(Debug)]
 pub struct Tokenizer {
     path: PathBuf,
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     decoding: Decoding,
     bos_token: Option<String>,
     eos_token_ids: BTreeSet<u32>,
@@ -44,7 +48,7 @@ impl Tokenizer {
         };
         // Some readers inside `tokenizers` panic on JSON that ends early, so it is checked before.
         serde_json::from_str::<IgnoredAny>(&text).map_err(|e| Error::malformed(&path, e))?;
-        let mut inner: tokenizers::Tokenizer = guard(&path, || text.parse())?;
+        let mut inner = bounded::read(&path, &text)?;
         // What the training run last truncated and padded to; transformers turns both off as well.
         inner.with_padding(None).with_truncation(None).map_err(|e| Error::malformed(&path, e))?;
         let decoding = Decoding::new(&path, inner.get_decoder())?;
@@ -189,10 +193,7 @@ fn special_tokens<const N: usize>(files: [Map<String, Value>; N]) -> BTreeMap<St
 }
 
 /// A token that a configuration calls special is one, even where `tokenizer.json` does not say so.
-fn mark_special<'a>(
-    inner: &mut tokenizers::Tokenizer,
-    tokens: impl Iterator<Item = &'a String>,
-) -> tokenizers::Result<usize> {
+fn mark_special<'a>(inner: &mut Inner, tokens: impl Iterator<Item = &'a String>) -> tokenizers::Result<usize> {
     let unmarked =
         |token: &&String| inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token);
     let unmarked: Vec<_> = tokens.filter(unmarked).map(|token| AddedToken::from(token, true)).collect();
@@ -214,14 +215,6 @@ fn eos_ids(checkpoint: &Checkpoint, name: &str) -> Result<Vec<u32>> {
     ids.iter().map(id).collect()
 }
 
-/// Runs code of `tokenizers`, which panics on some contents of `tokenizer.json`.
-fn guard<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.map_err(|e| Error::malformed(path, e)),
-        Err(_) => Err(Error::malformed(path, "not a tokenizer that the `tokenizers` library can use")),
-    }
-}
-
 /// How pieces become text: each piece on its own, then bytes joined into characters, then the start of the text.
 ///
 /// Every step needs a bounded part of the stream, which is what makes decoding in a stream exact. A decoder with a
@@ -229,12 +222,19 @@ fn guard<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<
 #[derive(Debug, Default)]
 struct Decoding {
     /// Steps that map each piece, knowing only whether it is the first.
-    pieces: Vec<DecoderWrapper>,
+    pieces: Vec<PieceStep>,
     /// Without any decoder, pieces are words.
     spaced: bool,
     bytes: Bytes,
     /// A character, and how many of it the text loses at its start.
     strip: (char, usize),
+}
+
+#[derive(Debug)]
+enum PieceStep {
+    Replace(Replacement),
+    /// One that adds no more than a space.
+    Other(DecoderWrapper),
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -249,20 +249,22 @@ enum Bytes {
 }
 
 impl Decoding {
-    fn new(path: &Path, decoder: Option<&DecoderWrapper>) -> Result<Self> {
+    fn new(path: &Path, decoder: Option<&Decoder>) -> Result<Self> {
         use DecoderWrapper::*;
-        let steps = match decoder {
-            None => return Ok(Decoding { spaced: true, ..Decoding::default() }),
-            Some(Sequence(steps)) => steps.get_decoders(),
-            Some(step) => std::slice::from_ref(step),
+        let Some(Decoder(steps)) = decoder else {
+            return Ok(Decoding { spaced: true, ..Decoding::default() });
         };
         let mut decoding = Decoding::default();
         let mut fused = false;
-        for step in steps {
+        for (step, json) in steps {
             let separate = !fused && decoding.bytes == Bytes::None;
             match step {
-                Replace(_) | Metaspace(_) | WordPiece(_) if separate => decoding.pieces.push(step.clone()),
-                Strip(strip) if separate && strip.stop == 0 => decoding.pieces.push(step.clone()),
+                Replace(_) if separate => {
+                    let step = Replacement::new(json).map_err(|e| Error::malformed(path, e))?;
+                    decoding.pieces.push(PieceStep::Replace(step));
+                }
+                Metaspace(_) | WordPiece(_) if separate => decoding.pieces.push(PieceStep::Other(step.clone())),
+                Strip(strip) if separate && strip.stop == 0 => decoding.pieces.push(PieceStep::Other(step.clone())),
                 ByteFallback(_) if separate => decoding.bytes = Bytes::Fallback,
                 ByteLevel(_) if separate => (decoding.bytes, fused) = (Bytes::Level, true),
                 Fuse(_) => fused = true,
@@ -270,9 +272,8 @@ impl Decoding {
                     decoding.strip = (strip.content, strip.start);
                 }
                 _ => {
-                    let step = serde_json::to_value(step).unwrap_or_default();
                     let supported = "those of byte-level, SentencePiece and WordPiece tokenizers are";
-                    return Err(Error::unsupported(path, format!("a decoder with {step} in this place"), supported));
+                    return Err(Error::unsupported(path, format!("a decoder with {json} in this place"), supported));
                 }
             }
         }
@@ -281,10 +282,17 @@ impl Decoding {
 
     /// The bytes that `piece` adds to the text.
     fn bytes(&self, piece: String, first: bool) -> tokenizers::Result<Vec<u8>> {
+        let most = longest(piece.len());
         // The steps tell the first piece by its place in the list.
         let mut pieces = if first { vec![piece] } else { vec![String::new(), piece] };
-        for step in &self.pieces {
-            pieces = step.decode_chain(pieces)?;
+        for (step, number) in self.pieces.iter().zip(1..) {
+            pieces = match step {
+                PieceStep::Replace(step) => {
+                    let replaced: tokenizers::Result<_> = pieces.iter().map(|piece| step.apply(piece, most)).collect();
+                    replaced.map_err(|e| in_step("decoder", number, format!("Replace of {} {e}", step.pattern)))?
+                }
+                PieceStep::Other(step) => step.decode_chain(pieces)?,
+            };
         }
         let piece = pieces.pop().unwrap_or_default();
         Ok(match self.bytes {
