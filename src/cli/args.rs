@@ -118,10 +118,10 @@ pub struct CachePromptArgs {
     #[command(flatten)]
     pub cache: CacheArgs,
     /// The file to write
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE")]
     pub output: PathBuf,
     /// Replace the output if it exists
-    #[arg(long)]
+    #[arg(long, short)]
     pub force: bool,
     /// Where to compute [default: the GPU when MLX has one]
     #[arg(long, value_enum)]
@@ -216,7 +216,7 @@ pub struct CacheArgs {
     /// The most tokens that the model looks back at [default: the model's max_position_embeddings]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]
     pub context_size: Option<i64>,
-    /// Attention sinks: first tokens that stay in the context for ever
+    /// Attention sinks: first tokens that stay in the context
     #[arg(long, value_name = "N", default_value_t = GenerateOptions::default().num_sink_tokens, allow_negative_numbers = true, help_heading = "Limits")]
     pub num_sink_tokens: i64,
     /// Share of the other tokens that leave a full context at once, in percent (1-50)

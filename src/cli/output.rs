@@ -52,7 +52,7 @@ impl Outcome {
 }
 
 /// Writes one generation to stdout in the chosen format, flushed piece by piece. Text that is printed is not kept, so
-/// that a text may go on for ever.
+/// that a text may go on without end.
 pub struct Printer {
     format: Format,
     out: io::StdoutLock<'static>,

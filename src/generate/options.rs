@@ -21,7 +21,7 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// The most tokens that the model looks back at; `None` is the model's `max_position_embeddings`.
     pub context_size: Option<i64>,
-    /// StreamingLLM's attention sinks: first tokens that stay in the cache for ever.
+    /// StreamingLLM's attention sinks: first tokens that stay in the cache.
     pub num_sink_tokens: i64,
     /// How much of the cache StreamingLLM evicts at once, in percent.
     pub eviction_batch_percent: i64,
@@ -43,7 +43,7 @@ pub struct GenerateOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Overflow {
-    /// Stream: keep sinks and recent tokens, and go on for ever. A longer prompt goes through in chunks.
+    /// Stream: keep sinks and recent tokens, and go on without end. A longer prompt goes through in chunks.
     Stream,
     /// The same for what is generated; of a longer prompt, only the sinks and its end are read.
     Truncate,

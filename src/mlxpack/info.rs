@@ -182,7 +182,8 @@ fn in_words(settings: &Value) -> String {
         Value::Object(settings) => {
             let mut words: Vec<String> =
                 settings.get("bits").map(|bits| format!("{} bits", plain(bits))).into_iter().collect();
-            let others = settings.iter().filter(|(key, _)| *key != "bits");
+            // The mode that all have is told once, above.
+            let others = settings.iter().filter(|(key, value)| *key != "bits" && **value != "affine");
             words.extend(others.map(|(key, value)| format!("{} {}", key.replace('_', " "), plain(value))));
             words.join(", ")
         }
@@ -234,7 +235,8 @@ mod tests {
     fn overrides_are_told_in_words() {
         for (settings, words) in [
             (json!({"group_size": 64, "bits": 6}), "6 bits, group size 64"),
-            (json!({"bits": 8, "mode": "affine"}), "8 bits, mode affine"),
+            (json!({"bits": 8, "mode": "affine"}), "8 bits"),
+            (json!({"bits": 8, "mode": "mxfp8"}), "8 bits, mode mxfp8"),
             (json!(false), "not quantized"),
             (json!(true), "quantized"),
             (json!("odd"), "odd"), // a pack's header may say anything

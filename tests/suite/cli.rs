@@ -500,3 +500,22 @@ fn lines_of_a_batch_take_what_flags_take() {
         assert!(result["error"].as_str().unwrap().contains(expected), "{result}");
     }
 }
+
+#[test]
+fn an_answer_that_was_begun_is_continued() {
+    let begun = "<|bos|><|user|>What colour is the sky?<|end|><|assistant|>The sky";
+    let scratch = tempfile::tempdir().unwrap();
+    let messages = scratch.path().join("messages.json");
+    let conversation =
+        json!([{"role": "user", "content": "What colour is the sky?"}, {"role": "assistant", "content": "The sky"}]);
+    fs::write(&messages, conversation.to_string()).unwrap();
+    let question = ["-p", "What colour is the sky?", "--prefill-response", "The sky"];
+    for prompt in [&question[..], &["--messages", messages.to_str().unwrap()]] {
+        let tokens = &lines(&stdout(&[&["tokenize", "--format", "json"], prompt].concat()))[0];
+        assert_eq!(tokens["text"], begun);
+        assert_eq!(stdout(&[&["-n", "4"], prompt].concat()), " is blue.", "{prompt:?}");
+    }
+    let line = json!({"prompt": "What colour is the sky?", "prefill_response": "The sky", "max_tokens": 4});
+    let output = run_with(&["--batch", "-"], &line.to_string());
+    assert_eq!(lines(&String::from_utf8(output.stdout).unwrap())[0]["text"], " is blue.");
+}
