@@ -1,0 +1,391 @@
+// Products of a few vectors with a 4-bit matrix, as MLX packs it, on NVIDIA: which form reads memory fastest.
+//
+//     nvcc -O3 -std=c++17 -gencode=arch=compute_90,code=sm_90 -o gemv benches/cuda/gemv.cu && ./gemv
+//
+// Each form is checked against f64, then timed over matrices that together are larger than the second-level cache, launch
+// after launch in a captured graph. `docs/cuda.md` has the results.
+//
+// y[b, r] = sum_k (scale[r, k / 64] q[r, k] + bias[r, k / 64]) x[b, k], with q of 4 bits, eight to a word, lowest first;
+// scales, biases, x and y are bf16, sums f32.
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#define CHECK(call)                                                                       \
+  do {                                                                                    \
+    cudaError_t status = (call);                                                          \
+    if (status != cudaSuccess) {                                                          \
+      std::printf("%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(status));         \
+      std::exit(1);                                                                       \
+    }                                                                                     \
+  } while (0)
+
+using bf16 = __nv_bfloat16;
+
+constexpr int GROUP = 64;
+
+struct Matrix {
+  const uint32_t* words;  // [rows, columns / 8]
+  const bf16* scales;     // [rows, columns / 64]
+  const bf16* biases;
+  int rows, columns;
+};
+
+// ---- Plain: a warp for four rows, f32 arithmetic. -----------------------------------------------------------------------
+
+template <int B>
+__global__ void plain(Matrix w, const bf16* x, bf16* y) {
+  constexpr int ROWS = 4;
+  int lane = threadIdx.x % 32, first = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * ROWS;
+  if (first >= w.rows) return;
+  float sums[ROWS][B] = {};
+  for (int k = lane * 32; k < w.columns; k += 1024) {
+    uint4 words[ROWS];
+    float scales[ROWS], biases[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+      words[r] = *reinterpret_cast<const uint4*>(w.words + (size_t)(first + r) * (w.columns / 8) + k / 8);
+      size_t group = (size_t)(first + r) * (w.columns / GROUP) + k / GROUP;
+      scales[r] = __bfloat162float(w.scales[group]);
+      biases[r] = __bfloat162float(w.biases[group]);
+    }
+    for (int b = 0; b < B; b++) {
+      float values[32], all = 0;
+      const uint4* from = reinterpret_cast<const uint4*>(x + (size_t)b * w.columns + k);
+      for (int i = 0; i < 4; i++) {
+        uint4 packed = from[i];
+        const __nv_bfloat162* pairs = reinterpret_cast<const __nv_bfloat162*>(&packed);
+        for (int j = 0; j < 4; j++) {
+          float2 two = __bfloat1622float2(pairs[j]);
+          values[i * 8 + j * 2] = two.x;
+          values[i * 8 + j * 2 + 1] = two.y;
+          all += two.x + two.y;
+        }
+      }
+      for (int r = 0; r < ROWS; r++) {
+        const uint32_t* word = reinterpret_cast<const uint32_t*>(&words[r]);
+        float sum = 0;
+        for (int i = 0; i < 32; i++) sum += float((word[i / 8] >> (4 * (i % 8))) & 15) * values[i];
+        sums[r][b] += scales[r] * sum + biases[r] * all;
+      }
+    }
+  }
+  for (int r = 0; r < ROWS; r++)
+    for (int b = 0; b < B; b++) {
+      float sum = sums[r][b];
+      for (int i = 16; i; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
+      if (lane == 0) y[(size_t)b * w.rows + first + r] = __float2bfloat16(sum);
+    }
+}
+
+// ---- Matrix instructions: a warp multiplies 16 rows with up to 8 vectors. -------------------------------------------------
+//
+// A nibble q in the low bits of a bf16 whose exponent says 128 is the number 128 + q, without a conversion. Products and
+// sums are then exact but for f32's rounding: sum (128 + q) x = sum q x + 128 sum x, and the sums of x are made once.
+// The columns of a group go to the instruction in any order, if x goes in the same one: a thread takes two whole words,
+// and pairs of nibbles that are 16 bits apart.
+
+__device__ void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ uint32_t pair(uint32_t word, int i) { return ((word >> (4 * i)) & 0x000f000f) | 0x43004300; }
+
+__device__ uint2 load_once(const uint32_t* from) {
+  uint2 words;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from));
+  return words;
+}
+
+// Groups that a warp asks for at once: eight scales of a row are 16 bytes.
+constexpr int AHEAD = 8;
+
+// What a warp multiplies next: AHEAD groups of rows `row` and `row + 8` of a tile.
+struct Chunk {
+  uint2 above[AHEAD], below[AHEAD];
+  uint4 scales[2], biases[2];
+
+  __device__ void load(const Matrix& w, int tile, int from, int row, int t) {
+    int groups = w.columns / GROUP;
+    const uint32_t* upper = w.words + (size_t)(tile * 16 + row) * (w.columns / 8) + from * 8 + 2 * t;
+    const uint32_t* lower = upper + (size_t)8 * (w.columns / 8);
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+      above[i] = load_once(upper + i * 8);
+      below[i] = load_once(lower + i * 8);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      size_t at = (size_t)(tile * 16 + row + 8 * half) * groups + from;
+      scales[half] = *reinterpret_cast<const uint4*>(w.scales + at);
+      biases[half] = *reinterpret_cast<const uint4*>(w.biases + at);
+    }
+  }
+
+  template <int B>
+  __device__ void multiply_with(const bf16* order, const float* x_sums, int columns, int from, int row, int t, float (&sums)[4]) const {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+      uint4 xs[2] = {};
+      if (row < B) {
+        const uint4* mine = reinterpret_cast<const uint4*>(order + (size_t)row * columns + (from + i) * GROUP + 16 * t);
+        xs[0] = mine[0];
+        xs[1] = mine[1];
+      }
+      const uint32_t* p = reinterpret_cast<const uint32_t*>(xs);
+      float c[4] = {};
+#pragma unroll
+      for (int step = 0; step < 4; step++) {
+        uint32_t up = step < 2 ? above[i].x : above[i].y, low = step < 2 ? below[i].x : below[i].y;
+        int j = 2 * (step % 2);
+        multiply(c, pair(up, j), pair(low, j), pair(up, j + 1), pair(low, j + 1), p[2 * step], p[2 * step + 1]);
+      }
+      float2 all = *reinterpret_cast<const float2*>(x_sums + (from + i) * 8 + 2 * t);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float scale = __bfloat162float(reinterpret_cast<const bf16*>(&scales[half])[i]);
+        float bias = __bfloat162float(reinterpret_cast<const bf16*>(&biases[half])[i]) - 128 * scale;
+        sums[2 * half] += scale * c[2 * half] + bias * all.x;
+        sums[2 * half + 1] += scale * c[2 * half + 1] + bias * all.y;
+      }
+    }
+  }
+};
+
+// WARPS share the columns of 16 rows, AHEAD groups at a time in turn, and a block goes through tiles of 16 rows. A warp asks
+// for its next chunk before it multiplies this one, also across tiles, and for the first before x is in shared memory.
+template <int B, int WARPS>
+__global__ void __launch_bounds__(WARPS * 32) matrix(Matrix w, const bf16* x, bf16* y) {
+  extern __shared__ uint4 shared[];
+  int groups = w.columns / GROUP, tiles = w.rows / 16;
+  bf16* order = reinterpret_cast<bf16*>(shared);                            // [B, columns], in the order of the pairs
+  float* x_sums = reinterpret_cast<float*>(order + (size_t)B * w.columns);  // [groups, 8]
+  float* partial = x_sums + groups * 8;                                     // [2, WARPS, 16, 8]
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, t = lane % 4;
+  bool idle = warp * AHEAD >= groups;
+
+  Chunk chunk;
+  if (!idle) chunk.load(w, blockIdx.x, warp * AHEAD, row, t);
+
+  for (int i = threadIdx.x; i < B * w.columns / 8; i += WARPS * 32) {
+    uint4 from = reinterpret_cast<const uint4*>(x)[i];
+    const bf16* eight = reinterpret_cast<const bf16*>(&from);
+    for (int j = 0; j < 4; j++) {
+      order[i * 8 + 2 * j] = eight[j];
+      order[i * 8 + 2 * j + 1] = eight[j + 4];
+    }
+  }
+  if (B < 8)
+    for (int i = threadIdx.x; i < groups * 8; i += WARPS * 32) x_sums[i] = 0;
+  __syncthreads();
+  for (int i = warp; i < B * groups; i += WARPS) {
+    float2 mine = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(order + (size_t)i * GROUP)[lane]);
+    float sum = mine.x + mine.y;
+    for (int j = 16; j; j /= 2) sum += __shfl_xor_sync(~0u, sum, j);
+    if (lane == 0) x_sums[(i % groups) * 8 + i / groups] = sum;
+  }
+  __syncthreads();
+
+  int parity = 0;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, parity ^= 1) {
+    float sums[4] = {};
+    for (int from = warp * AHEAD; from < groups; from += WARPS * AHEAD) {
+      bool last = from + WARPS * AHEAD >= groups;
+      int next_tile = last ? tile + gridDim.x : tile, next = last ? warp * AHEAD : from + WARPS * AHEAD;
+      Chunk ahead;
+      if (next_tile < tiles) ahead.load(w, next_tile, next, row, t);
+      chunk.multiply_with<B>(order, x_sums, w.columns, from, row, t, sums);
+      chunk = ahead;
+    }
+    float* mine = partial + parity * WARPS * 128;
+    for (int half = 0; half < 2; half++)
+      for (int n = 0; n < 2; n++) mine[(warp * 16 + row + 8 * half) * 8 + 2 * t + n] = sums[2 * half + n];
+    __syncthreads();
+    for (int i = threadIdx.x; i < 16 * B; i += WARPS * 32) {
+      int r = i % 16, b = i / 16;
+      float sum = 0;
+      for (int from = 0; from < WARPS; from++) sum += mine[(from * 16 + r) * 8 + b];
+      y[(size_t)b * w.rows + tile * 16 + r] = __float2bfloat16(sum);
+    }
+  }
+}
+
+// ---- The check and the clock. ------------------------------------------------------------------------------------------
+
+template <int B>
+__global__ void exact(Matrix w, const bf16* x, double* y, double* magnitude) {
+  int r = blockIdx.x, lane = threadIdx.x;
+  for (int b = 0; b < B; b++) {
+    double sum = 0, all = 0;
+    for (int k = lane; k < w.columns; k += 32) {
+      uint32_t q = (w.words[(size_t)r * (w.columns / 8) + k / 8] >> (4 * (k % 8))) & 15;
+      size_t group = (size_t)r * (w.columns / GROUP) + k / GROUP;
+      double value = double(__bfloat162float(w.scales[group])) * q + double(__bfloat162float(w.biases[group]));
+      double product = value * double(__bfloat162float(x[(size_t)b * w.columns + k]));
+      sum += product;
+      all += fabs(product);
+    }
+    for (int i = 16; i; i /= 2) {
+      sum += __shfl_xor_sync(~0u, sum, i);
+      all += __shfl_xor_sync(~0u, all, i);
+    }
+    if (lane == 0) {
+      y[(size_t)b * w.rows + r] = sum;
+      magnitude[(size_t)b * w.rows + r] = all;
+    }
+  }
+}
+
+__global__ void fill(uint32_t* words, size_t n, uint32_t seed, int kind) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+    uint64_t z = (i + 1) * 0x9e3779b97f4a7c15ull + seed;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    uint32_t bits = uint32_t(z >> 32);
+    // 0: anything; 1: two bf16 of 1/256 to 1/128; 2: of -1/32 to -1/16; 3: of either sign, 1/2 to 1.
+    uint32_t fraction = bits & 0x007f007f, sign = bits & 0x80008000;
+    words[i] = kind == 0 ? bits : kind == 1 ? fraction | 0x3b803b80 : kind == 2 ? fraction | 0xbd00bd00 : sign | fraction | 0x3f003f00;
+  }
+}
+
+template <typename T>
+T* make(size_t n, uint32_t seed, int kind) {
+  T* data;
+  CHECK(cudaMalloc(&data, n * sizeof(T)));
+  fill<<<1024, 256>>>(reinterpret_cast<uint32_t*>(data), n * sizeof(T) / 4, seed, kind);
+  CHECK(cudaGetLastError());
+  return data;
+}
+
+template <int B>
+struct Form {
+  const char* name;
+  void (*kernel)(Matrix, const bf16*, bf16*);
+  int threads, rows;
+  bool matrix;
+  bool persistent;  // as many blocks as there is room for
+};
+
+int multiprocessors;
+
+template <int B>
+void run(int rows, int columns) {
+  size_t words = (size_t)rows * columns / 8, groups = (size_t)rows * columns / GROUP;
+  double bytes = words * 4.0 + groups * 4.0;
+  int copies = std::max(2, int(400e6 / bytes));
+  std::vector<Matrix> all;
+  for (int i = 0; i < copies; i++)
+    all.push_back({make<uint32_t>(words, 3 * i, 0), make<bf16>(groups, 3 * i + 1, 1), make<bf16>(groups, 3 * i + 2, 2), rows, columns});
+  bf16* x = make<bf16>((size_t)B * columns, 99, 3);
+  bf16* y;
+  double *expected, *magnitude;
+  size_t n = (size_t)B * rows;
+  CHECK(cudaMalloc(&y, n * sizeof(bf16)));
+  CHECK(cudaMalloc(&expected, n * sizeof(double)));
+  CHECK(cudaMalloc(&magnitude, n * sizeof(double)));
+  exact<B><<<rows, 32>>>(all[0], x, expected, magnitude);
+  std::vector<double> e(n), m(n);
+  CHECK(cudaMemcpy(e.data(), expected, n * sizeof(double), cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(m.data(), magnitude, n * sizeof(double), cudaMemcpyDeviceToHost));
+
+  Form<B> forms[] = {
+      {"plain", plain<B>, 256, 32, false, false},
+      {"matrix 4", matrix<B, 4>, 128, 16, true, false},
+      {"matrix 8", matrix<B, 8>, 256, 16, true, false},
+      {"persist 4", matrix<B, 4>, 128, 16, true, true},
+      {"persist 8", matrix<B, 8>, 256, 16, true, true},
+      {"persist 16", matrix<B, 16>, 512, 16, true, true},
+  };
+  for (auto& form : forms) {
+    size_t shared = form.matrix ? (size_t)B * columns * 2 + columns / GROUP * 32 + form.threads / 32 * 1024 : 0;
+    if (shared > 220 << 10) continue;
+    CHECK(cudaFuncSetAttribute((const void*)form.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+    int blocks, grid = (rows + form.rows - 1) / form.rows;
+    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, form.kernel, form.threads, shared));
+    if (form.persistent) grid = std::min(grid, blocks * multiprocessors);
+    CHECK(cudaMemset(y, 0xff, n * sizeof(bf16)));  // NaN
+    form.kernel<<<grid, form.threads, shared>>>(all[0], x, y);
+    CHECK(cudaDeviceSynchronize());
+    std::vector<bf16> found(n);
+    CHECK(cudaMemcpy(found.data(), y, n * sizeof(bf16), cudaMemcpyDeviceToHost));
+    double worst = 0;  // beyond what rounding the result to bf16 costs, as a share of the sum of all magnitudes
+    for (size_t i = 0; i < n; i++) {
+      double error = std::fabs(double(__bfloat162float(found[i])) - e[i]) - std::fabs(e[i]) / 256;
+      worst = std::isnan(error) ? INFINITY : std::max(worst, error / m[i]);
+    }
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t ready;
+    cudaEvent_t start, end;
+    CHECK(cudaStreamCreate(&stream));
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    for (auto& w : all) form.kernel<<<grid, form.threads, shared, stream>>>(w, x, y);
+    CHECK(cudaStreamEndCapture(stream, &graph));
+    CHECK(cudaGraphInstantiate(&ready, graph, 0));
+    CHECK(cudaEventCreate(&start));
+    CHECK(cudaEventCreate(&end));
+    std::vector<float> times;
+    for (int i = 0; i < 12; i++) {
+      CHECK(cudaEventRecord(start, stream));
+      CHECK(cudaGraphLaunch(ready, stream));
+      CHECK(cudaEventRecord(end, stream));
+      CHECK(cudaEventSynchronize(end));
+      float ms;
+      CHECK(cudaEventElapsedTime(&ms, start, end));
+      if (i > 1) times.push_back(ms);
+    }
+    std::sort(times.begin(), times.end());
+    double us = times[times.size() / 2] * 1e3 / copies;
+    std::printf("%7d x %-6d B %d  %-10s %8.2f us  %5.2f TB/s  error %.1e, %d blocks\n", rows, columns, B, form.name, us, bytes / us / 1e6, worst, grid);
+    CHECK(cudaGraphExecDestroy(ready));
+    CHECK(cudaGraphDestroy(graph));
+    CHECK(cudaStreamDestroy(stream));
+  }
+  for (auto& w : all) {
+    CHECK(cudaFree((void*)w.words));
+    CHECK(cudaFree((void*)w.scales));
+    CHECK(cudaFree((void*)w.biases));
+  }
+  for (void* p : {(void*)x, (void*)y, (void*)expected, (void*)magnitude}) CHECK(cudaFree(p));
+}
+
+int main() {
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  multiprocessors = device.multiProcessorCount;
+  std::printf("%s, %d multiprocessors\n", device.name, multiprocessors);
+  float *a, *b;  // the rate of a copy, read and written
+  size_t bytes = 1u << 30;
+  CHECK(cudaMalloc(&a, bytes));
+  CHECK(cudaMalloc(&b, bytes));
+  cudaEvent_t start, end;
+  CHECK(cudaEventCreate(&start));
+  CHECK(cudaEventCreate(&end));
+  for (int i = 0; i < 3; i++) {
+    CHECK(cudaEventRecord(start));
+    CHECK(cudaMemcpyAsync(b, a, bytes, cudaMemcpyDeviceToDevice));
+    CHECK(cudaEventRecord(end));
+    CHECK(cudaEventSynchronize(end));
+  }
+  float ms;
+  CHECK(cudaEventElapsedTime(&ms, start, end));
+  std::printf("copy: %.2f TB/s\n", 2.0 * bytes / ms / 1e9);
+  CHECK(cudaFree(a));
+  CHECK(cudaFree(b));
+  // Mistral-7B's products, then Llama-3.2-1B's.
+  int shapes[][2] = {{28672, 4096}, {14336, 4096}, {4096, 14336}, {6144, 4096}, {4096, 4096}, {16384, 2048}, {2048, 8192}, {3072, 2048}, {2048, 2048}, {128256, 2048}};
+  for (auto& shape : shapes) run<1>(shape[0], shape[1]);
+  for (auto& shape : {shapes[1], shapes[2], shapes[4]}) {
+    run<2>(shape[0], shape[1]);
+    run<4>(shape[0], shape[1]);
+    run<8>(shape[0], shape[1]);
+  }
+}
