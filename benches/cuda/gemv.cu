@@ -88,8 +88,11 @@ __global__ void plain(Matrix w, const bf16* x, bf16* y) {
 //
 // A nibble q in the low bits of a bf16 whose exponent says 128 is the number 128 + q, without a conversion. Products and
 // sums are then exact but for f32's rounding: sum (128 + q) x = sum q x + 128 sum x, and the sums of x are made once.
-// The columns of a group go to the instruction in any order, if x goes in the same one: a thread takes two whole words,
-// and pairs of nibbles that are 16 bits apart.
+// The columns go to the instruction in any order, if x goes in the same one: pairs of nibbles that are 16 bits apart.
+//
+// Four lanes share a row: each takes 16 bytes, so that a row is read 64 bytes at a time, which are two groups: the first is in
+// the first two lanes. The instruction adds up over the four, so x is masked: its first four columns see the first group
+// only, the other four the second. One instruction does that for four vectors.
 
 __device__ void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -99,115 +102,121 @@ __device__ void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, u
 
 __device__ uint32_t pair(uint32_t word, int i) { return ((word >> (4 * i)) & 0x000f000f) | 0x43004300; }
 
-__device__ uint2 load_once(const uint32_t* from) {
-  uint2 words;
-  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from));
+__device__ uint4 load_once(const uint4* from) {
+  uint4 words;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w) : "l"(from));
   return words;
 }
 
-// Groups that a warp asks for at once: eight scales of a row are 16 bytes.
-constexpr int AHEAD = 8;
+__device__ float number(uint32_t two, bool second) { return __uint_as_float(second ? two & 0xffff0000 : two << 16); }
 
-// What a warp multiplies next: AHEAD groups of rows `row` and `row + 8` of a tile.
+// What a warp multiplies next: N times two groups of rows `row` and `row + 8` of a tile.
+template <int N>
 struct Chunk {
-  uint2 above[AHEAD], below[AHEAD];
-  uint4 scales[2], biases[2];
+  uint4 words[2][N];
+  struct alignas(4 * N) Numbers {
+    uint32_t of[N];  // of two groups
+  } scales[2], biases[2];
 
   __device__ void load(const Matrix& w, int tile, int from, int row, int t) {
     int groups = w.columns / GROUP;
-    const uint32_t* upper = w.words + (size_t)(tile * 16 + row) * (w.columns / 8) + from * 8 + 2 * t;
-    const uint32_t* lower = upper + (size_t)8 * (w.columns / 8);
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
-      above[i] = load_once(upper + i * 8);
-      below[i] = load_once(lower + i * 8);
-    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      size_t at = (size_t)(tile * 16 + row + 8 * half) * groups + from;
-      scales[half] = *reinterpret_cast<const uint4*>(w.scales + at);
-      biases[half] = *reinterpret_cast<const uint4*>(w.biases + at);
+      size_t r = tile * 16 + row + 8 * half;
+      const uint4* at = reinterpret_cast<const uint4*>(w.words) + r * (w.columns / 32) + from * 4 + t;
+#pragma unroll
+      for (int i = 0; i < N; i++) words[half][i] = load_once(at + i * 4);
+      scales[half] = *reinterpret_cast<const Numbers*>(w.scales + r * groups + from * 2);
+      biases[half] = *reinterpret_cast<const Numbers*>(w.biases + r * groups + from * 2);
     }
   }
 
+  // `order` [B, columns] and `x_sums` [groups, 8] are in shared memory. `sums` are of rows `row` and `row + 8`, of vectors
+  // 4 s + 2 (t % 2) and the next, of the first groups in lanes 0 and 1, of the second in the others.
   template <int B>
-  __device__ void multiply_with(const bf16* order, const float* x_sums, int columns, int from, int row, int t, float (&sums)[4]) const {
+  __device__ void multiply_with(
+      const bf16* order, const float* x_sums, int columns, int from, int row, int t, float (&sums)[(B + 3) / 4][4]) const {
+    bool second = t >= 2;
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
-      uint4 xs[2] = {};
-      if (row < B) {
-        const uint4* mine = reinterpret_cast<const uint4*>(order + (size_t)row * columns + (from + i) * GROUP + 16 * t);
-        xs[0] = mine[0];
-        xs[1] = mine[1];
-      }
-      const uint32_t* p = reinterpret_cast<const uint32_t*>(xs);
-      float c[4] = {};
+    for (int i = 0; i < N; i++) {
 #pragma unroll
-      for (int step = 0; step < 4; step++) {
-        uint32_t up = step < 2 ? above[i].x : above[i].y, low = step < 2 ? below[i].x : below[i].y;
-        int j = 2 * (step % 2);
-        multiply(c, pair(up, j), pair(low, j), pair(up, j + 1), pair(low, j + 1), p[2 * step], p[2 * step + 1]);
-      }
-      float2 all = *reinterpret_cast<const float2*>(x_sums + (from + i) * 8 + 2 * t);
+      for (int s = 0; s < (B + 3) / 4; s++) {
+        int b = 4 * s + row % 4;
+        const uint4* x = reinterpret_cast<const uint4*>(order + (size_t)b * columns + (from + i) * 2 * GROUP + 32 * t);
+        bool is_mine = b < B && row / 4 == t / 2;
+        float c[4] = {};
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float scale = __bfloat162float(reinterpret_cast<const bf16*>(&scales[half])[i]);
-        float bias = __bfloat162float(reinterpret_cast<const bf16*>(&biases[half])[i]) - 128 * scale;
-        sums[2 * half] += scale * c[2 * half] + bias * all.x;
-        sums[2 * half + 1] += scale * c[2 * half + 1] + bias * all.y;
+        for (int k = 0; k < 4; k++) {
+          uint4 xs = is_mine ? x[k] : uint4{};
+          uint32_t up = (&words[0][i].x)[k], low = (&words[1][i].x)[k];
+          multiply(c, pair(up, 0), pair(low, 0), pair(up, 1), pair(low, 1), xs.x, xs.y);
+          multiply(c, pair(up, 2), pair(low, 2), pair(up, 3), pair(low, 3), xs.z, xs.w);
+        }
+        const float* all = x_sums + ((from + i) * 2 + second) * 8 + 4 * s + 2 * (t % 2);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          float scale = number(scales[half].of[i], second);
+          float bias = number(biases[half].of[i], second) - 128 * scale;
+          sums[s][2 * half] += scale * c[2 * half] + bias * all[0];
+          sums[s][2 * half + 1] += scale * c[2 * half + 1] + bias * all[1];
+        }
       }
     }
   }
 };
 
-// WARPS share the columns of 16 rows, AHEAD groups at a time in turn, and a block goes through tiles of 16 rows. A warp asks
-// for its next chunk before it multiplies this one, also across tiles, and for the first before x is in shared memory.
-template <int B, int WARPS>
-__global__ void __launch_bounds__(WARPS * 32) matrix(Matrix w, const bf16* x, bf16* y) {
+// WARPS share the columns of 16 rows, N times two groups at a time in turn, and a block goes through tiles of 16 rows. A warp
+// asks for its next chunk before it multiplies this one, also across tiles, and for the first before x is in shared memory.
+template <int B, int WARPS, int N, int BLOCKS>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS) matrix(Matrix w, const bf16* x, bf16* y) {
   extern __shared__ uint4 shared[];
-  int groups = w.columns / GROUP, tiles = w.rows / 16;
+  int groups = w.columns / GROUP, tiles = w.rows / 16, pairs = groups / 2;
   bf16* order = reinterpret_cast<bf16*>(shared);                            // [B, columns], in the order of the pairs
   float* x_sums = reinterpret_cast<float*>(order + (size_t)B * w.columns);  // [groups, 8]
   float* partial = x_sums + groups * 8;                                     // [2, WARPS, 16, 8]
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, t = lane % 4;
-  bool idle = warp * AHEAD >= groups;
 
-  Chunk chunk;
-  if (!idle) chunk.load(w, blockIdx.x, warp * AHEAD, row, t);
+  Chunk<N> chunk;
+  if (warp * N < pairs) chunk.load(w, blockIdx.x, warp * N, row, t);
 
   for (int i = threadIdx.x; i < B * w.columns / 8; i += WARPS * 32) {
     uint4 from = reinterpret_cast<const uint4*>(x)[i];
-    const bf16* eight = reinterpret_cast<const bf16*>(&from);
-    for (int j = 0; j < 4; j++) {
-      order[i * 8 + 2 * j] = eight[j];
-      order[i * 8 + 2 * j + 1] = eight[j + 4];
-    }
+    const uint32_t* two = reinterpret_cast<const uint32_t*>(&from);
+    uint4 to = {__byte_perm(two[0], two[2], 0x5410), __byte_perm(two[0], two[2], 0x7632),
+                __byte_perm(two[1], two[3], 0x5410), __byte_perm(two[1], two[3], 0x7632)};
+    reinterpret_cast<uint4*>(order)[i] = to;
+    // Eight lanes have a group.
+    float sum = 0;
+    for (int j = 0; j < 4; j++) sum += number(two[j], false) + number(two[j], true);
+    for (int j = 4; j; j /= 2) sum += __shfl_xor_sync(__activemask(), sum, j);
+    int group = i / 8;
+    if (i % 8 == 0) x_sums[(group % groups) * 8 + group / groups] = sum;
   }
-  if (B < 8)
-    for (int i = threadIdx.x; i < groups * 8; i += WARPS * 32) x_sums[i] = 0;
-  __syncthreads();
-  for (int i = warp; i < B * groups; i += WARPS) {
-    float2 mine = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(order + (size_t)i * GROUP)[lane]);
-    float sum = mine.x + mine.y;
-    for (int j = 16; j; j /= 2) sum += __shfl_xor_sync(~0u, sum, j);
-    if (lane == 0) x_sums[(i % groups) * 8 + i / groups] = sum;
-  }
+  if (B % 4)
+    for (int i = threadIdx.x; i < groups * 8; i += WARPS * 32)
+      if (i % 8 >= B) x_sums[i] = 0;
   __syncthreads();
 
   int parity = 0;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, parity ^= 1) {
-    float sums[4] = {};
-    for (int from = warp * AHEAD; from < groups; from += WARPS * AHEAD) {
-      bool last = from + WARPS * AHEAD >= groups;
-      int next_tile = last ? tile + gridDim.x : tile, next = last ? warp * AHEAD : from + WARPS * AHEAD;
-      Chunk ahead;
+    float sums[(B + 3) / 4][4] = {};
+    for (int from = warp * N; from < pairs; from += WARPS * N) {
+      bool last = from + WARPS * N >= pairs;
+      int next_tile = last ? tile + gridDim.x : tile, next = last ? warp * N : from + WARPS * N;
+      Chunk<N> ahead;
       if (next_tile < tiles) ahead.load(w, next_tile, next, row, t);
-      chunk.multiply_with<B>(order, x_sums, w.columns, from, row, t, sums);
+      chunk.template multiply_with<B>(order, x_sums, w.columns, from, row, t, sums);
       chunk = ahead;
     }
     float* mine = partial + parity * WARPS * 128;
-    for (int half = 0; half < 2; half++)
-      for (int n = 0; n < 2; n++) mine[(warp * 16 + row + 8 * half) * 8 + 2 * t + n] = sums[2 * half + n];
+#pragma unroll
+    for (int s = 0; s < (B + 3) / 4; s++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float sum = sums[s][i] + __shfl_xor_sync(~0u, sums[s][i], 2);
+        if (t < 2) mine[(warp * 16 + row + 8 * (i / 2)) * 8 + 4 * s + 2 * t + i % 2] = sum;
+      }
     __syncthreads();
     for (int i = threadIdx.x; i < 16 * B; i += WARPS * 32) {
       int r = i % 16, b = i / 16;
@@ -298,11 +307,12 @@ void run(int rows, int columns) {
 
   Form<B> forms[] = {
       {"plain", plain<B>, 256, 32, false, false},
-      {"matrix 4", matrix<B, 4>, 128, 16, true, false},
-      {"matrix 8", matrix<B, 8>, 256, 16, true, false},
-      {"persist 4", matrix<B, 4>, 128, 16, true, true},
-      {"persist 8", matrix<B, 8>, 256, 16, true, true},
-      {"persist 16", matrix<B, 16>, 512, 16, true, true},
+      {"4 x 2, 4", matrix<B, 4, 2, 4>, 128, 16, true, true},
+      {"8 x 1, 4", matrix<B, 8, 1, 4>, 256, 16, true, true},
+      {"8 x 2, 3", matrix<B, 8, 2, 3>, 256, 16, true, true},
+      {"8 x 4, 2", matrix<B, 8, 4, 2>, 256, 16, true, true},
+      {"16 x 1, 2", matrix<B, 16, 1, 2>, 512, 16, true, true},
+      {"16 x 2, 1", matrix<B, 16, 2, 1>, 512, 16, true, true},
   };
   for (auto& form : forms) {
     size_t shared = form.matrix ? (size_t)B * columns * 2 + columns / GROUP * 32 + form.threads / 32 * 1024 : 0;
@@ -381,11 +391,10 @@ int main() {
   CHECK(cudaFree(a));
   CHECK(cudaFree(b));
   // Mistral-7B's products, then Llama-3.2-1B's.
-  int shapes[][2] = {{28672, 4096}, {14336, 4096}, {4096, 14336}, {6144, 4096}, {4096, 4096}, {16384, 2048}, {2048, 8192}, {3072, 2048}, {2048, 2048}, {128256, 2048}};
+  int shapes[][2] = {{28672, 4096}, {14336, 4096}, {4096, 14336}, {6144, 4096}, {4096, 4096}, {16384, 2048}, {2048, 8192}, {2048, 2048}, {128256, 2048}};
   for (auto& shape : shapes) run<1>(shape[0], shape[1]);
-  for (auto& shape : {shapes[1], shapes[2], shapes[4]}) {
+  for (auto& shape : {shapes[0], shapes[2], shapes[4]}) {
     run<2>(shape[0], shape[1]);
-    run<4>(shape[0], shape[1]);
     run<8>(shape[0], shape[1]);
   }
 }
