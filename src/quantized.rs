@@ -8,16 +8,11 @@ use std::collections::HashMap;
 
 use mlx_rs::{Array, Dtype};
 
-pub use crate::backend::Packing;
 use crate::backend::{self, Weight};
+pub use crate::backend::{BITS, GROUP_SIZES, Packing};
 use crate::error::Result;
 use crate::ops;
 use crate::weights::{Kind, Scope};
-
-/// The widths of a quantized value that MLX packs.
-pub const BITS: [i32; 6] = [2, 3, 4, 5, 6, 8];
-/// How many values may share a scale.
-pub const GROUP_SIZES: [i32; 3] = [32, 64, 128];
 
 /// The `quantization` block of config.json, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

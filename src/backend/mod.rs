@@ -12,12 +12,17 @@ use mlx_rs::{Array, Dtype};
 use crate::error::Result;
 use crate::mapped::Mapped;
 
+/// The widths of a quantized value that MLX packs.
+pub const BITS: [i32; 6] = [2, 3, 4, 5, 6, 8];
+/// How many values may share a scale.
+pub const GROUP_SIZES: [i32; 3] = [32, 64, 128];
+
 /// How a packed weight is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
-    /// Values that share one scale and bias; one of [`crate::quantized::GROUP_SIZES`].
+    /// Values that share one scale and bias; one of [`GROUP_SIZES`].
     pub group_size: i32,
-    /// Bits of one value; one of [`crate::quantized::BITS`].
+    /// Bits of one value; one of [`BITS`].
     pub bits: i32,
 }
 

@@ -5,6 +5,7 @@ mod cli;
 mod dist;
 mod errors;
 mod fidelity;
+mod imports;
 mod kernels;
 mod loading;
 mod mlxpack;

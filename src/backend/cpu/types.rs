@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::backend::cpu::isa::Simd;
-use crate::quantized::{BITS, GROUP_SIZES};
+use crate::backend::{BITS, GROUP_SIZES};
 
 /// A floating-point type of checkpoints and activations.
 pub(super) trait Element: Copy + Send + Sync + 'static {
