@@ -309,6 +309,143 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) resident(Matrix w, const b
   }
 }
 
+// ---- The same, with tiles copied in bulk into shared memory, STAGES ahead, by a warp of its own. Hopper and later. ------------
+
+__device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+__device__ void wait(uint64_t* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
+      :: "r"(shared_address(barrier)), "r"(parity) : "memory");
+#endif
+}
+
+__device__ void copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               :: "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+#endif
+}
+
+template <int B, int WARPS, int J, int STAGES>
+__global__ void __launch_bounds__(WARPS * 32 + 32, 1) bulk(Matrix w, const bf16* x, bf16* y) {
+#if __CUDA_ARCH__ >= 900
+  static_assert(B <= 4);
+  constexpr int COLUMNS = 128 * WARPS * J, WORDS = COLUMNS / 2, NUMBERS = COLUMNS / GROUP * 2;
+  constexpr int WORD_ROW = WORDS + 64, NUMBER_ROW = NUMBERS;  // eight rows of words in eight parts of the banks
+  constexpr int STAGE = 16 * (WORD_ROW + 2 * NUMBER_ROW);
+  extern __shared__ __align__(128) uint8_t stages[];
+  __shared__ float partial[2][WARPS][16][4];
+  __shared__ uint64_t full[STAGES], empty[STAGES];
+  int tiles = w.rows / 16, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(shared_address(&full[i])));
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(shared_address(&empty[i])), "r"(WARPS));
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+
+  if (warp == WARPS) {
+    int n = 0;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, n++) {
+      int stage = n % STAGES;
+      if (n >= STAGES) wait(&empty[stage], (n / STAGES - 1) % 2);
+      if (lane == 0)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                     :: "r"(shared_address(&full[stage])), "r"(16 * (WORDS + 2 * NUMBERS)) : "memory");
+      __syncwarp();
+      if (lane < 16) {
+        uint8_t* to = stages + stage * STAGE;
+        size_t row = tile * 16 + lane;
+        copy(to + lane * WORD_ROW, w.words + row * (COLUMNS / 8), WORDS, &full[stage]);
+      } else if (lane < 18) {
+        const bf16* numbers = (lane == 16 ? w.scales : w.biases) + (size_t)tile * 16 * (COLUMNS / GROUP);
+        copy(stages + stage * STAGE + 16 * (WORD_ROW + (lane - 16) * NUMBER_ROW), numbers, 16 * NUMBERS, &full[stage]);
+      }
+    }
+    return;
+  }
+
+  int row = lane / 4, t = lane % 4;
+  bool second = t >= 2;
+  uint4 xs[J][4];
+  float2 all[J];
+#pragma unroll
+  for (int j = 0; j < J; j++) {
+    int from = j * WARPS + warp, b = row % 4;
+    bool is_mine = b < B && row / 4 == t / 2;
+    const uint4* at = reinterpret_cast<const uint4*>(x + (size_t)b * w.columns + from * 2 * GROUP + 32 * t);
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      uint4 eight = is_mine ? at[k] : uint4{};
+      sum += number(eight.x, 0) + number(eight.x, 1) + number(eight.y, 0) + number(eight.y, 1);
+      sum += number(eight.z, 0) + number(eight.z, 1) + number(eight.w, 0) + number(eight.w, 1);
+      xs[j][k] = {__byte_perm(eight.x, eight.z, 0x5410), __byte_perm(eight.x, eight.z, 0x7632),
+                  __byte_perm(eight.y, eight.w, 0x5410), __byte_perm(eight.y, eight.w, 0x7632)};
+    }
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    int vector = 2 * (t % 2);
+    all[j].x = __shfl_sync(~0u, sum, ((second ? 4 : 0) + vector) * 4 + (second ? 2 : 0));
+    all[j].y = __shfl_sync(~0u, sum, ((second ? 4 : 0) + vector + 1) * 4 + (second ? 2 : 0));
+  }
+
+  int n = 0;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, n++) {
+    int stage = n % STAGES;
+    const uint8_t* from = stages + stage * STAGE;
+    wait(&full[stage], n / STAGES % 2);
+    float sums[4] = {};
+#pragma unroll
+    for (int j = 0; j < J; j++) {
+      int unit = j * WARPS + warp;
+      uint4 words[2];
+      uint32_t scales[2], biases[2];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        words[half] = *reinterpret_cast<const uint4*>(from + (row + 8 * half) * WORD_ROW + unit * 64 + t * 16);
+        const uint8_t* numbers = from + 16 * WORD_ROW + (row + 8 * half) * NUMBER_ROW + unit * 4;
+        scales[half] = *reinterpret_cast<const uint32_t*>(numbers);
+        biases[half] = *reinterpret_cast<const uint32_t*>(numbers + 16 * NUMBER_ROW);
+      }
+      float c[4] = {};
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        uint32_t up = (&words[0].x)[k], low = (&words[1].x)[k];
+        multiply(c, pair(up, 0), pair(low, 0), pair(up, 1), pair(low, 1), xs[j][k].x, xs[j][k].y);
+        multiply(c, pair(up, 2), pair(low, 2), pair(up, 3), pair(low, 3), xs[j][k].z, xs[j][k].w);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float scale = number(scales[half], second);
+        float bias = number(biases[half], second) - 128 * scale;
+        sums[2 * half] += scale * c[2 * half] + bias * all[j].x;
+        sums[2 * half + 1] += scale * c[2 * half + 1] + bias * all[j].y;
+      }
+    }
+    __syncwarp();
+    if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(shared_address(&empty[stage])) : "memory");
+    float(*mine)[16][4] = partial[n % 2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float sum = sums[i] + __shfl_xor_sync(~0u, sums[i], 2);
+      if (t < 2) mine[warp][row + 8 * (i / 2)][2 * t + i % 2] = sum;
+    }
+    asm volatile("bar.sync 1, %0;" :: "n"(WARPS * 32) : "memory");
+    int r = threadIdx.x % 16, b = threadIdx.x / 16;
+    if (b < B) {
+      float sum = 0;
+#pragma unroll
+      for (int from = 0; from < WARPS; from++) sum += mine[from][r][b];
+      y[(size_t)b * w.rows + tile * 16 + r] = __float2bfloat16(sum);
+    }
+  }
+#endif
+}
+
 // ---- The check and the clock. ------------------------------------------------------------------------------------------
 
 template <int B>
@@ -364,6 +501,7 @@ struct Form {
   bool matrix;
   bool persistent;  // as many blocks as there is room for
   int columns = 0;  // where it is made for so many
+  int stages = 0;   // tiles of 16 rows in shared memory
 };
 
 int multiprocessors;
@@ -398,16 +536,21 @@ void run(int rows, int columns) {
     std::vector<Form<B>> more = {
         {"r 16 x 1, 1", resident<B, 16, 1, 1>, 512, 16, false, true, 4096},
         {"r 8 x 2, 1", resident<B, 8, 2, 1>, 256, 16, false, true, 4096},
-        {"r 8 x 2, 2", resident<B, 8, 2, 2>, 256, 16, false, true, 4096},
         {"r 8 x 1, 2", resident<B, 8, 1, 2>, 256, 16, false, true, 2048},
-        {"r 8 x 1, 3", resident<B, 8, 1, 3>, 256, 16, false, true, 2048},
         {"r 4 x 2, 4", resident<B, 4, 2, 4>, 128, 16, false, true, 2048},
+        {"b 16 x 2, 3", bulk<B, 16, 2, 3>, 544, 16, false, true, 4096, 3},
+        {"b 16 x 2, 5", bulk<B, 16, 2, 5>, 544, 16, false, true, 4096, 5},
+        {"b 8 x 4, 5", bulk<B, 8, 4, 5>, 288, 16, false, true, 4096, 5},
+        {"b 8 x 2, 6", bulk<B, 8, 2, 6>, 288, 16, false, true, 2048, 6},
+        {"b 8 x 2, 10", bulk<B, 8, 2, 10>, 288, 16, false, true, 2048, 10},
+        {"b 16 x 1, 10", bulk<B, 16, 1, 10>, 544, 16, false, true, 2048, 10},
     };
     forms.insert(forms.end(), more.begin(), more.end());
   }
   for (auto& form : forms) {
     if (form.columns && form.columns != columns) continue;
     size_t shared = form.matrix ? (size_t)B * columns * 2 + columns / GROUP * 32 + form.threads / 32 * 1024 : 0;
+    shared += form.stages * 16 * (columns / 2 + 64 + 2 * columns / GROUP * 2);
     if (shared > 220 << 10) continue;
     CHECK(cudaFuncSetAttribute((const void*)form.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
     int blocks, grid = (rows + form.rows - 1) / form.rows;
