@@ -1,5 +1,5 @@
 //! The operations that the model, its cache and the sampler are made of, and the only place that chooses who computes them: a
-//! [`Backend`], and MLX's own operations for what it declines.
+//! [backend](crate::backend), and MLX's own operations for what it declines.
 //!
 //! Reference: `mlx.core.quantized_matmul`, `mlx.core.fast`, `mlx_lm.sample_utils`.
 
