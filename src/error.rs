@@ -77,6 +77,10 @@ impl From<mlx_rs::error::Exception> for Error {
         let message = first_line(exception.what());
         match message.strip_prefix(OUT_OF_MEMORY) {
             Some(wanted) => Error::OutOfMemory(wanted.to_owned()),
+            // What C++ says of a thread that it could not start.
+            None if message == "Resource temporarily unavailable" => {
+                Error::OutOfMemory("a thread to compute on could not be started".into())
+            }
             None => Error::Mlx(message.to_owned()),
         }
     }

@@ -1,13 +1,13 @@
 //! Files in memory: the bytes of a model as they lie on disk, read when they are touched.
 //!
 //! A file that is cut off while it is mapped makes its lost pages unreadable, and touching one raises SIGBUS, which ends a
-//! process. Here it does not: the pages become zeros, and [`Mapped::check`] says that the file has changed, so that whoever
-//! computes with them gets an error in place of a result. The handler leaves other memory's signals to whoever had them
+//! process. Here it does not: the pages become zeros, and [`Mapped::check`] says that the file was cut off or written to, so
+//! that whoever computes with it gets an error in place of a result. The handler leaves other memory's signals to whoever had them
 //! before.
 
 #![allow(unsafe_code)] // the map, the handler and what it replaces; each block says why it is sound
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ pub(crate) struct Mapped {
     path: PathBuf,
     /// `None` for memory that no file is behind.
     watch: Option<&'static Watch>,
+    /// The file, and what it was when it was mapped.
+    file: Option<(File, Metadata)>,
 }
 
 impl Mapped {
@@ -38,26 +40,40 @@ impl Mapped {
         // SAFETY: the map is only read, and lost pages become zeros. A file that is rewritten in place changes what is read,
         // which is bytes without further meaning until they are checked. The range is within the file: all of it, or checked
         // when the pack was opened.
-        let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(file) }?;
+        let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(file) };
+        let map = map.map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => {
+                io::Error::other(format!("out of memory: no room for a map of {length} bytes"))
+            }
+            _ => error,
+        })?;
         let _ = map.advise(Advice::WillNeed); // a hint; failure costs only speed
         let watch = Some(Watch::over(&map));
-        Ok(Mapped { map, path: path.to_owned(), watch })
+        Ok(Mapped { map, path: path.to_owned(), watch, file: Some((file.try_clone()?, file.metadata()?)) })
     }
 
     /// Memory that was filled.
     pub fn memory(path: &Path, bytes: MmapMut) -> io::Result<Self> {
-        Ok(Mapped { map: bytes.make_read_only()?, path: path.to_owned(), watch: None })
+        Ok(Mapped { map: bytes.make_read_only()?, path: path.to_owned(), watch: None, file: None })
     }
 
     /// # Errors
-    /// When bytes were lost since the file was mapped.
+    /// When the file was cut off or written to since it was mapped.
     pub fn check(&self) -> Result<()> {
-        match self.watch {
-            Some(watch) if watch.lost.load(Ordering::Acquire) => {
-                Err(Error::malformed(&self.path, "was cut off while it was in use; start again with the whole file"))
-            }
-            _ => Ok(()),
+        let was_lost = self.watch.is_some_and(|watch| watch.lost.load(Ordering::Acquire));
+        let Some((file, then)) = &self.file else { return Ok(()) };
+        // What is lost of the last page reads as zeros, without a signal.
+        let now = file.metadata().map_err(Error::io(&self.path))?;
+        if was_lost || now.len() < then.len() {
+            return Err(Error::malformed(
+                &self.path,
+                "was cut off while it was in use; start again with the whole file",
+            ));
         }
+        if now.modified().ok() != then.modified().ok() {
+            return Err(Error::malformed(&self.path, "was written to while it was in use; start again"));
+        }
+        Ok(())
     }
 
     /// Hand the pages that lie within `part` back to the system once they have been copied, so that a model is never in
@@ -207,7 +223,6 @@ mod tests {
         let (_whole, other) = file(4);
         assert_eq!((mapped[0], mapped[3 * page_size()]), (1, 4));
         cut.as_file().set_len(page_size() as u64).unwrap();
-        assert!(mapped.check().is_ok(), "nothing that was lost has been read");
         assert_eq!((mapped[0], mapped[page_size()], mapped[3 * page_size()]), (1, 0, 0));
         let error = mapped.check().unwrap_err().to_string();
         assert!(error.contains(&cut.path().display().to_string()) && error.contains("was cut off"), "{error}");
@@ -215,6 +230,17 @@ mod tests {
         drop(mapped);
         let (_again, mapped) = file(4);
         assert!(mapped.check().is_ok(), "the next map starts afresh");
+    }
+
+    #[test]
+    fn a_file_that_loses_a_few_bytes_or_is_written_to_is_told() {
+        let (cut, mapped) = file(2);
+        cut.as_file().set_len(2 * page_size() as u64 - 5).unwrap();
+        assert!(mapped.check().unwrap_err().to_string().contains("was cut off"));
+        let (written, mapped) = file(2);
+        assert!(mapped.check().is_ok());
+        written.as_file().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert!(mapped.check().unwrap_err().to_string().contains("was written to"));
     }
 
     #[test]

@@ -256,7 +256,7 @@ pub(super) fn render(command: fn() -> io::Result<Command>, job: &Job) -> Result<
         Found::Done(rendered) => rendered.map_err(Error::from),
         Found::Place(place) => Err(stopped.at(place).into()),
         Found::Nothing => Err(Error::Template(
-            "its worker does not get as far as the template; the conversation may be too long for its 512 MB".into(),
+            "its worker did not get as far as the template: no memory to start, or a conversation too long for its 512 MB".into(),
         )),
     }
 }

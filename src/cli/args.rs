@@ -168,8 +168,8 @@ pub struct BenchArgs {
     #[arg(long = "gen", short, value_name = "N", default_value = "128", value_parser = positive)]
     pub gen_tokens: usize,
     /// Measurements, after one that warms up
-    #[arg(long, short = 'n', value_name = "N", default_value = "5")]
-    pub repetitions: NonZeroUsize,
+    #[arg(long, short = 'n', value_name = "N", default_value = "5", value_parser = positive)]
+    pub repetitions: usize,
     /// Tokens in the cache before the prompt
     #[arg(long, short, value_name = "N", default_value = "0")]
     pub depth: usize,

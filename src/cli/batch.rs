@@ -47,9 +47,22 @@ fn read_line(value: Value, flags: &Prompt, base: &GenerateOptions) -> Result<(Pr
 
 /// A struct from an object; errors name the field.
 fn read_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T> {
-    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| match error.path().to_string().as_str() {
-        "." => anyhow!("{}", error.inner()),
-        field => anyhow!("`{field}`: {}", error.inner()),
+    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| {
+        // Rust's names of types are nobody's business.
+        let names = [
+            ("usize", "a whole number from 0"),
+            ("i64", "a whole number"),
+            ("f32", "a number"),
+            ("a sequence", "a list"),
+        ];
+        let problem = error.inner().to_string().replace("invalid type: map", "invalid type: object");
+        let problem = names
+            .iter()
+            .fold(problem, |text, (rust, json)| text.replace(&format!("expected {rust}"), &format!("expected {json}")));
+        match error.path().to_string().as_str() {
+            "." => anyhow!("{problem}"),
+            field => anyhow!("`{field}`: {problem}"),
+        }
     })
 }
 

@@ -40,7 +40,7 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         _ => Some(read(&model, model.new_cache(CacheLimits::new(room)), &depth)?),
     };
     let mut trials = Vec::new();
-    for _ in 0..args.repetitions.get() + 1 {
+    for _ in 0..args.repetitions + 1 {
         let cache = match &filled {
             Some(cache) => cache.clone(),
             None => model.new_cache(CacheLimits::new(room)),

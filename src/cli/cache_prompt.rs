@@ -11,6 +11,9 @@ use super::process::{INTERRUPTED, SUCCESS};
 use super::prompt::Prompt;
 use super::terminal;
 
+/// Tokens read at once: an interruption loses at most so many.
+const CHUNK: usize = 512;
+
 pub fn cache_prompt(args: CachePromptArgs) -> Result<u8> {
     let options = args.cache.options()?;
     set_device(args.device)?;
@@ -25,7 +28,7 @@ pub fn cache_prompt(args: CachePromptArgs) -> Result<u8> {
     let limits = options.cache_limits(model.config())?;
     warn_of_limits(&model, limits, ids.len());
     let _interruptible = terminal::Generation::begin();
-    let cached = with_prompt_bar(|watch| PromptCache::new(&model, &ids, limits, options.prefill_step, watch));
+    let cached = with_prompt_bar(|watch| PromptCache::new(&model, &ids, limits, CHUNK, watch));
     let cached = match cached {
         Err(mlx_lm::Error::Interrupted) => {
             note!("interrupted; nothing was cached");

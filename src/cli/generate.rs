@@ -109,6 +109,7 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
 
 /// Read a text under a progress bar, until it is read or Ctrl-C stops it.
 pub fn with_prompt_bar<T>(read: impl FnOnce(&mut Watch) -> T) -> T {
+    let _last_resort = terminal::LastResort::begin();
     let mut progress = Progress::new("reading", "{pos}/{len} tokens");
     let on_progress = &mut |done, total| progress.update(done as u64, total as u64);
     read(&mut Watch { on_progress, stop: terminal::interrupt() })

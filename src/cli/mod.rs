@@ -78,6 +78,9 @@ fn refuse_mistyped_command(prompt: &args::PromptArgs) -> Result<()> {
     let near = commands.get_subcommands().filter(|command| !command.is_hide_set()).map(|command| command.get_name());
     match near.max_by(|a, b| strsim::jaro(word, a).total_cmp(&strsim::jaro(word, b))) {
         Some(near) if strsim::jaro(word, near) > 0.85 => {
+            if word == near {
+                return Err(process::Usage(format!("the subcommand goes first: mlx_lm {near} …")).into());
+            }
             let problem =
                 format!("there is no subcommand {word:?}; {near:?} is one. A prompt of this word is given by --prompt");
             Err(process::Usage(problem).into())

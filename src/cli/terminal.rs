@@ -1,7 +1,10 @@
 //! Ctrl-C that stops a generation, and otherwise the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, LazyLock};
+use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
@@ -48,4 +51,25 @@ pub fn interrupt() -> &'static Arc<AtomicBool> {
 /// Whether Ctrl-C asked the generation to stop.
 pub fn interrupted() -> bool {
     INTERRUPT.load(Ordering::SeqCst)
+}
+
+/// While it lives, a computation that does not stop soon after Ctrl-C (MLX's own, which nothing can interrupt) is ended with the
+/// program.
+pub struct LastResort(#[allow(dead_code)] Sender<()>); // dropped, it ends the thread
+
+impl LastResort {
+    pub fn begin() -> Self {
+        let (done, is_done) = channel();
+        // Where no thread can be started, the second Ctrl-C ends the program.
+        let _ = thread::Builder::new().spawn(move || {
+            let goes_on = |time| is_done.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+            while goes_on(Duration::from_millis(50)) {
+                if interrupted() && goes_on(Duration::from_millis(500)) {
+                    note!("interrupted");
+                    signal_hook::low_level::exit(INTERRUPTED.into());
+                }
+            }
+        });
+        LastResort(done)
+    }
 }

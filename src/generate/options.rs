@@ -261,7 +261,7 @@ impl<'de> Deserialize<'de> for Seed {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let found = Value::deserialize(deserializer)?;
         let text = found.as_str().map_or_else(|| found.to_string(), str::to_owned);
-        text.parse().map_err(|e| D::Error::custom(format!("`seed` is {found}, {e}")))
+        text.parse().map_err(|e| D::Error::custom(format!("{found}: {e}")))
     }
 }
 
@@ -274,7 +274,7 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<
         Value::Array(texts) => texts.iter().map(text).collect(),
         one => text(one).map(|text| vec![text]),
     };
-    texts.map(Some).ok_or_else(|| D::Error::custom(format!("`stop` is {found}, expected a text or a list of texts")))
+    texts.map(Some).ok_or_else(|| D::Error::custom(format!("{found}: expected a text or a list of texts")))
 }
 
 /// An object of values by token id, as in OpenAI's interface.
@@ -286,12 +286,12 @@ fn logit_biases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec
         logit_bias(&format!("{id}={value}"))
     };
     let biases: Result<_, String> = found.iter().map(bias).collect();
-    biases.map(Some).map_err(|e| D::Error::custom(format!("`logit_bias` {e}")))
+    biases.map(Some).map_err(|e| D::Error::custom(format!("{e}, as {{\"42\": -5.5}} or {{\"42\": \"-inf\"}}")))
 }
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let parsed = text.split_once('=').and_then(|(id, value)| Some((id.parse().ok()?, value.parse().ok()?)));
     parsed
         .filter(|(_, value): &(u32, f32)| !value.is_nan() && *value != f32::INFINITY)
-        .ok_or_else(|| format!("{text}: expected ID=VALUE, such as 42=-5.5 or 42=-inf"))
+        .ok_or_else(|| format!("{text}: expected a token's id and a number or -inf"))
 }

@@ -64,7 +64,7 @@ impl SamplerOptions {
         };
         let share = |setting, value: f32| check(setting, value, (0.0..=1.0).contains(&value), "a number from 0 to 1");
         let finite = |setting, value: f32| check(setting, value, value.is_finite(), "a finite number");
-        check("temp", self.temp, self.temp.is_finite() && self.temp >= 0.0, "a number from 0 up")?;
+        check("temp", self.temp, self.temp.is_finite() && self.temp >= 0.0, "a finite number from 0 up")?;
         share("top_p", self.top_p)?;
         share("min_p", self.min_p)?;
         let penalty = self.repetition_penalty.unwrap_or(1.0);
@@ -88,6 +88,7 @@ impl SamplerOptions {
 #[derive(Debug)]
 pub struct Sampler {
     options: SamplerOptions,
+    vocab_size: i32,
     random: RandomState,
     /// The last `repetition_context` tokens `[1, n]` (u32), when a penalty needs them.
     recent: Option<Array>,
@@ -102,7 +103,7 @@ impl Sampler {
             return Err(Error::setting("logit_bias", id, expected));
         }
         let random = RandomState::with_seed(options.seed)?;
-        Ok(Sampler { options, random, recent: None })
+        Ok(Sampler { options, vocab_size, random, recent: None })
     }
 
     /// Take `tokens` `[1, n]` (u32) into account as the most recent ones.
@@ -113,9 +114,11 @@ impl Sampler {
         if !penalizes || repetition_context == 0 {
             return Ok(());
         }
+        // MLX writes wherever an index points, and where logits gave no token that is beyond the vocabulary.
+        let tokens = ops::minimum(tokens, Array::from_slice(&[self.vocab_size as u32 - 1], &[1]))?;
         let all = match &self.recent {
-            Some(recent) => concatenate(&[recent, tokens], 1)?,
-            None => tokens.clone(),
+            Some(recent) => concatenate(&[recent, &tokens], 1)?,
+            None => tokens,
         };
         let keep = i32::try_from(repetition_context).unwrap_or(i32::MAX).min(all.dim(1));
         self.recent = Some(all.try_index((.., all.dim(1) - keep..))?);

@@ -171,10 +171,13 @@ fn logits_that_are_no_numbers_are_an_error() {
     let text = scratch.path().join("text.txt");
     fs::write(&text, "The sky is blue.").unwrap();
     let root = scratch.path().to_str().unwrap();
-    let runs: [&[&str]; 4] = [
+    let runs: [&[&str]; 6] = [
         &["-p", "Hello", "-m", root],
         &["-p", "Hello", "-m", root, "-t", "0.8", "--top-p", "0.9"],
         &["-p", "Hello", "-m", root, "--format", "jsonl", "--logprobs", "2"],
+        // The token after one that was not chosen is computed ahead, with penalties on it.
+        &["-p", "Hello", "-m", root, "-n", "30", "--repetition-penalty", "1.1"],
+        &["-p", "Hello", "-n", "30", "--frequency-penalty", "-3.4e38", "--presence-penalty", "-3e38"],
         &["perplexity", "-m", root, "--file", text.to_str().unwrap()],
     ];
     for kernels in ["mlx", "portable", Kernels::best().name()] {
