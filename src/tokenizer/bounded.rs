@@ -1,4 +1,5 @@
-//! The stages of tokenizer.json, so run that a text takes a time and a memory in proportion to its length.
+//! The stages of tokenizer.json, so run that a short text takes a short time, and any text a memory in proportion to its length.
+//! A pattern that looks ahead to the end of the text at every position still takes a time that grows with its square.
 //!
 //! A tokenizer is a file from somewhere, and what it says may multiply a text at every step. Each stage is read as a
 //! flat list of steps, of which there may be only so many, and a text that grows beyond a limit on its way is refused.
