@@ -401,7 +401,7 @@ fn a_conversation_too_long_for_a_worker_is_not_the_templates_fault() {
     let messages = vec![json!({"role": "user", "content": "a".repeat(200 << 20)})];
     let long = Conversation { messages, ..conversation() };
     let error = message(render_in_worker(&ChatTemplate::new("{{ messages }}", Map::new()), &long));
-    assert!(error.contains("conversation may be too long"), "{error}");
+    assert!(error.contains("conversation too long for its 512 MB"), "{error}");
 }
 
 #[test]
