@@ -27,8 +27,12 @@ pub fn set_cpu_backend(kernels: Option<Kernels>) {
 
 /// The kernels that compute on the CPU, where MLX does and the build has them.
 pub fn cpu_backend() -> Option<Kernels> {
+    chosen().copied()
+}
+
+fn chosen() -> Option<&'static Kernels> {
     let on_cpu = || matches!(Device::try_default().and_then(|device| device.get_type()), Ok(DeviceType::Cpu));
-    if cfg!(cpu_kernels) && on_cpu() { *CPU.get_or_init(|| Some(Kernels::best())) } else { None }
+    if cfg!(cpu_kernels) && on_cpu() { CPU.get_or_init(|| Some(Kernels::best())).as_ref() } else { None }
 }
 
 /// What computes, for messages.
@@ -37,9 +41,7 @@ pub fn description() -> String {
 }
 
 fn backend() -> Option<&'static dyn Backend> {
-    static ALL: [Kernels; 4] = Kernels::ALL;
-    let chosen = cpu_backend()?;
-    ALL.iter().find(|kernels| **kernels == chosen).map(|kernels| kernels as &dyn Backend)
+    chosen().map(|kernels| kernels as &dyn Backend)
 }
 
 /// What the backend makes of an operation, if there is one and it does not decline.

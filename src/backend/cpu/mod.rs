@@ -50,7 +50,7 @@ pub enum Kernels {
 
 impl Kernels {
     /// Whether this machine can run them or not.
-    pub(crate) const ALL: [Kernels; 4] = [Kernels::Portable, Kernels::Avx2, Kernels::Avx512, Kernels::Amx];
+    const ALL: [Kernels; 4] = [Kernels::Portable, Kernels::Avx2, Kernels::Avx512, Kernels::Amx];
 
     /// Those that this machine can run, the fastest last.
     pub fn available() -> Vec<Kernels> {
