@@ -18,7 +18,7 @@ cp "$release/mlx_lm" "$release/mlxpack" "$folder/bin/"
 for library in $libraries; do
     cp -L "$library" "$folder/lib/"
 done
-cp README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE "$folder/"
+cp -r README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs "$folder/"
 python3 setup/third_party.py "$folder"/lib/* >"$folder/THIRD-PARTY.txt"
 tar -C "$(dirname "$folder")" -czf "$folder.tar.gz" "$(basename "$folder")"
 ls -l "$folder.tar.gz"

@@ -3,6 +3,7 @@
 mod chat_template;
 mod cli;
 mod dist;
+mod docs;
 mod errors;
 mod fidelity;
 mod imports;
