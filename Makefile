@@ -27,6 +27,8 @@ test: setup
 lint: setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features --lib -- -D warnings
+	cargo clippy --locked --no-default-features --features cli -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --manifest-path fuzz/Cargo.toml --target-dir $(or $(CARGO_TARGET_DIR),target) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

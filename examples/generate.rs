@@ -4,7 +4,7 @@ use std::io::Write;
 
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, generate};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let checkpoint = args.next().map_or_else(Checkpoint::demo, Checkpoint::open)?;
     let model = Model::load(&checkpoint, |_done, _total| ())?;

@@ -48,8 +48,10 @@ enum Bytes<'c> {
 }
 
 /// `demo/demo.mlxpack`, placed so that its tensors are aligned in memory as they are in the file.
+#[cfg(feature = "demo")]
 static DEMO: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/demo.mlxpack"));
 
+#[cfg(feature = "demo")]
 #[repr(align(4096))]
 struct Aligned<T: ?Sized>(T);
 
@@ -109,7 +111,8 @@ impl Checkpoint {
         }
     }
 
-    /// The demo model inside this program.
+    /// The demo model inside this program: 6 million parameters, 4 bits, a chat template.
+    #[cfg(feature = "demo")]
     pub fn demo() -> Result<Self> {
         let root = PathBuf::from("<demo model>");
         let source = Source::Pack(Pack::from_bytes(&root, &DEMO.0)?.into());

@@ -11,8 +11,7 @@ use serde_json::Value;
 
 /// Generate text from a Mistral, Llama or Qwen3 checkpoint.
 ///
-/// Without --model-root, a tiny demo model inside this program answers.
-///
+#[cfg_attr(feature = "demo", doc = "Without --model-root, a tiny demo model inside this program answers.\n")]
 /// Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.
 #[derive(Debug, Parser)]
 #[command(name = "mlx_lm", version, args_conflicts_with_subcommands = true)]
@@ -51,7 +50,8 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Model directory, as Hugging Face and mlx_lm.convert write it, or .mlxpack file [default: the demo model]
+    /// Model directory, as Hugging Face and mlx_lm.convert write it, or .mlxpack file
+    #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
     #[arg(long, short, visible_alias = "model", value_name = "PATH")]
     pub model_root: Option<PathBuf>,
 }

@@ -96,7 +96,7 @@ fn worker() -> std::io::Result<std::process::Command> {
     Ok(command)
 }
 
-/// The checkpoint that the user named, or the demo model inside this program.
+/// The checkpoint that the user named, or the demo model where it is inside this program.
 fn open(model: &args::ModelArgs) -> Result<Checkpoint> {
     match &model.model_root {
         Some(root) => {
@@ -104,9 +104,17 @@ fn open(model: &args::ModelArgs) -> Result<Checkpoint> {
             checkpoint.require_model()?;
             Ok(checkpoint)
         }
-        None => {
-            note!("using the demo model inside this program; --model-root PATH runs another");
-            Ok(Checkpoint::demo()?)
-        }
+        None => demo(),
     }
+}
+
+#[cfg(feature = "demo")]
+fn demo() -> Result<Checkpoint> {
+    note!("using the demo model inside this program; --model-root PATH runs another");
+    Ok(Checkpoint::demo()?)
+}
+
+#[cfg(not(feature = "demo"))]
+fn demo() -> Result<Checkpoint> {
+    Err(process::Usage("--model-root PATH is needed: this program was built without the demo model".into()).into())
 }

@@ -4,7 +4,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -40,7 +39,8 @@ pub struct GenerateOptions {
 }
 
 /// What to do with more tokens than the context holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Overflow {
     /// Stream: keep sinks and recent tokens, and go on without end. A longer prompt goes through in chunks.
@@ -119,74 +119,87 @@ impl GenerateOptions {
 }
 
 /// What a flag or a field of a JSON object sets, where it is there: each option of a generation, once.
-#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 pub struct Overrides {
     /// The most tokens to generate [default: 500]
-    #[arg(long, short = 'n', value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, short = 'n', value_name = "N", allow_negative_numbers = true, help_heading = "Limits")
+    )]
     pub max_tokens: Option<usize>,
     /// The most tokens that the model looks back at; see [`GenerateOptions::context_size`]
-    #[arg(skip)] // other commands have this and the next two as well
+    #[cfg_attr(feature = "cli", arg(skip))] // other commands have this and the next two as well
     pub context_size: Option<i64>,
     /// See [`GenerateOptions::num_sink_tokens`]
-    #[arg(skip)]
+    #[cfg_attr(feature = "cli", arg(skip))]
     pub num_sink_tokens: Option<i64>,
     /// See [`GenerateOptions::eviction_batch_percent`]
-    #[arg(skip)]
+    #[cfg_attr(feature = "cli", arg(skip))]
     pub eviction_batch_percent: Option<i64>,
     /// With more tokens than the context holds: let the oldest but the sinks go, read only the sinks and the end of a
     /// longer prompt, or end the text and refuse the prompt [default: stream]
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_name = "stream|truncate|error",
-        help_heading = "Limits"
+    #[cfg_attr(
+        feature = "cli",
+        arg(
+            long,
+            value_enum,
+            hide_possible_values = true,
+            value_name = "stream|truncate|error",
+            help_heading = "Limits"
+        )
     )]
     pub overflow: Option<Overflow>,
     /// End before this text (repeatable)
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Limits")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Limits"))]
     #[serde(deserialize_with = "one_or_many")]
     pub stop: Option<Vec<String>>,
     /// Go on after an end-of-sequence token
-    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Limits")]
+    #[cfg_attr(feature = "cli", arg(long, num_args = 0, default_missing_value = "true", help_heading = "Limits"))]
     pub ignore_eos: Option<bool>,
     /// Prompt tokens per forward pass [default: 2048]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits"))]
     pub prefill_step: Option<usize>,
     /// Temperature: 0 takes the most likely token, higher is more random [default: 0]
-    #[arg(long, short = 't', value_name = "T", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, short = 't', value_name = "T", allow_negative_numbers = true, help_heading = "Sampling")
+    )]
     pub temp: Option<f32>,
     /// Keep the most likely tokens that together have this probability (0-1) [default: 1]
-    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub top_p: Option<f32>,
     /// Keep this many most likely tokens; 0 keeps all [default: 0]
-    #[arg(long, value_name = "K", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "K", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub top_k: Option<usize>,
     /// Keep tokens with at least this share of the most likely one's probability (0-1) [default: 0]
-    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub min_p: Option<f32>,
     /// Weaken the logits of recent tokens by this factor
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Sampling")
+    )]
     pub repetition_penalty: Option<f32>,
     /// How many recent tokens the penalties look at [default: 20]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub repetition_context: Option<usize>,
     /// Subtract this from the logits of recent tokens [default: 0]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub presence_penalty: Option<f32>,
     /// Subtract this from the logits of recent tokens for each time they occur [default: 0]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub frequency_penalty: Option<f32>,
     /// Add a value to a token's logit; -inf bans the token (repeatable)
-    #[arg(long, value_name = "ID=VALUE", value_parser = logit_bias, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "ID=VALUE", value_parser = logit_bias, help_heading = "Sampling"))]
     #[serde(deserialize_with = "logit_biases")]
     pub logit_bias: Option<Vec<(u32, f32)>>,
     /// Same seed, same text; `random` gives another text each time [default: 0]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub seed: Option<Seed>,
     /// Give the log-probabilities of the N most likely tokens at each step (with --format json or jsonl, or --batch)
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Output")]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Output"))]
     pub logprobs: Option<usize>,
 }
 

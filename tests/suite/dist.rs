@@ -31,3 +31,23 @@ fn licences_are_of_all_that_is_packed() {
     let (complete, text) = third_party(&["libstdc++.so.6", "libstdc++fs.so.6"]);
     assert!(!complete && text.contains("libstdc++fs.so.6: its licence is not known"), "{text}");
 }
+
+/// The crates that are linked with these features of the library.
+fn crates(features: &[&str]) -> String {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["tree", "--locked", "--offline", "--edges=normal,no-proc-macro", "--prefix=none", "--format={p}"])
+        .args(features);
+    let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_library_alone_needs_nothing_of_the_programs() {
+    let (all, library) = (crates(&[]), crates(&["--no-default-features"]));
+    for name in ["clap", "clap_complete", "clap_mangen", "indicatif", "env_logger", "signal-hook", "strsim", "anyhow"] {
+        let line = format!("\n{name} v");
+        assert!(all.contains(&line) && !library.contains(&line), "{name}");
+    }
+}
