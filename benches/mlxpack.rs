@@ -12,12 +12,12 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use clap::Parser;
+use mlx_lm::Watch;
 use mlx_lm::mlxpack::Pack;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -91,7 +91,7 @@ fn main() {
 /// The demo model, and beside it a safetensors file of `bytes` bytes that no compression or sharing helps with.
 fn make_model(root: &Path, bytes: u64) {
     let demo = Pack::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.mlxpack")).unwrap();
-    demo.extract(root, None, false, &|_, _| ControlFlow::Continue(())).unwrap();
+    demo.extract(root, None, false, &mut Watch::none()).unwrap();
     let path = root.join("big.safetensors");
     let header = json!({"x": {"dtype": "U64", "shape": [bytes / 8], "data_offsets": [0, bytes / 8 * 8]}}).to_string();
     let mut file = BufWriter::new(File::create(&path).unwrap());

@@ -48,7 +48,7 @@ pub enum Error {
     #[error("{path}: exists already", path = .0.display())]
     Exists(PathBuf),
 
-    /// The caller's progress callback asked to stop.
+    /// A [`Watch`](crate::Watch) asked to stop.
     #[error("interrupted")]
     Interrupted,
 

@@ -44,12 +44,14 @@ pub mod weights;
 mod mapped;
 mod mlx_rs_patch;
 mod partial;
+mod watch;
 
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, generate};
 pub use models::Model;
 pub use tokenizer::Tokenizer;
+pub use watch::Watch;
 
 /// The README's example, compiled.
 #[cfg(doctest)]

@@ -27,7 +27,7 @@ pub(crate) struct Mapped {
     map: Mmap,
     path: PathBuf,
     /// `None` for memory that no file is behind.
-    watch: Option<&'static Watch>,
+    region: Option<&'static Region>,
     /// The file, and what it was when it was mapped.
     file: Option<(File, Metadata)>,
 }
@@ -48,19 +48,19 @@ impl Mapped {
             _ => error,
         })?;
         let _ = map.advise(Advice::WillNeed); // a hint; failure costs only speed
-        let watch = Some(Watch::over(&map));
-        Ok(Mapped { map, path: path.to_owned(), watch, file: Some((file.try_clone()?, file.metadata()?)) })
+        let region = Some(Region::over(&map));
+        Ok(Mapped { map, path: path.to_owned(), region, file: Some((file.try_clone()?, file.metadata()?)) })
     }
 
     /// Memory that was filled.
     pub fn memory(path: &Path, bytes: MmapMut) -> io::Result<Self> {
-        Ok(Mapped { map: bytes.make_read_only()?, path: path.to_owned(), watch: None, file: None })
+        Ok(Mapped { map: bytes.make_read_only()?, path: path.to_owned(), region: None, file: None })
     }
 
     /// # Errors
     /// When the file was cut off or written to since it was mapped.
     pub fn check(&self) -> Result<()> {
-        let was_lost = self.watch.is_some_and(|watch| watch.lost.load(Ordering::Acquire));
+        let was_lost = self.region.is_some_and(|region| region.lost.load(Ordering::Acquire));
         let Some((file, then)) = &self.file else { return Ok(()) };
         // What is lost of the last page reads as zeros, without a signal.
         let now = file.metadata().map_err(Error::io(&self.path))?;
@@ -105,50 +105,50 @@ impl Deref for Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        if let Some(watch) = self.watch {
-            watch.start.store(0, Ordering::Release); // before the map goes, and others get its addresses
+        if let Some(region) = self.region {
+            region.start.store(0, Ordering::Release); // before the map goes, and others get its addresses
         }
     }
 }
 
 /// A map that the handler knows. They are never freed, since the handler may be reading one, but used again.
 #[derive(Debug)]
-struct Watch {
+struct Region {
     /// The first address; 0 while there is no map.
     start: AtomicUsize,
     end: AtomicUsize,
     /// Whether pages were replaced with zeros.
     lost: AtomicBool,
-    next: AtomicPtr<Watch>,
+    next: AtomicPtr<Region>,
 }
 
-static WATCHES: AtomicPtr<Watch> = AtomicPtr::new(null_mut());
+static REGIONS: AtomicPtr<Region> = AtomicPtr::new(null_mut());
 /// Held by whoever changes which maps are watched; the handler takes no locks.
 static CHANGE: Mutex<()> = Mutex::new(());
 
-impl Watch {
-    fn over(map: &Mmap) -> &'static Watch {
+impl Region {
+    fn over(map: &Mmap) -> &'static Region {
         let _change = CHANGE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let watch = Watch::all().find(|watch| watch.start.load(Ordering::Acquire) == 0).unwrap_or_else(|| {
-            let new: &'static mut Watch = Box::leak(Box::new(Watch {
+        let region = Region::all().find(|region| region.start.load(Ordering::Acquire) == 0).unwrap_or_else(|| {
+            let new: &'static mut Region = Box::leak(Box::new(Region {
                 start: 0.into(),
                 end: 0.into(),
                 lost: false.into(),
-                next: WATCHES.load(Ordering::Acquire).into(),
+                next: REGIONS.load(Ordering::Acquire).into(),
             }));
-            WATCHES.store(new, Ordering::Release);
+            REGIONS.store(new, Ordering::Release);
             new
         });
-        watch.lost.store(false, Ordering::Release);
-        watch.end.store(map.as_ptr() as usize + map.len(), Ordering::Release);
-        watch.start.store(map.as_ptr() as usize, Ordering::Release);
-        watch
+        region.lost.store(false, Ordering::Release);
+        region.end.store(map.as_ptr() as usize + map.len(), Ordering::Release);
+        region.start.store(map.as_ptr() as usize, Ordering::Release);
+        region
     }
 
-    fn all() -> impl Iterator<Item = &'static Watch> {
+    fn all() -> impl Iterator<Item = &'static Region> {
         // SAFETY: the pointers are null or come from `Box::leak`.
-        let at = |pointer: &AtomicPtr<Watch>| unsafe { pointer.load(Ordering::Acquire).as_ref() };
-        std::iter::successors(at(&WATCHES), move |watch| at(&watch.next))
+        let at = |pointer: &AtomicPtr<Region>| unsafe { pointer.load(Ordering::Acquire).as_ref() };
+        std::iter::successors(at(&REGIONS), move |region| at(&region.next))
     }
 }
 
@@ -181,13 +181,13 @@ fn install_handler() -> io::Result<()> {
 extern "C" fn replace_lost_pages(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the system hands a valid `siginfo_t` to a handler of this kind.
     let address = unsafe { (*info).si_addr() } as usize;
-    let holds = |watch: &&Watch| {
-        let start = watch.start.load(Ordering::Acquire);
-        start != 0 && (start..watch.end.load(Ordering::Acquire)).contains(&address)
+    let holds = |region: &&Region| {
+        let start = region.start.load(Ordering::Acquire);
+        start != 0 && (start..region.end.load(Ordering::Acquire)).contains(&address)
     };
-    if let Some(watch) = Watch::all().find(holds) {
-        let (page, end) = (address / page_size() * page_size(), watch.end.load(Ordering::Acquire));
-        watch.lost.store(true, Ordering::Release);
+    if let Some(region) = Region::all().find(holds) {
+        let (page, end) = (address / page_size() * page_size(), region.end.load(Ordering::Acquire));
+        region.lost.store(true, Ordering::Release);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_FIXED;
         // SAFETY: pages of a map of ours, from the lost one to its end, which nobody writes; they are unmapped with the map.
         let zeros = unsafe { libc::mmap(page as *mut _, end - page, libc::PROT_READ, flags, -1, 0) };

@@ -15,15 +15,20 @@ use crate::error::{Error, Result};
 use crate::mlx_rs_patch::array_from_bytes;
 use crate::ops;
 use crate::tensor_index::TensorEntry;
+use crate::watch::Watch;
 
 /// All tensors of a checkpoint that no layer has taken yet.
 pub struct Weights<'f> {
     tensors: RefCell<BTreeMap<&'f str, Tensor<'f>>>,
-    total_bytes: usize,
-    taken_bytes: RefCell<usize>,
-    on_progress: Box<dyn Fn(usize, usize) + 'f>,
+    progress: RefCell<Progress<'f>>,
     /// Where missing tensors are reported against.
     origin: PathBuf,
+}
+
+struct Progress<'f> {
+    taken_bytes: u64,
+    total_bytes: u64,
+    watch: Watch<'f>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,27 +47,26 @@ pub enum Kind {
 }
 
 impl<'f> Weights<'f> {
-    /// `on_progress` is told the bytes taken so far and in all, as layers take tensors.
+    /// `watch` is told the bytes taken, as layers take tensors.
     ///
     /// # Errors
-    /// When two files hold a tensor of one name.
-    pub fn new(files: &'f [WeightFile<'f>], on_progress: impl Fn(usize, usize) + 'f) -> Result<Self> {
+    /// When two files hold a tensor of one name, or `watch` stops it.
+    pub fn new(files: &'f [WeightFile<'f>], watch: &'f mut Watch) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         let mut total_bytes = 0;
         for file in files {
             for entry in &file.index.tensors {
-                total_bytes += (entry.bytes.end - entry.bytes.start) as usize;
+                total_bytes += entry.bytes.end - entry.bytes.start;
                 if let Some(Tensor { file: first, .. }) = tensors.insert(entry.name.as_str(), Tensor { file, entry }) {
                     let problem = format!("is also in {}", first.path.display());
                     return Err(Error::tensor(&file.path, &entry.name, problem));
                 }
             }
         }
+        watch.advance(0, total_bytes)?;
         Ok(Weights {
             tensors: tensors.into(),
-            total_bytes,
-            taken_bytes: 0.into(),
-            on_progress: Box::new(on_progress),
+            progress: Progress { taken_bytes: 0, total_bytes, watch: watch.reborrow() }.into(),
             origin: files.first().map_or_else(PathBuf::new, |f| f.path.clone()),
         })
     }
@@ -78,11 +82,15 @@ impl<'f> Weights<'f> {
     }
 
     /// # Errors
-    /// When a tensor was taken by no layer; the message names it.
+    /// When a tensor was taken by no layer; the message names it. When the load is stopped.
     pub fn finish(self) -> Result<()> {
         let tensors = self.tensors.into_inner();
         match tensors.first_key_value() {
-            None => Ok(()),
+            // With those that no layer needs.
+            None => {
+                let Progress { total_bytes, mut watch, .. } = self.progress.into_inner();
+                watch.advance(total_bytes, total_bytes)
+            }
             Some((name, tensor)) => Err(Error::tensor(
                 &tensor.file.path,
                 name,
@@ -132,9 +140,9 @@ impl<'f> Weights<'f> {
                 array
             }
         };
-        let mut taken = self.taken_bytes.borrow_mut();
-        *taken += data.len();
-        (self.on_progress)(*taken, self.total_bytes);
+        let Progress { taken_bytes, total_bytes, watch } = &mut *self.progress.borrow_mut();
+        *taken_bytes += data.len() as u64;
+        watch.advance(*taken_bytes, *total_bytes)?;
         Ok(array)
     }
 }
@@ -170,7 +178,7 @@ impl<'w, 'f> Scope<'w, 'f> {
     /// Take the tensor `name`, which must have this shape and hold this kind of number.
     ///
     /// # Errors
-    /// When it is missing, or its shape or type is another; the message says both.
+    /// When it is missing, or its shape or type is another; the message says both. When the load is stopped.
     pub fn get(&self, name: &str, shape: &[i32], kind: Kind) -> Result<Array> {
         self.weights.take(&self.full(name), shape, kind)
     }

@@ -7,15 +7,14 @@ mod process;
 mod progress;
 
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context, Result, anyhow};
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
-use mlx_lm::mlxpack::{Bytes, Info, OnProgress, Pack, Plan, inspect};
-use mlx_lm::{Checkpoint, Error};
+use mlx_lm::mlxpack::{Bytes, Info, Pack, Plan, inspect};
+use mlx_lm::{Checkpoint, Error, Watch};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -179,7 +178,7 @@ fn pack(input: PathBuf, output: PathBuf, include: &[String], validate: bool, for
     for (name, bytes) in plan.files().filter(|(name, _)| name.ends_with(".safetensors")) {
         say!("  - {name} ({bytes} bytes)");
     }
-    let length = with_bar("packing", |on_progress| plan.write(&output, force, on_progress))?;
+    let length = with_bar("packing", |watch| plan.write(&output, force, watch))?;
     say!("[INFO] ✓ Packed successfully!");
     say!("[INFO] Output size: {}", Bytes(length));
     Ok(SUCCESS)
@@ -197,7 +196,7 @@ fn info(input: PathBuf, format: Format, tensors: bool) -> Result<u8> {
 
 fn extract(input: PathBuf, output: PathBuf, file: Option<String>, force: bool) -> Result<u8> {
     let pack = Pack::open(input)?;
-    with_bar("extracting", |on_progress| pack.extract(&output, file.as_deref(), force, on_progress))?;
+    with_bar("extracting", |watch| pack.extract(&output, file.as_deref(), force, watch))?;
     let count = if file.is_some() { 1 } else { pack.entries().len() };
     say!("[INFO] ✓ Extracted {count} file{} to {output:?}", if count == 1 { "" } else { "s" });
     Ok(SUCCESS)
@@ -205,7 +204,7 @@ fn extract(input: PathBuf, output: PathBuf, file: Option<String>, force: bool) -
 
 fn verify(input: PathBuf) -> Result<u8> {
     let pack = Pack::open(input)?;
-    let damages = with_bar("verifying", |on_progress| pack.verify(on_progress))?;
+    let damages = with_bar("verifying", |watch| pack.verify(watch))?;
     for damage in &damages {
         say!("{damage}");
     }
@@ -218,13 +217,9 @@ fn verify(input: PathBuf) -> Result<u8> {
 }
 
 /// Run `work` with a progress bar, until a signal asks it to stop.
-fn with_bar<T>(label: &'static str, work: impl FnOnce(OnProgress) -> mlx_lm::Result<T>) -> Result<T> {
-    let bar = Mutex::new(Progress::new(label, "{bytes}/{total_bytes}"));
-    let done = work(&|done, total| {
-        bar.lock().expect("a bar does not panic").update(done, total);
-        if STOP.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    Ok(done?)
+fn with_bar<T>(label: &'static str, work: impl FnOnce(&mut Watch) -> mlx_lm::Result<T>) -> Result<T> {
+    let mut bar = Progress::new(label, "{bytes}/{total_bytes}");
+    Ok(work(&mut Watch { on_progress: &mut |done, total| bar.update(done, total), stop: &STOP })?)
 }
 
 /// A signal has asked the work to stop.

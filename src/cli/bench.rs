@@ -2,17 +2,15 @@
 //! `mlx_lm.benchmark`.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use mlx_lm::Model;
 use mlx_lm::backend::cpu as kernels;
-use mlx_lm::generate::Watch;
 use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
 use mlx_lm::models::Architecture;
+use mlx_lm::{Model, Watch};
 use mlx_rs::{Device, DeviceType, Dtype};
 use serde_json::{Value, json};
 
@@ -116,8 +114,7 @@ fn prefill<'m>(
     sampling: SamplerOptions,
 ) -> Result<Generator<'m>> {
     let sampler = Sampler::new(sampling, model.config().vocab_size)?;
-    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
-    let generator = Generator::prefill(model, cache, sampler, ids, max_tokens, None, 2048, &mut watch)?;
+    let generator = Generator::prefill(model, cache, sampler, ids, max_tokens, None, 2048, &mut Watch::none())?;
     Ok(generator.expect("nothing stops it"))
 }
 

@@ -1,6 +1,5 @@
 //! One generation, from flags to text.
 
-use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -111,14 +110,17 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
 pub fn with_prompt_bar<T>(read: impl FnOnce(&mut Watch) -> T) -> T {
     let _last_resort = terminal::LastResort::begin();
     let mut progress = Progress::new("reading", "{pos}/{len} tokens");
-    let on_progress = &mut |done, total| progress.update(done as u64, total as u64);
+    let on_progress = &mut |done, total| progress.update(done, total);
     read(&mut Watch { on_progress, stop: terminal::interrupt() })
 }
 
-/// Load the model with a progress bar.
+/// Load the model under a progress bar, until it is there or Ctrl-C stops it.
 pub fn load_model(checkpoint: &Checkpoint) -> mlx_lm::Result<Model> {
-    let progress = RefCell::new(Progress::new("loading", "{bytes}/{total_bytes}"));
-    Model::load(checkpoint, |done, total| progress.borrow_mut().update(done as u64, total as u64))
+    let _interruptible = terminal::Generation::begin();
+    let _last_resort = terminal::LastResort::begin();
+    let mut progress = Progress::new("loading", "{bytes}/{total_bytes}");
+    let on_progress = &mut |done, total| progress.update(done, total);
+    Model::load(checkpoint, &mut Watch { on_progress, stop: terminal::interrupt() })
 }
 
 /// MLX's own default is the GPU when it has one.

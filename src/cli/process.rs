@@ -90,6 +90,10 @@ fn report(error: &Error) -> u8 {
         note!("error: {}\n\nFor more information, try '--help'.", one_line(problem));
         return USAGE;
     }
+    if let Some(mlx_lm::Error::Interrupted) = error.downcast_ref() {
+        note!("interrupted");
+        return INTERRUPTED;
+    }
     if let Some(mlx_lm::Error::Internal(_)) = error.downcast_ref() {
         let place = panicked_at().take().map_or(String::new(), |place| format!(" (at {place})"));
         note!("error: {}{place}", one_line(&error.to_string()));

@@ -1,4 +1,4 @@
-//! Ctrl-C that stops a generation, and otherwise the program.
+//! Ctrl-C that stops a load or a generation, and otherwise the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -11,12 +11,12 @@ use signal_hook::flag;
 
 use super::process::INTERRUPTED;
 
-/// Ctrl-C ends the program at once: outside of a generation, and when asked twice.
+/// Ctrl-C ends the program at once: outside of a load or a generation, and when asked twice.
 static AT_ONCE: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::new(true)));
-/// Ctrl-C has asked the generation to stop. It stays in force for the rest of a batch.
+/// Ctrl-C has asked the work to stop. It stays in force for the rest of a batch.
 static INTERRUPT: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// From here on Ctrl-C asks a running generation to stop, and otherwise ends the program.
+/// From here on Ctrl-C asks a running load or generation to stop, and otherwise ends the program.
 pub fn catch_interrupt() {
     // In this order: the first Ctrl-C of a generation finds AT_ONCE false and leaves it true for the second.
     let registered = flag::register_conditional_shutdown(SIGINT, INTERRUPTED.into(), AT_ONCE.clone())
@@ -27,7 +27,7 @@ pub fn catch_interrupt() {
     }
 }
 
-/// While it lives, the first Ctrl-C asks the generation to stop.
+/// While it lives, the first Ctrl-C asks the load or the generation to stop.
 pub struct Generation;
 
 impl Generation {

@@ -80,7 +80,7 @@ impl<'m> Generator<'m> {
     ) -> Result<Option<Self>> {
         let (last, body) = prompt.split_last().expect("a prompt has at least one token");
         let chunk_size = cache.limits().chunk_size(prompt.len(), prefill_step);
-        let on_progress = &mut |done, _| (watch.on_progress)(done, prompt.len());
+        let on_progress = &mut |done, _| (watch.on_progress)(done, prompt.len() as u64);
         let mut watch = Watch { on_progress, stop: watch.stop };
         if read(model, &mut cache, body, chunk_size, &mut watch)?.is_break() {
             return Ok(None);
@@ -177,10 +177,11 @@ pub(super) fn read(
 ) -> Result<ControlFlow<()>> {
     let _interruptible = ops::interruptible(watch.stop);
     let layers = model.config().num_hidden_layers as usize;
-    (watch.on_progress)(cache.seen() as usize, ids.len());
+    let total = ids.len() as u64;
+    (watch.on_progress)(cache.seen(), total);
     for chunk in ids[cache.seen() as usize..].chunks(chunk_size) {
         let before = cache.seen() as usize;
-        let on_layer = &mut |layer| (watch.on_progress)(before + chunk.len() * layer / layers, ids.len());
+        let on_layer = &mut |layer| (watch.on_progress)((before + chunk.len() * layer / layers) as u64, total);
         let read = model.forward_by_layer(&row(chunk), cache, on_layer).and_then(|_| model.evaluate(cache.arrays()));
         // Where MLX computes by itself, nothing but this looks for it.
         if unless_interrupted(read)?.is_none() || watch.stop.load(Ordering::Relaxed) {

@@ -9,8 +9,6 @@ pub mod sampler;
 
 mod stop;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use mlx_rs::Dtype;
@@ -18,21 +16,13 @@ use mlx_rs::Dtype;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::tokenizer::{Detokenizer, Tokenizer};
+pub use crate::watch::Watch;
 use generator::{Generator, Token};
 use kv_cache::CacheLimits;
 pub use options::{GenerateOptions, Overflow, Overrides};
 use prompt_cache::PromptCache;
 use sampler::Sampler;
 use stop::StopStrings;
-
-/// Who looks on while a long text is read, and may end it.
-pub struct Watch<'a> {
-    /// Told the tokens read so far and in all, before each chunk; and where a CPU computes many tokens, after each layer of
-    /// one, as if the chunk were read layer by layer.
-    pub on_progress: &'a mut dyn FnMut(usize, usize),
-    /// Once it is true, reading ends within a fraction of a second. Any thread may set it, and a signal's handler.
-    pub stop: &'a Arc<AtomicBool>,
-}
 
 /// `None` for what a [`Watch`] stopped.
 fn unless_interrupted<T>(result: Result<T>) -> Result<Option<T>> {
@@ -119,8 +109,7 @@ pub fn generate<'a>(
     prompt: &[u32],
     options: &GenerateOptions,
 ) -> Result<Generation<'a>> {
-    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
-    generate_with_progress(model, tokenizer, prompt, options, None, &mut watch)
+    generate_with_progress(model, tokenizer, prompt, options, None, &mut Watch::none())
 }
 
 /// [`generate()`] with a view of the prefill, which is shorter by what `cached` shares with the prompt. When `watch` stops
@@ -178,7 +167,7 @@ pub fn generate_with_progress<'a>(
     let mut read_tokens = 0;
     let mut watch = Watch {
         on_progress: &mut |done, total| {
-            read_tokens = done - cached_tokens;
+            read_tokens = done as usize - cached_tokens;
             (watch.on_progress)(done, total);
         },
         stop: watch.stop,

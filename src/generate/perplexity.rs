@@ -55,7 +55,7 @@ pub fn losses(
                 let fits = if room > 0 { room } else { limits.eviction_batch() as usize };
                 let n = fits.min(CHUNK).min(ids.len() - 1 - at);
                 let evicted = cache.evicted();
-                let on_layer = &mut |layer| (watch.on_progress)(at + n * layer / layers, ids.len());
+                let on_layer = &mut |layer| (watch.on_progress)((at + n * layer / layers) as u64, ids.len() as u64);
                 let hidden_states = model.forward_by_layer(&row(&ids[at..at + n]), &mut cache, on_layer);
                 let found = hidden_states.and_then(|x| of(model, &model.logits(&x)?, &ids[at + 1..at + 1 + n]));
                 let Some(found) = unless_interrupted(found)? else { return Ok(evicted) };
@@ -73,7 +73,7 @@ pub fn losses(
                 let hidden_states = model.forward(&row(seen), &mut cache)?;
                 let logits = model.logits(&hidden_states.try_index((.., -1.., ..))?)?;
                 let Some(found) = unless_interrupted(of(model, &logits, &ids[at..=at]))? else { break };
-                (watch.on_progress)(at, ids.len());
+                (watch.on_progress)(at as u64, ids.len() as u64);
                 if on_losses(at, &found).is_break() {
                     break;
                 }

@@ -77,7 +77,7 @@ impl PromptCache {
         model.check_ids(ids)?;
         let mut cache = model.new_cache(limits);
         let chunk_size = limits.chunk_size(ids.len(), chunk_size);
-        let on_progress = &mut |done, _| (watch.on_progress)(done, ids.len());
+        let on_progress = &mut |done, _| (watch.on_progress)(done, ids.len() as u64);
         let mut watch = Watch { on_progress, stop: watch.stop };
         while (cache.seen() as usize) < ids.len() {
             let before = cache.clone();

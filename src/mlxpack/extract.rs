@@ -5,10 +5,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::pieces::{OnProgress, Progress, stream};
+use super::pieces::{Progress, stream};
 use super::reader::{Damage, Pack, Storage, damage};
 use crate::error::{Error, Result};
 use crate::partial::{self, Partial, directory_of};
+use crate::watch::Watch;
 
 impl Pack {
     /// Write all files, or the one called `name`, below `output`, which is made if it is not there. Until all are whole,
@@ -17,9 +18,9 @@ impl Pack {
     ///
     /// # Errors
     /// When a file exists and `overwrite` is not set, `name` is not in the pack, a file is damaged, another process is
-    /// extracting into `output`, writing fails, or `on_progress` stops it. Should renaming itself fail midway, files that
+    /// extracting into `output`, writing fails, or `watch` stops it. Should renaming itself fail midway, files that
     /// were replaced by then stay so.
-    pub fn extract(&self, output: &Path, name: Option<&str>, overwrite: bool, on_progress: OnProgress) -> Result<()> {
+    pub fn extract(&self, output: &Path, name: Option<&str>, overwrite: bool, watch: &mut Watch) -> Result<()> {
         let entries = match name {
             None => self.entries(),
             Some(name) => match self.entries().iter().position(|entry| entry.name == name) {
@@ -46,7 +47,7 @@ impl Pack {
                 return Err(Error::malformed(&target, "is the pack itself"));
             }
         }
-        let progress = Progress::new(entries.iter().map(|entry| entry.length).sum(), on_progress);
+        let mut progress = Progress::new(entries.iter().map(|entry| entry.length).sum(), watch);
         let mut files = Vec::new();
         for entry in entries {
             folders.make_below(output, &entry.name)?;
@@ -56,14 +57,14 @@ impl Pack {
                 entry.length,
                 |buffer, at| self.read_at(entry, buffer, at).map_err(Error::io(&source)),
                 |buffer, at| target.write_at(buffer, at),
-                &progress,
+                &mut progress,
             )?;
             if let Some(Damage { problem, .. }) = damage(entry, &digests) {
                 return Err(Error::malformed(&source, problem));
             }
             files.push(target.close()?);
         }
-        progress.advance(0)?;
+        progress.tell()?;
         let mut placed = Vec::new();
         for file in files {
             match file.rename() {

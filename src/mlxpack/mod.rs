@@ -76,7 +76,6 @@ pub use header::Entry;
 pub use info::{Bytes, FileInfo, Info, TensorInfo};
 pub(crate) use loader::Place;
 pub use loader::inspect;
-pub use pieces::OnProgress;
 pub use reader::{Damage, Pack};
 pub use summary::{QuantizationSummary, Summary, TokenizerSummary};
 pub use writer::Plan;

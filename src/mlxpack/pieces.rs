@@ -1,14 +1,14 @@
 //! Bytes copied and hashed by all cores: files are cut into pieces, and each piece has a hash of its own.
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::watch::{Watch, go_on};
 
 /// Bytes of a file that share one hash.
 pub(super) const PIECE: u64 = 16 << 20;
@@ -16,9 +16,6 @@ pub(super) const PIECE: u64 = 16 << 20;
 const BUFFER: usize = 1 << 20;
 /// More workers than this find the disk busy.
 const MAX_WORKERS: u64 = 16;
-
-/// Told the bytes done so far and in all, from any thread; `Break` stops the work.
-pub type OnProgress<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
 
 /// The SHA-256 of a piece.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,38 +58,39 @@ pub(super) fn digests(bytes: &[u8]) -> Vec<Digest> {
 
 /// Bytes done of a task that may cover several files.
 pub(super) struct Progress<'a> {
-    done: AtomicU64,
+    done: u64,
     total: u64,
-    on_progress: OnProgress<'a>,
+    watch: Watch<'a>,
 }
 
 impl<'a> Progress<'a> {
-    pub fn new(total: u64, on_progress: OnProgress<'a>) -> Self {
-        Progress { done: 0.into(), total, on_progress }
+    pub fn new(total: u64, watch: &'a mut Watch) -> Self {
+        Progress { done: 0, total, watch: watch.reborrow() }
     }
 
+    /// Tell how far it is.
+    ///
     /// # Errors
-    /// When the callback asks to stop.
-    pub fn advance(&self, bytes: u64) -> Result<()> {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        match (self.on_progress)(done, self.total) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Interrupted),
-        }
+    /// When it is to stop.
+    pub fn tell(&mut self) -> Result<()> {
+        self.watch.advance(self.done, self.total)
     }
 }
 
 /// Take `length` bytes from `read` to `write` and give the hashes of their pieces. Both are told the offset, and are
-/// called by several threads at once.
+/// called by several threads at once; progress is told by this one.
 pub(super) fn stream(
     length: u64,
     read: impl Fn(&mut [u8], u64) -> Result<()> + Sync,
     write: impl Fn(&[u8], u64) -> Result<()> + Sync,
-    progress: &Progress,
+    progress: &mut Progress,
 ) -> Result<Vec<Digest>> {
     let pieces = count(length);
     let next = AtomicU64::new(0);
-    let work = || -> Result<Vec<(u64, Digest)>> {
+    let Progress { done: before, total, watch } = progress;
+    let (stop, on_progress) = (watch.stop, &mut watch.on_progress);
+    let done = AtomicU64::new(*before);
+    let work = |on_progress: &mut dyn FnMut(u64)| -> Result<Vec<(u64, Digest)>> {
         let mut buffer = vec![0; BUFFER.min(length as usize)];
         let mut digests = Vec::new();
         loop {
@@ -105,12 +103,13 @@ pub(super) fn stream(
             let mut hash = Sha256::new();
             while at < end {
                 let chunk = &mut buffer[..BUFFER.min((end - at) as usize)];
-                let done = read(chunk, at).and_then(|()| {
+                let copied = read(chunk, at).and_then(|()| {
                     hash.update(&chunk);
                     write(chunk, at)?;
-                    progress.advance(chunk.len() as u64)
+                    on_progress(done.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64);
+                    go_on(stop)
                 });
-                if let Err(error) = done {
+                if let Err(error) = copied {
                     next.store(pieces, Ordering::Relaxed); // the others stop after the piece they are at
                     return Err(error);
                 }
@@ -120,9 +119,10 @@ pub(super) fn stream(
         }
     };
     let cores = thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let mut digests = thread::scope(|scope| {
-        let others: Vec<_> = (1..cores.min(pieces).min(MAX_WORKERS)).map(|_| scope.spawn(work)).collect();
-        let mut all = work();
+    let digests = thread::scope(|scope| {
+        let others: Vec<_> =
+            (1..cores.min(pieces).min(MAX_WORKERS)).map(|_| scope.spawn(|| work(&mut |_| ()))).collect();
+        let mut all = work(&mut |done| on_progress(done, *total));
         for other in others {
             let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             all = all.and_then(|mut all| {
@@ -131,7 +131,9 @@ pub(super) fn stream(
             });
         }
         all
-    })?;
+    });
+    *before = done.into_inner();
+    let mut digests = digests?;
     digests.sort_by_key(|(piece, _)| *piece);
     Ok(digests.into_iter().map(|(_, digest)| digest).collect())
 }

@@ -10,9 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::header::{self, Entry, Header};
-use super::pieces::{self, OnProgress, PIECE, Progress, stream};
+use super::pieces::{self, PIECE, Progress, stream};
 use super::summary::Summary;
 use crate::error::{Error, Result};
+use crate::watch::Watch;
 
 /// An open pack whose header has been checked.
 #[derive(Debug)]
@@ -149,9 +150,9 @@ impl Pack {
     /// opened. Works on all cores.
     ///
     /// # Errors
-    /// When `on_progress` stops it. A file that cannot be read is damage.
-    pub fn verify(&self, on_progress: OnProgress) -> Result<Vec<Damage>> {
-        let progress = Progress::new(self.header.files.iter().map(|f| f.length).sum(), on_progress);
+    /// When `watch` stops it. A file that cannot be read is damage.
+    pub fn verify(&self, watch: &mut Watch) -> Result<Vec<Damage>> {
+        let mut progress = Progress::new(self.header.files.iter().map(|f| f.length).sum(), watch);
         let mut found = Vec::new();
         let mut end = self.header_end;
         for entry in &self.header.files {
@@ -162,7 +163,7 @@ impl Pack {
             end = entry.end();
             let path = self.path_of(entry);
             let read = |buffer: &mut [u8], at| self.read_at(entry, buffer, at).map_err(Error::io(&path));
-            match stream(entry.length, read, |_, _| Ok(()), &progress) {
+            match stream(entry.length, read, |_, _| Ok(()), &mut progress) {
                 Ok(digests) => found.extend(damage(entry, &digests)),
                 Err(Error::Io { error, .. }) => {
                     found.push(Damage { name: entry.name.clone(), problem: error.to_string() });

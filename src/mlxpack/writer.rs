@@ -10,11 +10,12 @@ use globset::GlobBuilder;
 use walkdir::WalkDir;
 
 use super::header::{self, Entry, Header};
-use super::pieces::{self, Digest, OnProgress, Progress, stream};
+use super::pieces::{self, Digest, Progress, stream};
 use super::summary::Summary;
 use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
 use crate::error::{Error, Result};
 use crate::partial::{self, Partial};
+use crate::watch::Watch;
 
 /// The files besides the weights that running a model needs.
 const TEXTS: [&str; 7] = [
@@ -97,8 +98,9 @@ impl Plan {
     ///
     /// # Errors
     /// When `output` exists and `overwrite` is not set or it is not a file, when it is inside the model's directory, when
-    /// a file changes meanwhile, when reading or writing fails, or when `on_progress` stops it.
-    pub fn write(&self, output: &Path, overwrite: bool, on_progress: OnProgress) -> Result<u64> {
+    /// a file changes meanwhile, when reading or writing fails, or when `watch`, which is told
+    /// the bytes of the files, stops it.
+    pub fn write(&self, output: &Path, overwrite: bool, watch: &mut Watch) -> Result<u64> {
         self.refuse_inside(output)?;
         partial::refuse_existing(output, overwrite)?;
         let existing = fs::metadata(output).ok();
@@ -118,7 +120,7 @@ impl Plan {
 
         let target = Partial::create(output, overwrite)?;
         target.set_len(length)?;
-        let progress = Progress::new(self.files.iter().map(|file| file.found.len()).sum(), on_progress);
+        let mut progress = Progress::new(self.files.iter().map(|file| file.found.len()).sum(), watch);
         for (source, entry) in self.files.iter().zip(&mut header.files) {
             let file = source.open()?;
             let changed = || Error::malformed(&source.path, "changed while it was being packed");
@@ -131,14 +133,14 @@ impl Plan {
                     })
                 },
                 |buffer, at| target.write_at(buffer, entry.offset + at),
-                &progress,
+                &mut progress,
             )?;
             if !source.is_unchanged(&file)? {
                 return Err(changed());
             }
         }
         target.write_at(&header.to_bytes(header_end), 0)?;
-        target.commit(|| progress.advance(0))?;
+        target.commit(|| progress.tell())?;
         Ok(length)
     }
 

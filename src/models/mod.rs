@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::generate::kv_cache::{CacheLimits, KvCache};
 use crate::mapped::Mapped;
 use crate::ops;
+use crate::watch::Watch;
 use crate::weights::Weights;
 use config::{DecoderConfig, Fields};
 use decoder::Decoder;
@@ -42,16 +43,16 @@ pub struct Model {
 }
 
 impl Model {
-    /// Load configuration and weights. `on_progress` is told the bytes read so far and in all.
+    /// Load configuration and weights. `watch` is told the bytes of the weights.
     ///
     /// # Errors
     /// When a file is missing or malformed, the family or a setting is not supported, or a tensor does not fit the
-    /// configuration.
-    pub fn load(checkpoint: &Checkpoint, on_progress: impl Fn(usize, usize)) -> Result<Self> {
+    /// configuration; [`Error::Interrupted`] when `watch` stops it.
+    pub fn load(checkpoint: &Checkpoint, watch: &mut Watch) -> Result<Self> {
         let config = read_config(checkpoint)?;
         let files = checkpoint.weight_files()?;
         let identity = checkpoint.identity(&files)?;
-        let model = Model::build(config, &files, identity, on_progress)?;
+        let model = Model::build(config, &files, identity, watch)?;
         model.check_files()?;
         Ok(model)
     }
@@ -62,7 +63,7 @@ impl Model {
     /// As [`Model::load`].
     pub fn check(checkpoint: &Checkpoint) -> Result<()> {
         let config = read_config(checkpoint)?;
-        Model::build(config, &checkpoint.weight_headers()?, String::new(), |_, _| ()).map(drop)
+        Model::build(config, &checkpoint.weight_headers()?, String::new(), &mut Watch::none()).map(drop)
     }
 
     /// A model with random weights, quantized to `bits` (4 or 8, in groups of 64) or in bf16 (16), for measuring speed.
@@ -73,16 +74,11 @@ impl Model {
         let map = architecture.config(bits);
         let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
         let identity = format!("synthetic {architecture:?}, {bits} bits");
-        Model::build(config, &[synthetic::weights(&map, bits)?], identity, |_, _| ())
+        Model::build(config, &[synthetic::weights(&map, bits)?], identity, &mut Watch::none())
     }
 
-    fn build(
-        config: DecoderConfig,
-        files: &[WeightFile],
-        identity: String,
-        on_progress: impl Fn(usize, usize),
-    ) -> Result<Self> {
-        let weights = Weights::new(files, on_progress)?;
+    fn build(config: DecoderConfig, files: &[WeightFile], identity: String, watch: &mut Watch) -> Result<Self> {
+        let weights = Weights::new(files, watch)?;
         let decoder = Decoder::load(&weights.scope(""), &config)?;
         let tied = config.tie_word_embeddings == Some(true);
         weights.ignore(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head.")));

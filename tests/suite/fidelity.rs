@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use mlx_lm::chat_template::Conversation;
 use mlx_lm::generate::Piece;
-use mlx_lm::generate::Watch;
 use mlx_lm::generate::generator::Generator;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
-use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, generate};
+use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch, generate};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use serde::Deserialize;
@@ -85,14 +83,15 @@ fn on_mlx() -> bool {
 }
 
 fn load(root: &Path) -> Model {
-    Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap_or_else(|e| panic!("{}: {e}", root.display()))
+    Model::load(&Checkpoint::open(root).unwrap(), &mut Watch::none())
+        .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
 }
 
 /// `n` ids after the prompt.
 fn generated(model: &Model, options: SamplerOptions, prompt: &[u32], n: usize, prefill_step: usize) -> Vec<u32> {
     let cache = model.new_cache(CacheLimits::new((prompt.len() + n) as i32));
     let sampler = Sampler::new(options, model.config().vocab_size).unwrap();
-    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+    let mut watch = Watch::none();
     let tokens = Generator::prefill(model, cache, sampler, prompt, n, None, prefill_step, &mut watch);
     tokens.unwrap().unwrap().map(|t| t.unwrap().id).collect()
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "cli",
     "generate",
     "models",
@@ -22,6 +22,7 @@ const LAYERS: [&str; 16] = [
     "tensor_index",
     "mapped",
     "partial",
+    "watch",
     "error",
 ];
 

@@ -2,17 +2,21 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mlx_lm::generate::kv_cache::CacheLimits;
-use mlx_lm::{Checkpoint, Model};
+use mlx_lm::{Checkpoint, Error, Model, Watch};
 use mlx_rs::Array;
+use safetensors::SafeTensors;
 
 use crate::{fixture, unpack_demo};
 
 /// Logits of a few tokens, through an empty cache, of a directory or a pack.
 pub fn logits(root: &Path) -> Vec<f32> {
     crate::compute_on_cpu();
-    let model = Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap();
+    let model = Model::load(&Checkpoint::open(root).unwrap(), &mut Watch::none()).unwrap();
     let tokens = Array::from_slice(&[3u32, 17, 60], &[1, 3]);
     let hidden = model.forward(&tokens, &mut model.new_cache(CacheLimits::new(8))).unwrap();
     model.logits(&hidden).unwrap().to_vec_cast().unwrap()
@@ -67,7 +71,7 @@ fn shards_are_found_without_an_index_or_with_a_stale_one() {
 #[test]
 fn a_cache_grows_in_steps_and_never_beyond_the_context() {
     crate::compute_on_cpu();
-    let model = Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), |_, _| ()).unwrap();
+    let model = Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), &mut Watch::none()).unwrap();
     let context = 300;
     let mut cache = model.new_cache(CacheLimits::new(context));
     for chunk in [200, 50, 1, 5, 43, 1] {
@@ -83,4 +87,80 @@ fn a_cache_grows_in_steps_and_never_beyond_the_context() {
         assert!(cache.arrays().all(|a| a.dim(2) == context), "after an eviction");
     }
     assert_eq!((cache.seen(), cache.evicted() > 0), (442, true));
+}
+
+#[test]
+fn a_load_is_watched_from_its_first_byte_to_its_last_and_stops_between() {
+    crate::compute_on_cpu();
+    let checkpoint = Checkpoint::open(fixture("checkpoints/llama-sharded")).unwrap();
+    let load = |limit: u64| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut told = Vec::new();
+        let on_progress = &mut |done, total| {
+            told.push((done, total));
+            stop.store(done >= limit, Ordering::Relaxed);
+        };
+        let loaded = Model::load(&checkpoint, &mut Watch { on_progress, stop: &stop });
+        (loaded, told)
+    };
+    let (whole, told) = load(u64::MAX);
+    let total = told[0].1;
+    assert!(whole.is_ok() && told.len() > 10 && told.is_sorted() && told.iter().all(|(_, of)| *of == total));
+    assert_eq!((told[0].0, told.last().unwrap().0), (0, total));
+    for limit in [0, 1, total / 2] {
+        let (stopped, told) = load(limit);
+        assert!(matches!(stopped, Err(Error::Interrupted)), "{limit} of {total}");
+        let late = told.iter().filter(|(done, _)| *done >= limit).count();
+        assert_eq!(late, 1, "nothing is loaded after {limit} of {total}: {told:?}");
+    }
+}
+
+/// Repeat a fixture's first layer until loading it takes a while.
+fn write_deep_model(layers: usize, root: &Path) {
+    let source = fixture("checkpoints/llama-f32");
+    let config = fs::read_to_string(source.join("config.json")).unwrap();
+    let deep = config.replace("\"num_hidden_layers\": 2", &format!("\"num_hidden_layers\": {layers}"));
+    assert_ne!(config, deep);
+    fs::write(root.join("config.json"), deep).unwrap();
+    let file = fs::read(source.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let mut all = Vec::new();
+    for (name, view) in tensors.tensors() {
+        match name.split_once("layers.0.") {
+            Some((before, after)) => {
+                all.extend((0..layers).map(|i| (format!("{before}layers.{i}.{after}"), view.clone())));
+            }
+            None if name.contains("layers.") => {}
+            None => all.push((name, view)),
+        }
+    }
+    safetensors::serialize_to_file(all, None, &root.join("model.safetensors")).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(fixture("checkpoints/llama-chat").join(file), root.join(file)).unwrap();
+    }
+}
+
+/// Ctrl-C while the weights are taken: a program that only ended would not say so, and one that went on would say more. Where
+/// this test is not given time to send it before the load has ended, it tries again.
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_stops_a_load() {
+    use nix::sys::signal::{Signal, kill};
+    let scratch = tempfile::tempdir().unwrap();
+    write_deep_model(1000, scratch.path());
+    let interrupted = |_| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_mlx_lm"));
+        program.args(["--prompt", "Hi", "--max-tokens", "1", "--model-root"]).arg(scratch.path());
+        let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let maps = format!("/proc/{}/maps", child.id());
+        while !fs::read_to_string(&maps).unwrap().contains("model.safetensors") {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it loaded");
+        }
+        kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), output.stdout, String::from_utf8(output.stderr).unwrap())
+    };
+    let expected = (Some(130), Vec::new(), "interrupted\n".to_owned());
+    let found: Vec<_> = (0..5).map(interrupted).take_while(|found| *found != expected).collect();
+    assert!(found.len() < 5, "{found:?}");
 }

@@ -19,12 +19,11 @@ mod sampling;
 mod streaming;
 mod tokenizer;
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use mlx_lm::backend::cpu::Kernels;
 use mlx_lm::mlxpack::Pack;
-use mlx_lm::ops;
+use mlx_lm::{Watch, ops};
 use mlx_rs::Device;
 
 /// A path below `tests/fixtures`.
@@ -47,5 +46,5 @@ fn compute_on_cpu() -> bool {
 /// Write the demo model as a model directory: a good checkpoint, quantized and tied.
 fn unpack_demo(root: &Path) {
     let pack = Pack::from_bytes("demo.mlxpack", include_bytes!("../../demo/demo.mlxpack")).unwrap();
-    pack.extract(root, None, false, &|_, _| ControlFlow::Continue(())).unwrap();
+    pack.extract(root, None, false, &mut Watch::none()).unwrap();
 }

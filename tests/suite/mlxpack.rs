@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mlx_lm::mlxpack::{Damage, Pack, Plan, Summary, inspect};
-use mlx_lm::{Checkpoint, Error, Model};
+use mlx_lm::{Checkpoint, Error, Model, Watch};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -17,12 +18,11 @@ use crate::loading::logits;
 use crate::{fixture, unpack_demo};
 
 const ALL: &[&str] = &["**"];
-const GO_ON: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync) = &|_, _| ControlFlow::Continue(());
 
 /// Pack a directory without asking whether it is a model.
 fn pack_any(input: &Path, include: &[&str], output: &Path) -> mlx_lm::Result<u64> {
     let include: Vec<String> = include.iter().map(|&glob| glob.to_owned()).collect();
-    Plan::new(&Checkpoint::open(input)?, Summary::default(), &include)?.write(output, true, GO_ON)
+    Plan::new(&Checkpoint::open(input)?, Summary::default(), &include)?.write(output, true, &mut Watch::none())
 }
 
 fn write_files<'a>(root: &Path, files: impl IntoIterator<Item = (&'a String, &'a Vec<u8>)>) {
@@ -110,8 +110,8 @@ proptest! {
         prop_assert_eq!(bytes.len() as u64, length);
         prop_assert!(bytes == fs::read(path("b.mlxpack")).unwrap());
         let pack = Pack::open(path("a.mlxpack")).unwrap();
-        prop_assert_eq!(pack.verify(GO_ON).unwrap(), &[]);
-        pack.extract(&path("out"), None, false, GO_ON).unwrap();
+        prop_assert_eq!(pack.verify(&mut Watch::none()).unwrap(), &[]);
+        pack.extract(&path("out"), None, false, &mut Watch::none()).unwrap();
         prop_assert_eq!(read_files(&path("out")), files);
     }
 
@@ -293,7 +293,7 @@ fn a_header_that_says_more_is_read() {
     let mut json = header.to_string();
     json += &" ".repeat(length - json.len());
     let pack = open(raw_pack(json.as_bytes(), &good[56 + length..])).unwrap();
-    assert_eq!(pack.verify(GO_ON).unwrap(), &[]);
+    assert_eq!(pack.verify(&mut Watch::none()).unwrap(), &[]);
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn a_flipped_bit_is_found_wherever_it_is() {
             Err(_) => assert!(at < header_end, "byte {at} is no part of the header"),
             Ok(pack) => {
                 assert!(at >= header_end, "byte {at} of the header");
-                let found = pack.verify(GO_ON).unwrap();
+                let found = pack.verify(&mut Watch::none()).unwrap();
                 assert_eq!(found.len(), 1, "byte {at}: {found:?}");
                 assert!(pack.entry(&found[0].name).is_some());
             }
@@ -368,12 +368,12 @@ fn damage_is_told_by_file_and_piece_and_not_extracted() {
         problem: format!("damaged (SHA-256 differs): bytes {place}"),
     };
     let expected = [damage("a", "16777216 to 33554432 of 41943040"), damage("b", "0 to 10 of 10")];
-    assert_eq!(pack.verify(GO_ON).unwrap(), expected);
-    let refused = pack.extract(&path("out"), Some("a"), false, GO_ON).unwrap_err().to_string();
+    assert_eq!(pack.verify(&mut Watch::none()).unwrap(), expected);
+    let refused = pack.extract(&path("out"), Some("a"), false, &mut Watch::none()).unwrap_err().to_string();
     assert!(refused.contains("x.mlxpack/a: damaged"), "{refused}");
-    assert!(pack.extract(&path("out"), None, false, GO_ON).is_err());
+    assert!(pack.extract(&path("out"), None, false, &mut Watch::none()).is_err());
     assert!(!path("out").exists(), "nor are the good files before it");
-    pack.extract(&path("out"), Some("README"), false, GO_ON).unwrap();
+    pack.extract(&path("out"), Some("README"), false, &mut Watch::none()).unwrap();
     assert!(pack.read(pack.entry("b").unwrap()).is_err());
 }
 
@@ -385,30 +385,30 @@ fn extraction_replaces_nothing_unasked_and_follows_no_link_out() {
     fs::create_dir(path("out")).unwrap();
     fs::write(path("out/empty"), "mine").unwrap();
     assert!(
-        matches!(pack.extract(&path("out"), None, false, GO_ON), Err(Error::Exists(at)) if at == path("out/empty"))
+        matches!(pack.extract(&path("out"), None, false, &mut Watch::none()), Err(Error::Exists(at)) if at == path("out/empty"))
     );
     assert_eq!(read_files(&path("out")).len(), 1, "nothing is written when something is in the way");
     fs::create_dir(path("elsewhere")).unwrap();
     std::os::unix::fs::symlink(path("elsewhere"), path("out/more")).unwrap();
-    let refused = pack.extract(&path("out"), None, true, GO_ON).unwrap_err().to_string();
+    let refused = pack.extract(&path("out"), None, true, &mut Watch::none()).unwrap_err().to_string();
     assert!(refused.contains("out/more: exists and is not a directory"), "{refused}");
     assert_eq!(fs::read_dir(path("elsewhere")).unwrap().count(), 0);
     assert_eq!(fs::read(path("out/empty")).unwrap(), b"mine", "nothing is replaced when not all can be");
-    pack.extract(&path("out"), Some("empty"), true, GO_ON).unwrap();
+    pack.extract(&path("out"), Some("empty"), true, &mut Watch::none()).unwrap();
     assert_eq!(fs::read(path("out/empty")).unwrap(), b"");
 
     // The pack does not replace itself.
     fs::write(path("out/empty"), small_pack()).unwrap();
     let itself = Pack::open(path("out/empty")).unwrap();
-    assert!(itself.extract(&path("out"), Some("empty"), true, GO_ON).is_err());
-    let refused = pack.extract(&path("out/empty"), None, true, GO_ON).unwrap_err().to_string();
+    assert!(itself.extract(&path("out"), Some("empty"), true, &mut Watch::none()).is_err());
+    let refused = pack.extract(&path("out/empty"), None, true, &mut Watch::none()).unwrap_err().to_string();
     assert!(refused.contains("out/empty: exists and is not a directory"), "{refused}");
 
     // A file that is a link is replaced itself; what it points to stays.
     fs::write(path("target"), "precious").unwrap();
     fs::remove_file(path("out/empty")).unwrap();
     std::os::unix::fs::symlink(path("target"), path("out/empty")).unwrap();
-    pack.extract(&path("out"), Some("empty"), true, GO_ON).unwrap();
+    pack.extract(&path("out"), Some("empty"), true, &mut Watch::none()).unwrap();
     assert_eq!(fs::read(path("target")).unwrap(), b"precious");
     assert!(!path("out/empty").is_symlink());
 }
@@ -421,7 +421,7 @@ fn a_file_that_changes_meanwhile_is_an_error_and_leaves_nothing() {
         write_files(&path("in"), [(&"config.json".to_owned(), &vec![b' '; 20_000])]);
         let plan = Plan::new(&Checkpoint::open(path("in")).unwrap(), Summary::default(), &[]).unwrap();
         fs::OpenOptions::new().write(true).open(path("in/config.json")).unwrap().set_len(length).unwrap();
-        let said = plan.write(&path("x.mlxpack"), false, GO_ON).unwrap_err().to_string();
+        let said = plan.write(&path("x.mlxpack"), false, &mut Watch::none()).unwrap_err().to_string();
         assert!(said.contains("config.json: changed while it was being packed"), "{said}");
     }
     assert_eq!(read_files(scratch.path()).len(), 1, "the input alone");
@@ -429,9 +429,24 @@ fn a_file_that_changes_meanwhile_is_an_error_and_leaves_nothing() {
     fs::write(path("x.mlxpack"), small_pack()).unwrap();
     let pack = Pack::open(path("x.mlxpack")).unwrap();
     fs::OpenOptions::new().write(true).open(path("x.mlxpack")).unwrap().set_len(5000).unwrap();
-    assert!(matches!(pack.extract(&path("out"), Some("more/x.safetensors"), false, GO_ON), Err(Error::Io { .. })));
+    assert!(matches!(
+        pack.extract(&path("out"), Some("more/x.safetensors"), false, &mut Watch::none()),
+        Err(Error::Io { .. })
+    ));
     assert!(!path("out").exists());
-    assert!(!pack.verify(GO_ON).unwrap().is_empty());
+    assert!(!pack.verify(&mut Watch::none()).unwrap().is_empty());
+}
+
+/// Do `work` until `when` holds of the bytes done and in all.
+fn stopped<T>(when: impl Fn(u64, u64) -> bool, work: impl FnOnce(&mut Watch) -> T) -> T {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut last = 0;
+    let on_progress = &mut |done, total| {
+        assert!((last..=total).contains(&done), "{last}, {done} of {total}");
+        last = done;
+        stop.fetch_or(when(done, total), Ordering::Relaxed);
+    };
+    work(&mut Watch { on_progress, stop: &stop })
 }
 
 #[test]
@@ -440,14 +455,16 @@ fn stopping_leaves_nothing() {
     let path = |name: &str| scratch.path().join(name);
     write_files(&path("in"), [(&"config.json".to_owned(), &vec![b' '; 3 << 20])]);
     let plan = Plan::new(&Checkpoint::open(path("in")).unwrap(), Summary::default(), &[]).unwrap();
-    let stop = |done, total| if done * 2 > total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    assert!(matches!(plan.write(&path("x.mlxpack"), false, &stop), Err(Error::Interrupted)));
+    let at_half = |done, total| done * 2 > total;
+    let written = stopped(at_half, |watch| plan.write(&path("x.mlxpack"), false, watch));
+    assert!(matches!(written, Err(Error::Interrupted)));
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
-    plan.write(&path("x.mlxpack"), false, GO_ON).unwrap();
+    plan.write(&path("x.mlxpack"), false, &mut Watch::none()).unwrap();
     let pack = Pack::open(path("x.mlxpack")).unwrap();
-    assert!(matches!(pack.extract(&path("out"), None, false, &stop), Err(Error::Interrupted)));
+    let extracted = stopped(at_half, |watch| pack.extract(&path("out"), None, false, watch));
+    assert!(matches!(extracted, Err(Error::Interrupted)));
     assert!(!path("out").exists());
-    assert!(matches!(pack.verify(&stop), Err(Error::Interrupted)));
+    assert!(matches!(stopped(at_half, |watch| pack.verify(watch)), Err(Error::Interrupted)));
 }
 
 /// The last file cannot be given its name, since one has appeared there while the others were written.
@@ -460,19 +477,19 @@ fn extraction_is_of_all_files_or_none() {
         if done == total {
             fs::write(out.join("more/x.safetensors"), "mine").unwrap();
         }
-        ControlFlow::Continue(())
+        false
     };
-    let refused = pack.extract(&out, None, false, &in_the_way);
+    let refused = stopped(in_the_way, |watch| pack.extract(&out, None, false, watch));
     assert!(matches!(refused, Err(Error::Exists(at)) if at == out.join("more/x.safetensors")));
     assert_eq!(read_files(&out), BTreeMap::from([("more/x.safetensors".to_owned(), b"mine".to_vec())]));
 
     // What was there before stays, folders too; what was made goes.
     fs::remove_dir_all(&out).unwrap();
     fs::create_dir(&out).unwrap();
-    let stop = |done, total| if done == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    assert!(matches!(pack.extract(&out, None, false, &stop), Err(Error::Interrupted)));
+    let extracted = stopped(|done, total| done == total, |watch| pack.extract(&out, None, false, watch));
+    assert!(matches!(extracted, Err(Error::Interrupted)));
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
-    pack.extract(&out, None, false, GO_ON).unwrap();
+    pack.extract(&out, None, false, &mut Watch::none()).unwrap();
     assert_eq!(read_files(&out).len(), 3);
 }
 
@@ -482,13 +499,13 @@ fn two_do_not_extract_into_one_directory_at_once() {
     let out = scratch.path().join("out");
     let pack = open(small_pack()).unwrap();
     let meanwhile = |_, _| {
-        let refused = pack.extract(&out, Some("config.json"), true, GO_ON).unwrap_err().to_string();
+        let refused = pack.extract(&out, Some("config.json"), true, &mut Watch::none()).unwrap_err().to_string();
         assert!(refused.ends_with("/out: another process is extracting into it"), "{refused}");
-        ControlFlow::Continue(())
+        false
     };
-    pack.extract(&out, None, false, &meanwhile).unwrap();
+    stopped(meanwhile, |watch| pack.extract(&out, None, false, watch)).unwrap();
     assert_eq!(read_files(&out).len(), 3);
-    pack.extract(&out, Some("config.json"), true, GO_ON).unwrap();
+    pack.extract(&out, Some("config.json"), true, &mut Watch::none()).unwrap();
 }
 
 /// The unfinished file of another writer is left alone while that writer lives, and taken over afterwards.
@@ -540,7 +557,7 @@ fn a_damaged_text_is_not_loaded() {
     let digit = (config..).find(|&at| bytes[at].is_ascii_digit()).unwrap();
     bytes[digit] ^= 1;
     fs::write(&output, bytes).unwrap();
-    let said = Model::load(&Checkpoint::open(&output).unwrap(), |_, _| ()).unwrap_err().to_string();
+    let said = Model::load(&Checkpoint::open(&output).unwrap(), &mut Watch::none()).unwrap_err().to_string();
     assert!(said.contains("x.mlxpack/config.json: damaged"), "{said}");
 }
 

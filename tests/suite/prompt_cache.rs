@@ -4,12 +4,10 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
-use mlx_lm::generate::Watch;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::perplexity::{Past, losses};
-use mlx_lm::{Checkpoint, Model};
+use mlx_lm::{Checkpoint, Model, Watch};
 use mlx_rs::ops::indexing::TryIndexOp;
 use serde_json::Value;
 
@@ -129,11 +127,11 @@ fn a_file_that_is_not_this_models_cache_is_refused() {
 #[test]
 fn losses_are_those_of_single_tokens() {
     crate::compute_on_cpu();
-    let model = Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), |_, _| ()).unwrap();
+    let model = Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), &mut Watch::none()).unwrap();
     let ids: Vec<u32> = (0..90u32).map(|i| (i * i * 5 + i) % 250).collect();
     let all = |past| {
         let mut found = Vec::new();
-        let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+        let mut watch = Watch::none();
         let evicted = losses(&model, &ids, past, &mut watch, &mut |first, losses| {
             assert_eq!(first, found.len() + 1);
             found.extend_from_slice(losses);

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mlx_lm::backend::cpu::Kernels;
+use mlx_lm::generate::generate_with_progress;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::prompt_cache::PromptCache;
-use mlx_lm::generate::{Watch, generate_with_progress};
-use mlx_lm::{Checkpoint, Error, GenerateOptions, Model, Tokenizer};
+use mlx_lm::{Checkpoint, Error, GenerateOptions, Model, Tokenizer, Watch};
 use mlx_rs::{Array, Dtype};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -194,7 +194,7 @@ fn logits_that_are_no_numbers_are_an_error() {
 
 fn llama() -> Model {
     compute_on_cpu();
-    Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), |_, _| ()).unwrap()
+    Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), &mut Watch::none()).unwrap()
 }
 
 /// The logits of a fresh pass over `ids` `[B, L]`.
@@ -232,14 +232,15 @@ fn ids_of_another_kind_are_an_error_or_what_they_say() {
 fn reading_stops_within_a_chunk_and_counts_what_was_read() {
     compute_on_cpu();
     let checkpoint = Checkpoint::demo().unwrap();
-    let (model, tokenizer) = (Model::load(&checkpoint, |_, _| ()).unwrap(), Tokenizer::load(&checkpoint).unwrap());
+    let (model, tokenizer) =
+        (Model::load(&checkpoint, &mut Watch::none()).unwrap(), Tokenizer::load(&checkpoint).unwrap());
     let ids: Vec<u32> = (0..600u32).map(|i| 300 + i * 7 % 1500).collect();
     let options = GenerateOptions { prefill_step: 256, max_tokens: 1, ..GenerateOptions::default() };
-    let stopped_at = |limit: usize| {
+    let stopped_at = |limit: u64| {
         let stop = Arc::new(AtomicBool::new(false));
         let mut seen = Vec::new();
         let on_progress = &mut |done, total| {
-            assert_eq!(total, ids.len());
+            assert_eq!(total, ids.len() as u64);
             seen.push(done);
             stop.store(done >= limit, Ordering::Relaxed);
         };
@@ -248,11 +249,11 @@ fn reading_stops_within_a_chunk_and_counts_what_was_read() {
         let first = generation.next().transpose().unwrap();
         (first.map(|piece| piece.token.id), generation.stats().read_tokens, seen)
     };
-    let (whole, read, seen) = stopped_at(usize::MAX);
+    let (whole, read, seen) = stopped_at(u64::MAX);
     assert!(whole.is_some() && read == ids.len() && seen.is_sorted(), "{seen:?}");
     let (none, read, seen) = stopped_at(300);
     assert!(none.is_none() && (300..512).contains(&read) || !compute_on_cpu(), "{read}: {seen:?}");
-    assert_eq!(stopped_at(usize::MAX).0, whole, "what was stopped leaves nothing behind");
+    assert_eq!(stopped_at(u64::MAX).0, whole, "what was stopped leaves nothing behind");
 
     // What is cached of a prompt whose reading was stopped is as good as any.
     let stop = Arc::new(AtomicBool::new(false));
@@ -260,7 +261,7 @@ fn reading_stops_within_a_chunk_and_counts_what_was_read() {
     let mut watch = Watch { on_progress, stop: &stop };
     let cached = PromptCache::new(&model, &ids, CacheLimits::new(2048), 256, &mut watch).unwrap();
     assert_eq!(cached.ids(), &ids[..256]);
-    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+    let mut watch = Watch::none();
     let mut generation = generate_with_progress(&model, &tokenizer, &ids, &options, Some(&cached), &mut watch).unwrap();
     assert_eq!(generation.next().transpose().unwrap().map(|piece| piece.token.id), whole);
     assert_eq!(generation.stats().read_tokens, ids.len() - 256);
@@ -293,10 +294,10 @@ fn a_prompt_cache_is_read_by_the_model_that_wrote_it_whole_and_by_no_other() {
     compute_on_cpu();
     let scratch = tempfile::tempdir().unwrap();
     with_wide_norms("llama-bf16", scratch.path());
-    let load = |root: PathBuf| Model::load(&Checkpoint::open(root).unwrap(), |_, _| ()).unwrap();
+    let load = |root: PathBuf| Model::load(&Checkpoint::open(root).unwrap(), &mut Watch::none()).unwrap();
     let model = load(scratch.path().to_owned());
     let ids = [3, 14, 15, 9, 26, 5, 35];
-    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+    let mut watch = Watch::none();
     let cache = PromptCache::new(&model, &ids, CacheLimits::new(64), 4, &mut watch).unwrap();
     let path = scratch.path().join("cache.safetensors");
     cache.save(&path, false).unwrap();
@@ -307,8 +308,8 @@ fn a_prompt_cache_is_read_by_the_model_that_wrote_it_whole_and_by_no_other() {
     let refused = PromptCache::load(&path, &other).unwrap_err().to_string();
     assert!(refused.contains("another model"), "{refused}");
     let demo = Checkpoint::demo().unwrap();
-    let (model, tokenizer) = (Model::load(&demo, |_, _| ()).unwrap(), Tokenizer::load(&demo).unwrap());
-    let mut watch = Watch { on_progress: &mut |_, _| (), stop: &Arc::default() };
+    let (model, tokenizer) = (Model::load(&demo, &mut Watch::none()).unwrap(), Tokenizer::load(&demo).unwrap());
+    let mut watch = Watch::none();
     let refused =
         generate_with_progress(&model, &tokenizer, &ids, &GenerateOptions::default(), Some(&cache), &mut watch).err();
     assert!(refused.unwrap().to_string().contains("another model"));

@@ -2,7 +2,7 @@
 //! that it was seen to catch when they were made on purpose.
 
 use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
-use mlx_lm::{Checkpoint, Model};
+use mlx_lm::{Checkpoint, Model, Watch};
 use mlx_rs::fast::scaled_dot_product_attention;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Device, Dtype};
@@ -164,7 +164,7 @@ fn keys_stay_right_over_twenty_contexts() {
 
 fn load(name: &str) -> Model {
     crate::compute_on_cpu();
-    Model::load(&Checkpoint::open(fixture("checkpoints").join(name)).unwrap(), |_, _| ()).unwrap()
+    Model::load(&Checkpoint::open(fixture("checkpoints").join(name)).unwrap(), &mut Watch::none()).unwrap()
 }
 
 fn tokens(range: std::ops::Range<usize>, vocab_size: i32) -> Vec<u32> {
