@@ -88,7 +88,7 @@ fn main() {
     println!("14 GiB pack: `mlxpack info` as a process {:.1} ms, Pack::open {:.3} ms", info * 1e3, open * 1e3);
 }
 
-/// The demo model, and beside it a safetensors file of `bytes` bytes that no compression or sharing helps with.
+/// The demo model, and next to it a safetensors file of `bytes` bytes that no compression or sharing helps with.
 fn make_model(root: &Path, bytes: u64) {
     let demo = Pack::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.mlxpack")).unwrap();
     demo.extract(root, None, false, &mut Watch::none()).unwrap();

@@ -7,7 +7,7 @@ set -eu
 folder=$1
 release=${CARGO_TARGET_DIR:-target}/release
 if ! grep -q '^variant = "cpu"' .mlx/cargo.toml; then
-    # The CUDA wheels compile kernels at run time, from headers beside NVIDIA's own 2 GB of libraries.
+    # The CUDA wheels compile kernels at run time, from headers next to NVIDIA's own 2 GB of libraries.
     echo "error: make dist packs the CPU build only; switch to it with \`make setup MLX=cpu\`" >&2
     exit 1
 fi

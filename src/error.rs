@@ -56,7 +56,7 @@ pub enum Error {
     #[error("out of memory: {0}")]
     OutOfMemory(String),
 
-    /// The model's logits are of no use: its weights are damaged, or its numbers left the range of their type.
+    /// The model's logits are not numbers: its weights are damaged, or its numbers left the range of their type.
     #[error("{0}")]
     NotANumber(String),
 

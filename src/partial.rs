@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// What the names of unfinished files end with.
 pub(crate) const SUFFIX: &str = ".mlxpack-partial";
 
-/// `.NAME.mlxpack-partial` beside its target, locked while it is written. Dropped, it is removed; left behind by a killed
+/// `.NAME.mlxpack-partial` next to its target, locked while it is written. Dropped, it is removed; left behind by a killed
 /// process, it is no longer locked, and the next write to the same target removes it.
 pub(crate) struct Partial {
     // Before `file`, which holds the lock: whoever gets the lock finds the name gone, and not later.

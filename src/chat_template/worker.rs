@@ -52,11 +52,11 @@ pub(super) fn command() -> Option<fn() -> io::Result<Command>> {
     COMMAND.get().copied()
 }
 
-/// Be a worker: render what standard input asks for, until it ends. Answers go to standard output, which is nobody
-/// else's from now on.
+/// Be a worker: render what standard input asks for, until it ends. Answers go to standard output, to which
+/// nothing else may write from now on.
 ///
 /// # Errors
-/// When the system refuses the limits or standard input or output fails; the process is of no use then.
+/// When the system refuses the limits or standard input or output fails; the process cannot be a worker then.
 pub fn serve() -> io::Result<()> {
     let (sender, requests) = mpsc::channel::<String>();
     if !cfg!(target_os = "macos") {

@@ -12,13 +12,13 @@ use super::FAILURE;
 #[global_allocator]
 static ALLOCATOR: OrExit = OrExit;
 
-/// The system's allocator, which here never says no.
+/// The system's allocator, which ends the program in place of a null.
 struct OrExit;
 
 impl OrExit {
     fn check(memory: *mut u8, bytes: usize) -> *mut u8 {
         if memory.is_null() {
-            // Neither needs memory.
+            // Neither allocates.
             note!("error: out of memory: {bytes} bytes were not to be had");
             signal_hook::low_level::exit(FAILURE.into());
         }

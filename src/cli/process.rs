@@ -10,7 +10,7 @@ use anyhow::{Context, Error, Result};
 use clap::{CommandFactory, Parser};
 use signal_hook::consts::SIGXFSZ;
 
-/// A line on stderr; when nobody can read it, nobody misses it.
+/// A line on stderr; one that cannot be written is dropped.
 macro_rules! note {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -26,7 +26,7 @@ pub const FAILURE: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const INTERRUPTED: u8 = 130;
 
-/// The command line asks for what cannot be, which clap does not see.
+/// Wrong usage that clap does not see.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
@@ -54,7 +54,7 @@ fn parse_and_run<C: Parser>(run: fn(C) -> Result<u8>) -> Result<u8> {
         Ok(arguments) => run(arguments),
         Err(text) => {
             let printed = text.print();
-            // Help and version are what was asked for; the code tells a wrong usage, also when nobody can read of it.
+            // Help and version are what was asked for; wrong usage has its exit code, also where its message cannot be written.
             if text.use_stderr() { Ok(USAGE) } else { Ok(printed.map(|()| SUCCESS)?) }
         }
     }

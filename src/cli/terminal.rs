@@ -48,7 +48,7 @@ pub fn interrupt() -> &'static Arc<AtomicBool> {
     &INTERRUPT
 }
 
-/// Whether Ctrl-C asked the generation to stop.
+/// Whether Ctrl-C asked the work to stop.
 pub fn interrupted() -> bool {
     INTERRUPT.load(Ordering::SeqCst)
 }

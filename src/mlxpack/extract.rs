@@ -13,7 +13,7 @@ use crate::watch::Watch;
 
 impl Pack {
     /// Write all files, or the one called `name`, below `output`, which is made if it is not there. Until all are whole,
-    /// right and on disk, each is in `.NAME.mlxpack-partial` beside its place; then all get their names. With an error
+    /// right and on disk, each is in `.NAME.mlxpack-partial` next to its place; then all get their names. With an error
     /// they go away, and so do the folders that were made for them. `output` is locked meanwhile.
     ///
     /// # Errors

@@ -40,9 +40,9 @@
 //! twice.
 //!
 //! **Alignment.** A writer places each file such that its first byte lies at a multiple of 4096; of a safetensors file
-//! (one whose name ends in `.safetensors`) instead the first byte of tensor data, right after its own header, lies there. So tensors can be used from a
-//! memory-map in place, even those of files that MLX wrote, whose headers have any length. Readers check alignment
-//! where they need it and do not refuse a pack without.
+//! (one whose name ends in `.safetensors`) instead the first byte of tensor data, right after its own header, lies there.
+//! So tensors can be used from a memory-map in place, even those of files that MLX wrote, whose headers have any length.
+//! Readers check alignment where they need it and do not refuse a pack without.
 //!
 //! **Growth.** A reader of version 1 refuses every other version and ignores fields that it does not know.
 //!

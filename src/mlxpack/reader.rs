@@ -50,7 +50,7 @@ impl Pack {
     /// Open the pack at `path`, by reading its header alone.
     ///
     /// # Errors
-    /// When it is not a pack, its version is another, its header is damaged, or it has not the length that the header
+    /// When it is not a pack, its version is another, its header is damaged, or its length is not what the header
     /// describes.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();

@@ -93,7 +93,7 @@ impl Plan {
     }
 
     /// Write the pack and give its length in bytes. It appears at `output` when it is complete and on disk; until then
-    /// its bytes are in `.NAME.mlxpack-partial` beside it, which goes away with any error, and which the next call
+    /// its bytes are in `.NAME.mlxpack-partial` next to it, which goes away with any error, and which the next call
     /// for this `output` takes over should the process be killed.
     ///
     /// # Errors

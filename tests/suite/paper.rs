@@ -15,7 +15,7 @@ pub struct Paper {
     weights: HashMap<String, Vec<f64>>,
     config: DecoderConfig,
     frequencies: Vec<f64>,
-    /// What RoPE multiplies beside rotating (yarn).
+    /// What RoPE multiplies besides rotating (yarn).
     magnitude: f64,
     layers: Vec<Layer>,
     pub evicted: usize,

@@ -39,7 +39,7 @@ fn a_cached_prompt_gives_the_text_that_reading_it_gives() {
     let (code, cached, stderr) = run(&[&args[..], &["--prompt-cache", "x.safetensors"]].concat(), root);
     assert_eq!((code, &cached, stderr.as_str()), (Some(0), &plain, ""));
 
-    // A prompt that parts from the cached one uses what they share; chat templates end in something of their own.
+    // A prompt that diverges from the cached one uses what they share; chat templates end in something of their own.
     let other = ["--prompt", "The old lighthouse was bright.", "--raw", "--max-tokens", "8"];
     let (_, plain, _) = run(&other, root);
     let (code, cached, stderr) = run(&[&other[..], &["--prompt-cache", "x.safetensors"]].concat(), root);

@@ -322,7 +322,7 @@ fn trimmed_tokens_never_were() {
     assert!(cache.is_empty());
 }
 
-/// Memory after ten contexts is memory for ever, and no number is lost. In a process of its own, which measures itself.
+/// Memory after ten contexts is memory forever, and no number is lost. In a process of its own, which measures itself.
 #[test]
 fn endless_generation_needs_no_more_memory() {
     let peak = |tokens: &str| {
