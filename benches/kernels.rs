@@ -8,8 +8,8 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, Kernels, Layer, Mask, Matrix, Values};
-use mlx_lm::backend::{Epilogue, Filter};
+use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, Kernels, Layer, Matrix, Span, Turns, Values};
+use mlx_lm::backend::{Epilogue, Filter, Phase};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -49,55 +49,59 @@ fn sets() -> Vec<Kernels> {
     Kernels::available()
 }
 
-fn linear(kernels: Kernels, x: &[bf16], weight: Matrix, y: &mut [bf16]) {
+fn linear(kernels: Kernels, x: &[bf16], weight: Matrix, phase: Phase, y: &mut [bf16]) {
     let layers = black_box([Layer { weight, bias: None }]);
-    kernels.linear(Floats::Bf16(x), &layers, Epilogue::Concat, FloatsMut::Bf16(y));
+    kernels.linear(Floats::Bf16(x), &layers, Epilogue::Concat, phase, FloatsMut::Bf16(y));
 }
 
-fn matmul(c: &mut Criterion) {
+fn products(c: &mut Criterion) {
     for (bits, columns) in [(4, 2048), (4, 8192), (8, 2048)] {
         let weight = Packed::new((1 << 29) / columns, columns, bits);
         let mut y = vec![bf16::ZERO; weight.rows];
         let x = numbers(columns);
-        let mut group = c.benchmark_group(format!("matvec {bits}-bit, {columns} columns"));
+        let mut group = c.benchmark_group(format!("gemv {bits}-bit, {columns} columns"));
         group.sample_size(10).throughput(Throughput::Bytes(weight.bytes()));
         for kernels in sets() {
-            group.bench_function(kernels.name(), |b| b.iter(|| linear(kernels, &x, weight.matrix(), &mut y)));
+            group.bench_function(kernels.name(), |b| {
+                b.iter(|| linear(kernels, &x, weight.matrix(), Phase::Decode, &mut y))
+            });
         }
     }
     let (columns, rows) = (2048, 1 << 17);
     let (values, x) = (numbers(rows * columns), numbers(columns));
     let mut y = vec![bf16::ZERO; rows];
-    let mut group = c.benchmark_group("matvec bf16, 2048 columns");
+    let mut group = c.benchmark_group("gemv bf16, 2048 columns");
     group.sample_size(10).throughput(Throughput::Bytes(values.len() as u64 * 2));
     for kernels in sets() {
         let matrix = Matrix { rows, columns, values: Values::Dense(Floats::Bf16(&values)) };
-        group.bench_function(kernels.name(), |b| b.iter(|| linear(kernels, &x, matrix, &mut y)));
+        group.bench_function(kernels.name(), |b| b.iter(|| linear(kernels, &x, matrix, Phase::Decode, &mut y)));
     }
     group.finish();
 
-    let mut group = c.benchmark_group("matmul 4-bit 8192 x 2048");
+    let mut group = c.benchmark_group("gemm 4-bit 8192 x 2048");
     let weight = Packed::new(8192, 2048, 4);
-    for tokens in [8, 512] {
+    for (tokens, phase) in [(8, Phase::Decode), (8, Phase::Prefill), (512, Phase::Prefill)] {
         let x = numbers(tokens * 2048);
         let mut y = vec![bf16::ZERO; tokens * 8192];
         group.sample_size(10).throughput(Throughput::Elements((tokens * 2048 * 8192) as u64));
         for kernels in sets() {
-            group.bench_function(BenchmarkId::new(kernels.name(), tokens), |b| {
-                b.iter(|| linear(kernels, &x, weight.matrix(), &mut y))
+            group.bench_function(BenchmarkId::new(kernels.name(), format!("{tokens}, {phase:?}")), |b| {
+                b.iter(|| linear(kernels, &x, weight.matrix(), phase, &mut y))
             });
         }
     }
 }
 
-/// `[1, heads, tokens, 64]`.
+/// `[heads, tokens, 64]`.
 fn heads(values: &[bf16], heads: usize) -> Heads<'_> {
     let tokens = values.len() / heads / 64;
-    Heads { values: Floats::Bf16(values), shape: [1, heads, tokens, 64], strides: [values.len(), tokens * 64, 64] }
+    Heads { values: Floats::Bf16(values), shape: [heads, tokens, 64], strides: [tokens * 64, 64] }
 }
 
 fn attention(c: &mut Criterion) {
-    for (name, queries, tokens) in [("reading 512", 512, 512), ("decoding after 8192", 1, 8192)] {
+    for (name, queries, tokens, phase) in
+        [("reading 512", 512, 512, Phase::Prefill), ("decoding after 8192", 1, 8192, Phase::Decode)]
+    {
         let (q, k, v) = (numbers(queries * 2048), numbers(tokens * 512), numbers(tokens * 512));
         let mut y = vec![bf16::ZERO; q.len()];
         let mut group = c.benchmark_group(format!("attention, {name} tokens"));
@@ -108,8 +112,9 @@ fn attention(c: &mut Criterion) {
         for kernels in sets() {
             group.bench_function(kernels.name(), |b| {
                 b.iter(|| {
-                    let (q, k, v) = black_box((heads(&q, 32), heads(&k, 8), heads(&v, 8)));
-                    kernels.attention(q, k, v, 0.125, Mask::Causal, FloatsMut::Bf16(&mut y));
+                    let (queries, keys, values) = black_box((heads(&q, 32), heads(&k, 8), heads(&v, 8)));
+                    let span = Span { queries, keys, values, window: None, sinks: 0 };
+                    kernels.attention(&[span], 0.125, phase, FloatsMut::Bf16(&mut y));
                 })
             });
         }
@@ -121,6 +126,7 @@ fn elementwise(c: &mut Criterion) {
     let (x, other) = (numbers(512 * 2048), numbers(512 * 2048));
     let weight = numbers(2048);
     let frequencies: Vec<f64> = (0..32).map(|i| 5e5f64.powf(-f64::from(i) / 32.0)).collect();
+    let turns = Turns::new(&frequencies, 1.0, &(100..612).collect::<Vec<_>>());
     let mut y = vec![bf16::ZERO; x.len()];
     let mut group = c.benchmark_group("512 x 2048");
     group.throughput(Throughput::Bytes(x.len() as u64 * 4)); // read and written
@@ -133,7 +139,8 @@ fn elementwise(c: &mut Criterion) {
             b.iter(|| kernels.rms_norm(x, weight, 1e-5, FloatsMut::Bf16(black_box(&mut y))))
         });
         group.bench_function(BenchmarkId::new(kernels.name(), "rope"), |b| {
-            b.iter(|| kernels.rope(heads(&x, 32), None, &frequencies, 100, 1.0, FloatsMut::Bf16(black_box(&mut y))))
+            let (strides, to) = ([512 * 64, 64], black_box(&mut y));
+            b.iter(|| kernels.rope(heads(&x, 32), None, Some((&turns, 0)), FloatsMut::Bf16(to), strides))
         });
     }
     group.finish();
@@ -165,5 +172,5 @@ fn choose(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matmul, attention, elementwise, choose);
+criterion_group!(benches, products, attention, elementwise, choose);
 criterion_main!(benches);

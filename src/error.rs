@@ -97,6 +97,22 @@ fn first_line(what: &str) -> &str {
 
 impl Error {
     /// For `map_err`: an I/O error about `path`.
+    /// The same, for another whom it concerns.
+    pub(crate) fn duplicate(&self) -> Self {
+        match self {
+            Error::Io { path, error } => {
+                Error::Io { path: path.clone(), error: std::io::Error::new(error.kind(), error.to_string()) }
+            }
+            Error::Malformed { path, problem } => Error::Malformed { path: path.clone(), problem: problem.clone() },
+            Error::Input(problem) => Error::Input(problem.clone()),
+            Error::Interrupted => Error::Interrupted,
+            Error::OutOfMemory(wanted) => Error::OutOfMemory(wanted.clone()),
+            Error::NotANumber(problem) => Error::NotANumber(problem.clone()),
+            Error::Internal(problem) => Error::Internal(problem.clone()),
+            other => Error::Mlx(other.to_string()),
+        }
+    }
+
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self {
         move |error| Error::Io { path: path.to_owned(), error }
     }

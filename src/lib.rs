@@ -3,14 +3,16 @@
 //! One pipeline, each arrow one function:
 //!
 //! ```text
-//! files ── Checkpoint::open ──▶ Checkpoint { config, weights, tokenizer }
-//!       ── Model::load ───────▶ Model
-//!       ── Model::forward ────▶ hidden states ── Model::logits ──▶ logits
-//!       ── Sampler::sample ───▶ token id
-//!       ── Detokenizer::push ─▶ text
+//! files ── Checkpoint::open ──▶ Checkpoint { config, weights, tokenizer } ── Model::load ──▶ Model
+//!
+//! requests ── Scheduler::plan ───▶ Batch { ids, spans }
+//!          ── Model::forward ────▶ hidden states ── Model::logits ──▶ logits
+//!          ── sampler::sample ───▶ token ids
+//!          ── Detokenizer::push ─▶ text
 //! ```
 //!
-//! [`generate()`] runs it: prompt ids in, an iterator of text pieces out.
+//! An [`Engine`] runs it on a thread of its own, for many requests at once; [`generate()`] hands in one and gives an iterator
+//! over its text.
 //!
 //! | module | owns |
 //! |---|---|
@@ -23,10 +25,10 @@
 //! | [`backend`] | devices that compute operations in place of MLX: the CPU's kernels |
 //! | [`models`] | config.json, the families, the decoder, RoPE |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
-//! | [`mod@generate`] | the key-value cache, the sampler, the token loop |
+//! | [`mod@generate`] | the engine and its scheduler, the key-value cache, the sampler |
 //!
 //! Arrays are MLX's and lazy: an operation that returns `Ok` has been described, not run. MLX keeps its streams per
-//! thread, so load and run a model on one thread. Every failure is an [`Error`] that names the file, field or tensor it
+//! thread, so a model is loaded and run on one thread. Every failure is an [`Error`] that names the file, field or tensor it
 //! is about. What takes long is told to a [`Watch`], which can stop it.
 //!
 //! The rest of this page is one example for each task. They run as they stand, on the demo model (feature `demo`);
@@ -35,18 +37,16 @@
 //! # Load and generate
 //!
 //! ```
-//! use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch, generate};
+//! use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions, generate};
 //!
 //! # fn main() -> mlx_lm::Result<()> {
-//! let checkpoint = Checkpoint::demo()?;
-//! let model = Model::load(&checkpoint, &mut Watch::none())?;
-//! let tokenizer = Tokenizer::load(&checkpoint)?;
+//! let engine = Engine::load(Checkpoint::demo()?, EngineOptions::default())?;
 //!
-//! let prompt = tokenizer.encode("Once upon a time", true)?; // with the special tokens that begin a text
+//! let prompt = engine.tokenizer().encode("Once upon a time", true)?; // with the special tokens that begin a text
 //! let options = GenerateOptions { max_tokens: 20, ..GenerateOptions::default() };
 //! let mut text = String::new();
-//! for piece in generate(&model, &tokenizer, &prompt, &options)? {
-//!     text += &piece?.text;
+//! for delta in generate(&engine, &prompt, &options)? {
+//!     text += &delta?.text;
 //! }
 //! assert!(text.len() > 20);
 //! # Ok(())
@@ -58,23 +58,21 @@
 //! ```
 //! use mlx_lm::chat_template::Conversation;
 //! use serde_json::json;
-//! # use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch, generate};
+//! # use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions, generate};
 //!
 //! # fn main() -> mlx_lm::Result<()> {
-//! # let checkpoint = Checkpoint::demo()?;
-//! # let model = Model::load(&checkpoint, &mut Watch::none())?;
-//! # let tokenizer = Tokenizer::load(&checkpoint)?;
+//! # let engine = Engine::load(Checkpoint::demo()?, EngineOptions::default())?;
 //! let conversation = Conversation {
 //!     messages: vec![json!({"role": "user", "content": "What colour is the sky?"})],
 //!     add_generation_prompt: true,
 //!     ..Conversation::default()
 //! };
-//! let text = tokenizer.render(&conversation)?;
+//! let text = engine.tokenizer().render(&conversation)?;
 //! assert_eq!(text, "<|bos|><|user|>What colour is the sky?<|end|><|assistant|>");
 //!
-//! let prompt = tokenizer.encode(&text, false)?; // the template has written the special tokens
-//! let pieces = generate(&model, &tokenizer, &prompt, &GenerateOptions::default())?;
-//! let answer = pieces.map(|piece| Ok(piece?.text)).collect::<mlx_lm::Result<String>>()?;
+//! let prompt = engine.tokenizer().encode(&text, false)?; // the template has written the special tokens
+//! let deltas = generate(&engine, &prompt, &GenerateOptions::default())?;
+//! let answer = deltas.map(|delta| Ok(delta?.text)).collect::<mlx_lm::Result<String>>()?;
 //! assert_eq!(answer, "The sky is blue.");
 //! # Ok(())
 //! # }
@@ -82,38 +80,70 @@
 //!
 //! A downloaded template is not trusted: see [`chat_template`] for the process that it is best rendered in.
 //!
-//! # Stream, until something stops it
+//! # Many at once
 //!
-//! A stop string ends the text, `max_tokens` and the model's own end of sequence do, and so does whoever leaves the loop.
-//! What a character or a stop string still holds back then comes from [`interrupt`](generate::Generation::interrupt).
+//! Requests that are under way together are computed together, each with the result that it has alone. A
+//! [`Generation`](generate::Generation) can be sent and kept; dropped, it aborts.
 //!
 //! ```
-//! use std::io::Write;
+//! use std::thread;
+//!
+//! use mlx_lm::generate::FinishReason;
+//! # use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions, generate};
+//!
+//! # fn main() -> mlx_lm::Result<()> {
+//! # let engine = Engine::load(Checkpoint::demo()?, EngineOptions::default())?;
+//! let options = GenerateOptions { stop: vec!["scatters".into()], ..GenerateOptions::default() };
+//! let ask = |question: &str| {
+//!     let text = format!("<|bos|><|user|>{question}<|end|><|assistant|>");
+//!     generate(&engine, &engine.tokenizer().encode(&text, false)?, &options)
+//! };
+//! let questions = ["Why is the sky blue?", "What colour is the sky?"];
+//! let generations = questions.map(ask);
+//! let answers = generations.map(|generation| {
+//!     thread::spawn(move || {
+//!         let mut generation = generation?;
+//!         let text = generation.by_ref().map(|delta| Ok(delta?.text)).collect::<mlx_lm::Result<String>>()?;
+//!         Ok::<_, mlx_lm::Error>((text, generation.finish_reason()))
+//!     })
+//! });
+//! let [why, what] = answers.map(|answer| answer.join().expect("it does not panic"));
+//! assert_eq!(why?, ("The sky looks blue because of the way the air ".into(), Some(FinishReason::Stop)));
+//! assert_eq!(what?.0, "The sky is blue.");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Watch a prompt being read, and stop
+//!
+//! What a character or a stop string still holds back comes with the last event.
+//!
+//! ```
 //! use std::sync::Arc;
 //! use std::sync::atomic::{AtomicBool, Ordering};
 //!
-//! use mlx_lm::generate::{FinishReason, generate_with_progress};
-//! # use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch};
+//! use mlx_lm::generate::{Event, FinishReason, Request};
+//! # use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions};
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let checkpoint = Checkpoint::demo()?;
-//! # let model = Model::load(&checkpoint, &mut Watch::none())?;
-//! # let tokenizer = Tokenizer::load(&checkpoint)?;
-//! # let prompt = tokenizer.encode("<|bos|><|user|>Why is the sky blue?<|end|><|assistant|>", false)?;
+//! # fn main() -> mlx_lm::Result<()> {
 //! let stop = Arc::new(AtomicBool::new(false)); // clones go to other threads, or to a signal's handler
-//! let mut watch = Watch { on_progress: &mut |read, total| eprint!("\r{read} of {total} tokens"), stop: &stop };
-//!
-//! let options = GenerateOptions { stop: vec!["scatters".into()], ..GenerateOptions::default() };
-//! let mut generation = generate_with_progress(&model, &tokenizer, &prompt, &options, None, &mut watch)?;
-//! while !stop.load(Ordering::Relaxed)
-//!     && let Some(piece) = generation.next()
-//! {
-//!     print!("{}", piece?.text); // The sky looks blue because of the way the air
-//!     std::io::stdout().flush()?;
-//! }
-//! match generation.finish_reason() {
-//!     None => print!("{}", generation.interrupt()),
-//!     reason => assert_eq!(reason, Some(FinishReason::Stop)),
+//! let options = EngineOptions { stop: Arc::clone(&stop), ..EngineOptions::default() };
+//! let engine = Engine::load(Checkpoint::demo()?, options)?;
+//! # let prompt = engine.tokenizer().encode("<|bos|><|user|>Why is the sky blue?<|end|><|assistant|>", false)?;
+//! let mut generation = engine.submit(Request { prompt, options: GenerateOptions::default(), prompt_cache: None })?;
+//! while let Some(event) = generation.next_event() {
+//!     match event {
+//!         Event::Reading { done, total } => eprint!("\r{done} of {total} tokens"),
+//!         Event::Read { .. } => eprintln!(),
+//!         Event::Delta(delta) => {
+//!             print!("{}", delta.text);
+//!             stop.store(delta.text.contains("blue"), Ordering::Relaxed);
+//!         }
+//!         Event::Finished(finished) => {
+//!             println!("{}", finished.held_back);
+//!             assert_eq!(finished.reason, FinishReason::Abort);
+//!         }
+//!     }
 //! }
 //! # Ok(())
 //! # }
@@ -126,17 +156,15 @@
 //! ```
 //! use mlx_lm::generate::Overrides;
 //! use mlx_lm::generate::sampler::SamplerOptions;
-//! # use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch, generate};
+//! # use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions, generate};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let checkpoint = Checkpoint::demo()?;
-//! # let model = Model::load(&checkpoint, &mut Watch::none())?;
-//! # let tokenizer = Tokenizer::load(&checkpoint)?;
-//! # let prompt = tokenizer.encode("Once upon a time", true)?;
+//! # let engine = Engine::load(Checkpoint::demo()?, EngineOptions::default())?;
+//! # let prompt = engine.tokenizer().encode("Once upon a time", true)?;
 //! let sampler = SamplerOptions { temp: 0.8, top_p: 0.9, seed: 7, ..SamplerOptions::default() };
 //! let options = GenerateOptions { sampler, max_tokens: 10, logprobs: Some(3), ..GenerateOptions::default() };
-//! for piece in generate(&model, &tokenizer, &prompt, &options)? {
-//!     let token = piece?.token;
+//! for delta in generate(&engine, &prompt, &options)? {
+//!     let token = delta?.token;
 //!     assert!(token.logprob.is_some() && token.top_logprobs.len() == 3);
 //! }
 //!
@@ -201,27 +229,33 @@
 //!
 //! # Keep a prompt for later
 //!
+//! An engine finds by itself what a prompt shares with earlier ones; a file does so for another day. What is done with the
+//! model itself is done on the engine's thread.
+//!
 //! ```
-//! use mlx_lm::generate::generate_with_progress;
+//! use mlx_lm::generate::Request;
 //! use mlx_lm::generate::prompt_cache::PromptCache;
-//! # use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch};
+//! # use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions, Watch};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let checkpoint = Checkpoint::demo()?;
-//! # let model = Model::load(&checkpoint, &mut Watch::none())?;
-//! # let tokenizer = Tokenizer::load(&checkpoint)?;
+//! # let engine = Engine::load(Checkpoint::demo()?, EngineOptions::default())?;
 //! # let scratch = tempfile::tempdir()?;
 //! # let path = scratch.path().join("lighthouse.safetensors");
 //! let options = GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
-//! let limits = options.cache_limits(model.config())?;
-//! let story = tokenizer.encode("The old lighthouse had been dark for a hundred years.", true)?;
-//! PromptCache::new(&model, &story, limits, 512, &mut Watch::none())?.save(&path, false)?;
+//! let limits = options.cache_limits(engine.config())?;
+//! let story = engine.tokenizer().encode("The old lighthouse had been dark for a hundred years.", true)?;
+//! let known = story.len();
+//! let cached = engine.call(move |model| {
+//!     PromptCache::new(model, &story, limits, 512, &mut Watch::none())?.save(&path, false)?;
+//!     PromptCache::load(&path, model) // an error for any other model
+//! })??;
 //!
-//! let cached = PromptCache::load(&path, &model)?; // an error for any other model
-//! let prompt = tokenizer.encode("The old lighthouse had been dark for a hundred years. Then Lucy, a", true)?;
-//! let watch = &mut Watch::none();
-//! let generation = generate_with_progress(&model, &tokenizer, &prompt, &options, Some(&cached), watch)?;
-//! assert_eq!(generation.stats().read_tokens, prompt.len() - story.len());
+//! let text = "The old lighthouse had been dark for a hundred years. Then Lucy, a";
+//! let prompt = engine.tokenizer().encode(text, true)?;
+//! let new = prompt.len() - known;
+//! let mut generation = engine.submit(Request { prompt, options, prompt_cache: Some(cached) })?;
+//! assert!(generation.by_ref().all(|delta| delta.is_ok()));
+//! assert_eq!(generation.stats().map(|stats| stats.read_tokens), Some(new));
 //! # Ok(())
 //! # }
 //! ```
@@ -251,7 +285,7 @@ mod watch;
 
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
-pub use generate::{GenerateOptions, generate};
+pub use generate::{Engine, EngineOptions, GenerateOptions, generate};
 pub use models::Model;
 pub use tokenizer::Tokenizer;
 pub use watch::Watch;

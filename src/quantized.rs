@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::backend::{self, Weight};
+use crate::backend::{self, Phase, Weight};
 pub use crate::backend::{BITS, GROUP_SIZES, Packing};
 use crate::error::Result;
 use crate::ops;
@@ -68,7 +68,7 @@ fn load_weight(w: &Scope, output: i32, input: i32, quantization: Option<&Quantiz
     })
 }
 
-/// A linear layer, `[…, input]` to `[…, output]`.
+/// A linear layer, `[N, input]` to `[N, output]`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
@@ -100,9 +100,9 @@ impl Linear {
         }
     }
 
-    /// `[…, input]` to `[…, output]`.
-    pub fn forward(&self, x: &Array) -> Result<Array> {
-        ops::linear(x, self.operand())
+    /// `[N, input]` to `[N, output]`.
+    pub fn forward(&self, x: &Array, phase: Phase) -> Result<Array> {
+        ops::linear(x, self.operand(), phase)
     }
 
     /// Weight and bias, for [`crate::ops`].
@@ -124,7 +124,7 @@ impl Embedding {
         Ok(Embedding { linear: Linear::load(w, vocab_size, hidden_size, false, quantization)? })
     }
 
-    /// Token ids `[B, L]` (u32, below `vocab_size`) to vectors `[B, L, D]`.
+    /// Token ids `[N]` (u32, below `vocab_size`) to vectors `[N, D]`.
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
         ops::embedding(tokens, &self.linear.weight)
     }
@@ -134,7 +134,7 @@ impl Embedding {
         self.linear.weight.dtype()
     }
 
-    /// The table as output projection, for models with tied embeddings: `[…, D]` to logits `[…, V]`.
+    /// The table as output projection, for models with tied embeddings: `[N, D]` to logits `[N, V]`.
     pub fn as_linear(&self) -> &Linear {
         &self.linear
     }

@@ -6,7 +6,6 @@ pub mod cpu;
 
 use std::sync::Arc;
 
-use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::{Array, Dtype};
 
 use crate::error::Result;
@@ -87,24 +86,76 @@ pub(crate) struct Norm<'a> {
 }
 
 /// A rotary position embedding of the half-split kind (arXiv 2104.09864).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rotation<'a> {
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rotation {
     /// Radians per position, for each pair of components.
-    pub frequencies: &'a [f64],
-    /// Position of the first token.
-    pub offset: i32,
+    pub frequencies: Arc<[f64]>,
     /// What rotated vectors are multiplied with (YaRN's attention factor).
     pub factor: f32,
 }
 
-/// Which heads of a projection `[B, L, all heads · head_dim]` are meant, and what is done to them.
+/// How tokens of a sequence are computed. It decides which kernels compute them, whatever else is computed with them, so
+/// that their numbers never depend on their company.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// As part of a prompt: kernels are bound by arithmetic.
+    Prefill,
+    /// One token after another: kernels are bound by reading the weights.
+    Decode,
+}
+
+/// Where the tokens of a span lie in the cache of their sequence, and what they see there.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HeadSlice<'a> {
-    pub first: i32,
-    pub count: i32,
+pub struct Positions {
+    /// How the span is computed.
+    pub phase: Phase,
+    /// Position of its first token.
+    pub offset: i32,
+    /// How many tokens it has (L).
+    pub tokens: i32,
+    /// How many first positions a sliding window does not hide.
+    pub sinks: i32,
+    /// How many tokens the buffers have room for from now on.
+    pub capacity: i32,
+}
+
+impl Positions {
+    /// The position behind the last token's.
+    pub fn end(&self) -> i32 {
+        self.offset + self.tokens
+    }
+}
+
+/// Keys and values of a layer, `[1, n_kv_heads, capacity, head_dim]` each, keys rotated; `None` before the first token.
+pub type LayerCache = Option<(Array, Array)>;
+
+/// A span of a pass with the cache of its sequence.
+#[derive(Debug)]
+pub(crate) struct CachedSpan<'a> {
+    pub positions: Positions,
+    /// For each block of the pass.
+    pub layers: &'a mut [LayerCache],
+}
+
+/// The weights and settings of a transformer block: pre-norm attention, then a pre-norm SwiGLU MLP.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Block<'a> {
+    pub input_layernorm: Norm<'a>,
+    /// Of queries, keys and values.
+    pub projections: [Linear<'a>; 3],
+    /// Of each head of queries and keys, before the rotation.
+    pub qk_norm: Option<[Norm<'a>; 2]>,
+    pub rotation: Option<&'a Rotation>,
     pub head_dim: i32,
-    pub norm: Option<Norm<'a>>,
-    pub rotation: Option<Rotation<'a>>,
+    /// What scores are multiplied with.
+    pub scale: f32,
+    /// How many positions a query sees, its own included.
+    pub window: Option<i32>,
+    pub o_proj: Linear<'a>,
+    pub post_attention_layernorm: Norm<'a>,
+    pub gate_proj: Linear<'a>,
+    pub up_proj: Linear<'a>,
+    pub down_proj: Linear<'a>,
 }
 
 /// What may be chosen of the logits; see [`crate::generate::sampler::SamplerOptions`].
@@ -120,6 +171,15 @@ pub struct Filter {
     pub top_k: usize,
 }
 
+/// How a token is chosen by its logits.
+#[derive(Debug, Clone)]
+pub(crate) enum Choice {
+    /// The first of the largest.
+    Greedy,
+    /// At random, with a key `[2]` (u32) of MLX: as `mlx.core.random.categorical` draws.
+    Random { filter: Filter, key: Array },
+}
+
 /// What stands for a token where the logits give none; no vocabulary is so large.
 pub(crate) const NO_TOKEN: u32 = u32::MAX;
 
@@ -128,12 +188,18 @@ type Declined = Option<Result<Array>>;
 
 /// A device that computes operations itself. Each method may decline.
 pub(crate) trait Backend: Sync {
-    /// Linear layers with one input, `[…, input]` to `[…, width]`.
-    fn linear(&self, _x: &Array, _layers: &[Linear], _epilogue: Epilogue) -> Declined {
+    /// Transformer blocks, one after another, on the hidden states `[N, D]` of packed spans, to hidden states of the same
+    /// shape. Keys and values of the spans' tokens go to the spans' caches.
+    fn blocks(&self, _x: &Array, _blocks: &[Block], _spans: &mut [CachedSpan]) -> Declined {
         None
     }
 
-    /// Rows of an embedding: ids `[B, L]` (u32) to `[B, L, D]`. After [`NO_TOKEN`] come no numbers.
+    /// Linear layers with one input, `[N, input]` to `[N, width]`.
+    fn linear(&self, _x: &Array, _layers: &[Linear], _epilogue: Epilogue, _phase: Phase) -> Declined {
+        None
+    }
+
+    /// Rows of an embedding: ids `[N]` (u32) to `[N, D]`. After [`NO_TOKEN`] come no numbers.
     fn embedding(&self, _ids: &Array, _weight: &Weight) -> Declined {
         None
     }
@@ -143,41 +209,14 @@ pub(crate) trait Backend: Sync {
         None
     }
 
-    /// Heads out of a projection, normalised and rotated: `[B, count, L, head_dim]`.
-    fn heads(&self, _projected: &Array, _slice: HeadSlice) -> Declined {
+    /// For each row of the logits `[N, V]` a token `[N]` (u32), or [`NO_TOKEN`].
+    fn sample(&self, _logits: &Array, _choices: &[Choice]) -> Declined {
         None
     }
 
-    /// Attention of queries `[B, H, L, D]` over keys and values `[B, n_kv_heads, T, D]`, to `[B, L, H · D]`.
-    fn attention(
-        &self,
-        _queries: &Array,
-        _keys: &Array,
-        _values: &Array,
-        _scale: f32,
-        _mask: Option<&ScaledDotProductAttentionMask>,
-    ) -> Declined {
-        None
-    }
-
-    /// `a + b` of one shape.
-    fn add(&self, _a: &Array, _b: &Array) -> Declined {
-        None
-    }
-
-    /// A buffer `[B, H, capacity, D]` with the first `n` tokens of another, `[B, H, …, D]`, then those of `new`
-    /// `[B, H, L, D]`, then zeros.
-    fn append(&self, _buffer: &Array, _n: i32, _new: &Array, _capacity: i32) -> Declined {
-        None
-    }
-
-    /// The token `[1]` (u32) with the largest of the logits `[1, V]`, or [`NO_TOKEN`].
-    fn argmax(&self, _logits: &Array) -> Declined {
-        None
-    }
-
-    /// A token `[1]` (u32) drawn by the logits `[1, V]` with a key `[2]` (u32) of MLX, or [`NO_TOKEN`].
-    fn sample(&self, _logits: &Array, _filter: Filter, _key: &Array) -> Declined {
+    /// Log-probabilities of `tokens` `[N]` (u32) under logits `[N, V]`, and the `top` most likely tokens with theirs, most
+    /// likely first, ties by id: `[N, 1 + top]` (f32) and their ids `[N, top]` (u32). Where there are no more, -∞.
+    fn logprobs(&self, _logits: &Array, _tokens: &Array, _top: usize) -> Option<Result<(Array, Array)>> {
         None
     }
 
@@ -186,8 +225,7 @@ pub(crate) trait Backend: Sync {
         None
     }
 
-    /// Whether a pass over so many tokens is better computed layer by layer than described whole, for the memory that MLX
-    /// would take for all of it.
+    /// Whether a pass over so many tokens is computed block by block, for whoever looks on.
     fn computes_by_layer(&self, _tokens: i32) -> bool {
         false
     }

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_lm::backend::cpu::MAX_THREADS;
 use mlx_lm::generate::sampler::SamplerOptions;
@@ -170,6 +171,9 @@ pub struct BenchArgs {
     /// Measurements, after one that warms up
     #[arg(long, short = 'n', value_name = "N", default_value = "5", value_parser = positive)]
     pub repetitions: usize,
+    /// Also decode so many sequences together, each after the prompt (a list: 1,2,4,8)
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = parallel)]
+    pub batch_size: Vec<usize>,
     /// Tokens in the cache before the prompt
     #[arg(long, short, value_name = "N", default_value = "0")]
     pub depth: usize,
@@ -185,6 +189,12 @@ pub struct BenchArgs {
     /// Where to compute [default: the GPU when MLX has one]
     #[arg(long, value_enum)]
     pub device: Option<DeviceArg>,
+}
+
+impl BenchArgs {
+    pub fn sampling(&self) -> SamplerOptions {
+        SamplerOptions { temp: self.temp, top_p: self.top_p, ..SamplerOptions::default() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -256,6 +266,15 @@ pub struct GenerateArgs {
     /// Generate for each line {"prompt": …, "id": …, options …} of a file or `-`; one JSON line per result
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "prefill_response", "format"], help_heading = "Output")]
     pub batch: Option<PathBuf>,
+    /// Compute up to so many lines of the batch together; their results do not depend on it
+    #[arg(long, value_name = "N", default_value = "8", value_parser = parallel, requires = "batch", help_heading = "Output")]
+    pub parallel: usize,
+    /// Write each result of the batch as soon as it is ready, not in the order of the lines
+    #[arg(long, requires = "batch", help_heading = "Output")]
+    pub unordered: bool,
+    /// Memory for the keys and values of all that is computed together, such as 2GB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub cache_memory: Option<ByteSize>,
     /// What to print: the text, one JSON object, or a JSON object per event
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Output")]
     pub format: Format,
@@ -293,6 +312,13 @@ impl GenerateArgs {
 fn threads(text: &str) -> Result<usize, String> {
     let threads = text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
     threads.ok_or_else(|| format!("expected a whole number from 1 to {MAX_THREADS}"))
+}
+
+fn parallel(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=1024).contains(n))
+        .ok_or_else(|| "expected a whole number from 1 to 1024".to_owned())
 }
 
 fn bits(text: &str) -> Result<u32, String> {

@@ -1,21 +1,24 @@
-//! `--batch`: a prompt per line in, a JSON result per line out, in order, each as soon as it is ready.
+//! `--batch`: a prompt per line in, a JSON result per line out, several lines computed together.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use mlx_lm::GenerateOptions;
-use mlx_lm::generate::Overrides;
+use mlx_lm::generate::{Event, FinishReason, Finished, Generation, Overrides};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::args::GenerateArgs;
 use super::generate::Session;
-use super::output::{print_stats, token_json, write_line};
+use super::output::{print_stats, result_json, token_json, write_line};
 use super::process::{FAILURE, INTERRUPTED, SUCCESS};
 use super::prompt::{Input, MAX_INPUT_BYTES, Prompt, check_messages};
+use super::terminal;
 
 /// What a line of the batch says of its prompt. Its other fields are [`Overrides`].
 #[derive(Deserialize)]
@@ -96,82 +99,188 @@ impl LinePrompt {
     }
 }
 
-pub fn run(
-    path: &Path,
-    args: &GenerateArgs,
-    options: &GenerateOptions,
-    load: impl FnOnce() -> Result<Session>,
-) -> Result<u8> {
-    let flags = Prompt::read(&args.prompt, Some(path))?;
-    let mut input: Box<dyn BufRead> = if path == Path::new("-") {
-        Box::new(io::stdin().lock())
-    } else {
-        Box::new(BufReader::new(File::open(path).with_context(|| path.display().to_string())?))
-    };
-    let session = load()?;
-    let mut out = io::stdout().lock();
-    let mut failed = false;
-    for i in 0.. {
-        let mut line = Vec::new();
-        input
-            .by_ref()
-            .take(MAX_INPUT_BYTES + 1)
-            .read_until(b'\n', &mut line)
-            .with_context(|| path.display().to_string())?;
-        if line.is_empty() {
-            break;
-        }
-        if line.len() as u64 > MAX_INPUT_BYTES {
-            bail!(
-                "{}: line {} has more than {MAX_INPUT_BYTES} bytes, which is the most that is read",
-                path.display(),
-                i + 1
-            );
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        // The id of a line is repeated even when the rest of the line is no good.
-        let value: Result<Value> = serde_json::from_slice(&line).map_err(|e| anyhow!("not valid JSON: {e}"));
-        let id = value.as_ref().ok().and_then(|v| v.get("id")).cloned().unwrap_or(Value::Null);
-        let outcome = value.and_then(|value| read_line(value, &flags, options)).and_then(|(prompt, options)| {
-            let (_, ids) = prompt.encode(&session.tokenizer)?;
-            let (mut text, mut tokens) = (String::new(), Vec::new());
-            let outcome = session.run(&ids, &options, |piece| {
-                text.push_str(&piece.text);
-                tokens.extend(piece.token.logprob.map(|_| token_json(piece)));
-                Ok(())
-            })?;
-            text.push_str(&outcome.held_back);
-            Ok((outcome, text, tokens, options.logprobs.is_some()))
-        });
-        let mut result = json!({"line": i + 1});
-        if !id.is_null() {
-            result["id"] = id;
-        }
-        match &outcome {
-            Ok((outcome, text, tokens, has_logprobs)) => {
-                let Value::Object(fields) = outcome.json(text) else { unreachable!("an outcome is an object") };
-                result.as_object_mut().expect("built as one").extend(fields);
-                if *has_logprobs {
-                    result["tokens"] = tokens.clone().into();
-                }
+/// A file of lines to generate from.
+pub struct Batch {
+    path: PathBuf,
+    input: Box<dyn BufRead>,
+    /// What lines leave out.
+    prompt: Prompt,
+    options: GenerateOptions,
+    /// How many lines are under way at once.
+    window: usize,
+    is_ordered: bool,
+}
+
+impl Batch {
+    pub fn open(
+        path: PathBuf,
+        prompt: Prompt,
+        options: GenerateOptions,
+        parallel: usize,
+        unordered: bool,
+    ) -> Result<Self> {
+        let input: Box<dyn BufRead> = if path == Path::new("-") {
+            Box::new(io::stdin().lock())
+        } else {
+            Box::new(BufReader::new(File::open(&path).with_context(|| path.display().to_string())?))
+        };
+        // So many that there is always one to begin with when another ends, also behind one that takes long.
+        let window = if parallel == 1 { 1 } else { 4 * parallel };
+        Ok(Batch { path, input, prompt, options, window, is_ordered: !unordered })
+    }
+
+    /// The next line that is not empty, without what is around it.
+    fn next_line(&mut self, number: &mut usize) -> Result<Option<Vec<u8>>> {
+        loop {
+            let mut line = Vec::new();
+            let mut input = self.input.by_ref().take(MAX_INPUT_BYTES + 1);
+            input.read_until(b'\n', &mut line).with_context(|| self.path.display().to_string())?;
+            if line.is_empty() {
+                return Ok(None);
             }
-            Err(error) => {
-                failed = true;
-                result["error"] = format!("{error:#}").into();
+            *number += 1;
+            if line.len() as u64 > MAX_INPUT_BYTES {
+                bail!(
+                    "{}: line {number} has more than {MAX_INPUT_BYTES} bytes, which is the most that is read",
+                    self.path.display()
+                );
             }
-        }
-        write_line(&mut out, &result)?;
-        if let Ok((outcome, ..)) = outcome {
-            if args.verbose {
-                print_stats(&outcome.stats);
-            }
-            failed |= outcome.error.is_some();
-            if outcome.is_interrupted() {
-                return Ok(INTERRUPTED);
+            if !line.trim_ascii().is_empty() {
+                return Ok(Some(line));
             }
         }
     }
-    Ok(if failed { FAILURE } else { SUCCESS })
+}
+
+/// A line's result.
+struct Done {
+    json: Value,
+    /// `None` when it did not come to a generation.
+    finished: Option<Finished>,
+}
+
+/// The beginning of a line's result. The id of a line is repeated even when the rest of the line is no good.
+fn labelled(number: usize, line: &Result<Value>) -> Value {
+    let mut result = json!({"line": number});
+    if let Some(id) = line.as_ref().ok().and_then(|line| line.get("id")).filter(|id| !id.is_null()) {
+        result["id"] = id.clone();
+    }
+    result
+}
+
+fn failed(mut label: Value, error: &anyhow::Error) -> Done {
+    label["error"] = format!("{error:#}").into();
+    Done { json: label, finished: None }
+}
+
+/// Wait for the end of a line's generation.
+fn collect(mut label: Value, generation: Generation, has_logprobs: bool) -> Done {
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let mut generation = generation;
+    let finished = loop {
+        match generation.next_event().expect("a generation finishes") {
+            Event::Delta(delta) => {
+                text.push_str(&delta.text);
+                tokens.extend(has_logprobs.then(|| token_json(&delta)));
+            }
+            Event::Finished(finished) => break finished,
+            Event::Reading { .. } | Event::Read { .. } => {}
+        }
+    };
+    text.push_str(&finished.held_back);
+    let Value::Object(fields) = result_json(&finished, &text) else { unreachable!("a result is an object") };
+    label.as_object_mut().expect("built as one").extend(fields);
+    if has_logprobs {
+        label["tokens"] = tokens.into();
+    }
+    Done { json: label, finished: Some(finished) }
+}
+
+/// Generate for each line, as many together as the window has room for.
+pub fn run(mut batch: Batch, session: &Session, is_verbose: bool) -> Result<u8> {
+    let _interruptible = terminal::Generation::begin();
+    let (to_writer, from_lines) = channel();
+    let mut writer =
+        Writer { next: 0, ready: BTreeMap::new(), is_ordered: batch.is_ordered, is_verbose, code: SUCCESS };
+    let (mut number, mut started, mut written) = (0, 0, 0);
+    loop {
+        let line = if terminal::interrupted() { None } else { batch.next_line(&mut number)? };
+        let is_end = line.is_none();
+        if let Some(line) = line {
+            let value: Result<Value> = serde_json::from_slice(&line).map_err(|e| anyhow!("not valid JSON: {e}"));
+            let label = labelled(number, &value);
+            let submitted = value.and_then(|value| read_line(value, &batch.prompt, &batch.options)).and_then(
+                |(prompt, options)| {
+                    let (_, ids) = prompt.encode(session.engine.tokenizer())?;
+                    let has_logprobs = options.logprobs.is_some();
+                    Ok((session.engine.submit(session.request(ids, options))?, has_logprobs))
+                },
+            );
+            let to_writer = to_writer.clone();
+            let place = started;
+            match submitted {
+                Err(error) => drop(to_writer.send((place, failed(label, &error)))),
+                Ok((generation, has_logprobs)) => {
+                    // Where there can be no thread, the line fails with its channel: see below.
+                    thread::Builder::new()
+                        .name(format!("line {number}"))
+                        .spawn(move || drop(to_writer.send((place, collect(label, generation, has_logprobs)))))
+                        .context("a thread could not be started")?;
+                }
+            }
+            started += 1;
+        }
+        // Wait where the window is full, or nothing more comes; else take what is there.
+        while written < started {
+            let must_wait = is_end || started - written >= batch.window;
+            let done = if must_wait { from_lines.recv().ok() } else { from_lines.try_recv().ok() };
+            let Some((place, done)) = done else { break };
+            written += writer.take(place, done)?;
+        }
+        if is_end {
+            break;
+        }
+    }
+    Ok(if terminal::interrupted() { INTERRUPTED } else { writer.code })
+}
+
+/// Writes results in order, or as they come.
+struct Writer {
+    next: usize,
+    /// Those that came before their turn.
+    ready: BTreeMap<usize, Done>,
+    is_ordered: bool,
+    is_verbose: bool,
+    code: u8,
+}
+
+impl Writer {
+    /// How many results are through with.
+    fn take(&mut self, place: usize, done: Done) -> io::Result<usize> {
+        if !self.is_ordered {
+            self.write(done)?;
+            return Ok(1);
+        }
+        self.ready.insert(place, done);
+        let before = self.next;
+        while let Some(done) = self.ready.remove(&self.next) {
+            self.write(done)?;
+            self.next += 1;
+        }
+        Ok(self.next - before)
+    }
+
+    fn write(&mut self, Done { json, finished }: Done) -> io::Result<()> {
+        // A line that Ctrl-C found without a token has no result.
+        if finished.as_ref().is_some_and(|f| f.reason == FinishReason::Abort && f.stats.generated_tokens == 0) {
+            return Ok(());
+        }
+        write_line(&mut io::stdout().lock(), &json)?;
+        let has_failed = finished.as_ref().is_none_or(|finished| finished.error.is_some());
+        self.code = self.code.max(if has_failed { FAILURE } else { SUCCESS });
+        if let Some(finished) = finished.filter(|_| self.is_verbose) {
+            print_stats(&finished.stats);
+        }
+        Ok(())
+    }
 }

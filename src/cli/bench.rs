@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mlx_lm::backend::cpu as kernels;
-use mlx_lm::generate::generator::Generator;
+use mlx_lm::generate::generator::{Step, Tokens, submit};
 use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
-use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
+use mlx_lm::generate::sampler::SamplerOptions;
+use mlx_lm::generate::sequence::Sequence;
 use mlx_lm::models::Architecture;
 use mlx_lm::{Model, Watch};
 use mlx_rs::{Device, DeviceType, Dtype};
@@ -46,11 +47,18 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         trials.push(trial(&model, cache, &prompt, &args)?);
     }
     trials.remove(0); // warms up
+    let mut batch = Vec::new();
+    if !args.batch_size.is_empty() {
+        let read = read(&model, model.new_cache(CacheLimits::new(room)), &prompt)?;
+        for &n in &args.batch_size {
+            let times = (0..args.repetitions).map(|_| decode_together(&model, &read, n, &args));
+            let rates = times.map(|time| Ok((n * args.gen_tokens) as f64 / time?.as_secs_f64()));
+            batch.push((n, spread(rates.collect::<Result<_>>()?)));
+        }
+    }
     let peak_memory_bytes = peak_memory_bytes();
     let rate = |n: usize, time: fn(&Trial) -> Duration| {
-        let mut rates: Vec<f64> = trials.iter().map(|trial| n as f64 / time(trial).as_secs_f64()).collect();
-        rates.sort_by(f64::total_cmp);
-        json!({"median": rates[rates.len() / 2], "min": rates[0], "max": rates[rates.len() - 1]})
+        spread(trials.iter().map(|trial| n as f64 / time(trial).as_secs_f64()).collect())
     };
     let (prefill_tps, decode_tps) = (rate(args.prompt, |t| t.prefill), rate(args.gen_tokens, |t| t.decode));
     let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
@@ -72,6 +80,11 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         "kernels": mlx_lm::ops::cpu_backend().map_or("mlx", kernels::Kernels::name),
         "threads": on_cpu.then(kernels::threads),
         "device": if on_cpu { "cpu" } else { "gpu" },
+        "batch": batch.iter().map(|(n, rate)| json!({
+            "batch_size": n,
+            "decode_tps": rate,
+            "decode_tps_each": median(rate) / *n as f64,
+        })).collect::<Vec<_>>(),
     });
     let mut out = io::stdout().lock();
     match args.format {
@@ -79,6 +92,11 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         BenchFormat::Text => print(&mut out, &result)?,
     }
     Ok(SUCCESS)
+}
+
+fn spread(mut rates: Vec<f64>) -> Value {
+    rates.sort_by(f64::total_cmp);
+    json!({"median": rates[rates.len() / 2], "min": rates[0], "max": rates[rates.len() - 1]})
 }
 
 fn load(args: &BenchArgs) -> Result<(String, Model)> {
@@ -102,8 +120,7 @@ fn load(args: &BenchArgs) -> Result<(String, Model)> {
 /// A cache that has read `ids`.
 fn read(model: &Model, cache: KvCache, ids: &[u32]) -> Result<KvCache> {
     let last = [ids, &[0]].concat(); // the last token of a prompt stays out of the cache until it is decoded
-    let generator = prefill(model, cache, &last, 0, SamplerOptions::default())?;
-    Ok(generator.cache().clone())
+    Ok(prefill(model, cache, &last, 0, &SamplerOptions::default())?.cache().clone())
 }
 
 fn prefill<'m>(
@@ -111,11 +128,10 @@ fn prefill<'m>(
     cache: KvCache,
     ids: &[u32],
     max_tokens: usize,
-    sampling: SamplerOptions,
-) -> Result<Generator<'m>> {
-    let sampler = Sampler::new(sampling, model.config().vocab_size)?;
-    let generator = Generator::prefill(model, cache, sampler, ids, max_tokens, None, 2048, &mut Watch::none())?;
-    Ok(generator.expect("nothing stops it"))
+    sampling: &SamplerOptions,
+) -> Result<Tokens<'m>> {
+    let sequence = Sequence::new(ids.to_vec(), cache, sampling, model.config().vocab_size, None, 2048)?;
+    Ok(Tokens::prefill(model, sequence, max_tokens, &mut Watch::none())?)
 }
 
 struct Trial {
@@ -125,14 +141,42 @@ struct Trial {
 
 /// Read the prompt to the first token, and decode the others.
 fn trial(model: &Model, cache: KvCache, prompt: &[u32], args: &BenchArgs) -> Result<Trial> {
-    let sampling = SamplerOptions { temp: args.temp, top_p: args.top_p, ..SamplerOptions::default() };
     let started = Instant::now();
-    let mut generator = prefill(model, cache, prompt, args.gen_tokens + 1, sampling)?;
-    generator.next().transpose()?;
+    let mut tokens = prefill(model, cache, prompt, args.gen_tokens + 1, &args.sampling())?;
+    tokens.next().transpose()?;
     let prefill = started.elapsed();
     let started = Instant::now();
-    while generator.next().transpose()?.is_some() {}
+    while tokens.next().transpose()?.is_some() {}
     Ok(Trial { prefill, decode: started.elapsed() })
+}
+
+/// Decode `n` sequences that have read a prompt, token by token, all in one pass; how long that takes.
+fn decode_together(model: &Model, read: &KvCache, n: usize, args: &BenchArgs) -> Result<Duration> {
+    let prompt = vec![0; read.seen() as usize + 1];
+    let vocab_size = model.config().vocab_size;
+    let sequence = |_| Sequence::new(prompt.clone(), read.clone(), &args.sampling(), vocab_size, None, 2048);
+    let mut sequences = (0..n).map(sequence).collect::<mlx_lm::Result<Vec<_>>>()?;
+    let mut pass = |last: Option<&Step>| {
+        let mut decoding: Vec<_> = sequences.iter_mut().collect();
+        let step = submit(model, &mut decoding, &mut [], last, &mut |_| ())?;
+        Ok::<_, mlx_lm::Error>(step.expect("sequences decode"))
+    };
+    // The first copies the cache that all share.
+    let mut step = pass(None)?;
+    for warm_up in [true, false] {
+        let started = Instant::now();
+        for _ in 0..if warm_up { 2 } else { args.gen_tokens } {
+            let next = pass(Some(&step))?;
+            step.read(model)?;
+            step = next;
+        }
+        if !warm_up {
+            let time = started.elapsed();
+            step.read(model)?;
+            return Ok(time);
+        }
+    }
+    unreachable!("the second round returns")
 }
 
 /// Keys and values that a decode step reads with `tokens` in the cache.
@@ -169,6 +213,13 @@ fn print(out: &mut impl Write, result: &Value) -> io::Result<()> {
     let flops = number("prefill_tflops");
     writeln!(out, "prefill {:>6}:  {}, {flops:.3} TFLOP/s", number("n_prompt"), rate("prefill_tps"))?;
     writeln!(out, "decode {:>7}:  {}", number("n_gen"), rate("decode_tps"))?;
+    for row in result["batch"].as_array().into_iter().flatten() {
+        let n = row["batch_size"].as_u64().unwrap_or_default();
+        let [median, min, max] =
+            ["median", "min", "max"].map(|which| row["decode_tps"][which].as_f64().unwrap_or(f64::NAN));
+        let each = row["decode_tps_each"].as_f64().unwrap_or(f64::NAN);
+        writeln!(out, "{n:>4} together:   {median:.2} tokens/s in all (min {min:.2}, max {max:.2}), {each:.2} each")?;
+    }
     if !result["read_bandwidth_gbps"].is_null() {
         writeln!(
             out,

@@ -26,7 +26,7 @@ pub fn cache_prompt(args: CachePromptArgs) -> Result<u8> {
     let (_, ids) = prompt.encode(&Tokenizer::load(&checkpoint)?)?;
     let model = load_model(&checkpoint)?;
     let limits = options.cache_limits(model.config())?;
-    warn_of_limits(&model, limits, ids.len());
+    warn_of_limits(model.config(), model.dtype(), limits, ids.len());
     let _interruptible = terminal::Generation::begin();
     let cached = with_prompt_bar(|watch| PromptCache::new(&model, &ids, limits, CHUNK, watch));
     let cached = match cached {

@@ -1,115 +1,160 @@
 //! One generation, from flags to text.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use mlx_lm::generate::prompt_cache::PromptCache;
-use mlx_lm::generate::{FinishReason, Piece, Watch, generate_with_progress};
+use mlx_lm::generate::{Engine, EngineOptions, Event, FinishReason, Request, Watch};
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer};
 use mlx_rs::{Device, DeviceType};
 
-use super::args::{DeviceArg, Format, GenerateArgs};
-use super::output::{Outcome, Printer, print_stats};
+use super::args::{DeviceArg, Format, GenerateArgs, ModelArgs};
+use super::batch::{self, Batch};
+use super::output::{Printer, print_stats};
 use super::process::{INTERRUPTED, SUCCESS, Usage};
 use super::progress::Progress;
 use super::prompt::Prompt;
-use super::{batch, terminal};
+use super::terminal;
 
 /// A loaded model.
 pub struct Session {
-    pub model: Model,
-    pub tokenizer: Tokenizer,
+    pub engine: Engine,
     prompt_cache: Option<PromptCache>,
 }
 
 impl Session {
-    fn load(args: &GenerateArgs) -> Result<Self> {
+    pub fn load(
+        model: &ModelArgs,
+        prompt_cache: Option<&Path>,
+        options: EngineOptions,
+        is_verbose: bool,
+    ) -> Result<Self> {
         let started = Instant::now();
-        let checkpoint = super::open(&args.model)?;
-        let tokenizer = Tokenizer::load(&checkpoint)?;
-        let model = load_model(&checkpoint)?;
-        if args.verbose {
+        let checkpoint = super::open(model)?;
+        let tokenizer = Arc::new(Tokenizer::load(&checkpoint)?);
+        let engine = Engine::start(move || load_model(&checkpoint), tokenizer, options)?;
+        if is_verbose {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
-            note!("kernels: {}", mlx_lm::ops::description());
+            note!("kernels: {}", engine.call(|_| mlx_lm::ops::description())?);
         }
-        let load_cache = |path: &PathBuf| PromptCache::load(path, &model);
-        let prompt_cache = args.prompt_cache.as_ref().map(load_cache).transpose()?;
-        Ok(Session { model, tokenizer, prompt_cache })
+        let load_cache = |path: &Path| {
+            let path = path.to_owned();
+            engine.call(move |model| PromptCache::load(&path, model))?
+        };
+        let prompt_cache = prompt_cache.map(load_cache).transpose()?;
+        Ok(Session { engine, prompt_cache })
     }
 
-    /// Generate from `ids`, telling `on_piece` each piece, until it ends or Ctrl-C stops it.
-    pub fn run(
-        &self,
-        ids: &[u32],
-        options: &GenerateOptions,
-        mut on_piece: impl FnMut(&Piece) -> io::Result<()>,
-    ) -> Result<Outcome> {
-        let _interruptible = terminal::Generation::begin();
-        let cached = self.prompt_cache.as_ref();
-        let mut generation =
-            with_prompt_bar(|watch| generate_with_progress(&self.model, &self.tokenizer, ids, options, cached, watch))?;
-        let evicted = generation.stats().evicted_tokens;
-        if evicted > 0 {
-            note!("the prompt is longer than the context: {evicted} of its {} tokens were evicted", ids.len());
-        }
-        let mut error = None;
-        while !terminal::interrupted()
-            && let Some(piece) = generation.next()
-        {
-            match piece {
-                Ok(piece) => on_piece(&piece)?,
-                Err(failure) => {
-                    error = Some(failure);
-                    break;
-                }
-            }
-        }
-        let (finish_reason, stats) = (generation.finish_reason(), generation.stats());
-        if finish_reason == Some(FinishReason::Length) && stats.generated_tokens < options.max_tokens {
-            log::warn!("the text ends here because the context is full; --context-size sets its size");
-        }
-        let held_back = if finish_reason.is_none() { generation.interrupt() } else { String::new() };
-        Ok(Outcome { held_back, finish_reason, error, stats })
+    pub fn request(&self, prompt: Vec<u32>, options: GenerateOptions) -> Request {
+        Request { prompt, options, prompt_cache: self.prompt_cache.clone() }
     }
 }
 
 pub fn generate(args: GenerateArgs) -> Result<u8> {
     let options = args.options()?;
-    if args.overrides.logprobs.is_some() && args.format == Format::Text && args.batch.is_none() {
+    let engine = EngineOptions {
+        cache_memory: args.cache_memory.map(|bytes| bytes.as_u64()),
+        stop: Arc::clone(terminal::interrupt()),
+        ..EngineOptions::default()
+    };
+    let GenerateArgs {
+        model,
+        prompt,
+        prompt_cache,
+        overrides,
+        batch,
+        parallel,
+        unordered,
+        format,
+        verbose,
+        device,
+        ..
+    } = args;
+    if overrides.logprobs.is_some() && format == Format::Text && batch.is_none() {
         return Err(Usage("--logprobs needs --format json or jsonl, or --batch".into()).into());
     }
-    set_device(args.device)?;
+    set_device(device)?;
     terminal::catch_interrupt();
-    if let Some(path) = &args.batch {
-        return batch::run(path, &args, &options, || Session::load(&args));
+    let prompt = Prompt::read(&prompt, batch.as_deref())?;
+    if let Some(path) = batch {
+        let batch = Batch::open(path, prompt, options, parallel, unordered)?;
+        // A line's result must not depend on those before it.
+        let engine = EngineOptions { parallel, deterministic: true, ..engine };
+        let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?;
+        return batch::run(batch, &session, verbose);
     }
-    let prompt = Prompt::read(&args.prompt, None)?;
-    let session = Session::load(&args)?;
-    let (_, ids) = prompt.encode(&session.tokenizer)?;
+    let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?;
+    let (_, ids) = prompt.encode(session.engine.tokenizer())?;
+    run(&session, ids, options, format, verbose)
+}
 
-    let mut printer = Printer::new(args.format);
+/// Generate from `ids` until it ends or Ctrl-C stops it.
+fn run(session: &Session, ids: Vec<u32>, options: GenerateOptions, format: Format, is_verbose: bool) -> Result<u8> {
+    let mut printer = Printer::new(format);
     printer.prefill(ids.len())?;
-    let outcome = session.run(&ids, &options, |piece| printer.piece(piece))?;
-    printer.done(&outcome)?;
-    let interrupted = outcome.is_interrupted();
-    if interrupted {
-        note!("interrupted");
+    let _interruptible = terminal::Generation::begin();
+    let (prompt_tokens, max_tokens) = (ids.len(), options.max_tokens);
+    let mut generation = session.engine.submit(session.request(ids, options))?;
+    let mut reading = Some(Reading::begin());
+    while let Some(event) = generation.next_event() {
+        match event {
+            Event::Reading { done, total } => {
+                if let Some(Reading { progress, .. }) = &mut reading {
+                    progress.update(done as u64, total as u64);
+                }
+            }
+            Event::Read { evicted } => {
+                reading = None;
+                if evicted > 0 {
+                    note!(
+                        "the prompt is longer than the context: {evicted} of its {prompt_tokens} tokens were evicted"
+                    );
+                }
+            }
+            Event::Delta(delta) => printer.delta(&delta)?,
+            Event::Finished(finished) => {
+                drop(reading.take());
+                if finished.reason == FinishReason::Length && finished.stats.generated_tokens < max_tokens {
+                    log::warn!("the text ends here because the context is full; --context-size sets its size");
+                }
+                printer.done(&finished)?;
+                let is_aborted = finished.reason == FinishReason::Abort;
+                if is_aborted {
+                    note!("interrupted");
+                }
+                if is_verbose || is_aborted {
+                    print_stats(&finished.stats);
+                }
+                if let Some(error) = finished.error {
+                    return Err(error.into());
+                }
+                return Ok(if is_aborted { INTERRUPTED } else { SUCCESS });
+            }
+        }
     }
-    if args.verbose || interrupted {
-        print_stats(&outcome.stats);
+    unreachable!("a generation finishes")
+}
+
+/// While a prompt is read: a bar, and a computation that does not stop soon after Ctrl-C ends with the program.
+struct Reading {
+    progress: Progress,
+    _last_resort: terminal::LastResort,
+}
+
+impl Reading {
+    fn begin() -> Self {
+        Reading {
+            progress: Progress::new("reading", "{pos}/{len} tokens"),
+            _last_resort: terminal::LastResort::begin(),
+        }
     }
-    if let Some(error) = outcome.error {
-        return Err(error.into());
-    }
-    Ok(if interrupted { INTERRUPTED } else { SUCCESS })
 }
 
 /// Read a text under a progress bar, until it is read or Ctrl-C stops it.
 pub fn with_prompt_bar<T>(read: impl FnOnce(&mut Watch) -> T) -> T {
-    let _last_resort = terminal::LastResort::begin();
-    let mut progress = Progress::new("reading", "{pos}/{len} tokens");
+    let Reading { mut progress, _last_resort } = Reading::begin();
     let on_progress = &mut |done, total| progress.update(done, total);
     read(&mut Watch { on_progress, stop: terminal::interrupt() })
 }

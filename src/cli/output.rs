@@ -4,54 +4,32 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 
 use mlx_lm::generate::generator::Token;
-use mlx_lm::generate::{FinishReason, Piece, Stats};
+use mlx_lm::generate::{Delta, Finished, Stats};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::Format;
 
-/// A generation that ended, in whatever way.
-pub struct Outcome {
-    /// Text that no piece brought, after an interruption or an error.
-    pub held_back: String,
-    /// `None` when it was interrupted or failed.
-    pub finish_reason: Option<FinishReason>,
-    /// Why it failed, after the text so far.
-    pub error: Option<mlx_lm::Error>,
-    pub stats: Stats,
+/// The fields that every JSON form of a result has.
+pub fn result_json(finished: &Finished, text: &str) -> Value {
+    let stats = &finished.stats;
+    let mut json = json!({
+        "finish_reason": finished.reason,
+        "text": text,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "evicted_tokens": stats.evicted_tokens,
+        "prompt_tps": stats.prompt_tps(),
+        "generation_tps": stats.generation_tps(),
+        "peak_memory_bytes": peak_memory_bytes(),
+    });
+    if let Some(error) = &finished.error {
+        json["error"] = error.to_string().into();
+    }
+    json
 }
 
-impl Outcome {
-    /// The fields that every JSON form of a result has.
-    pub fn json(&self, text: &str) -> Value {
-        let finish_reason = match (self.finish_reason, &self.error) {
-            (Some(reason), _) => serde_json::to_value(reason).expect("a reason is a string"),
-            (None, None) => json!("interrupted"),
-            (None, Some(_)) => json!("error"),
-        };
-        let mut json = json!({
-            "finish_reason": finish_reason,
-            "text": text,
-            "prompt_tokens": self.stats.prompt_tokens,
-            "generated_tokens": self.stats.generated_tokens,
-            "evicted_tokens": self.stats.evicted_tokens,
-            "prompt_tps": self.stats.prompt_tps(),
-            "generation_tps": self.stats.generation_tps(),
-            "peak_memory_bytes": peak_memory_bytes(),
-        });
-        if let Some(error) = &self.error {
-            json["error"] = error.to_string().into();
-        }
-        json
-    }
-
-    /// Whether Ctrl-C ended it.
-    pub fn is_interrupted(&self) -> bool {
-        self.finish_reason.is_none() && self.error.is_none()
-    }
-}
-
-/// Writes one generation to stdout in the chosen format, flushed piece by piece. Text that is printed is not kept, so
+/// Writes one generation to stdout in the chosen format, flushed token by token. Text that is printed is not kept, so
 /// that a text may go on without end.
 pub struct Printer {
     format: Format,
@@ -74,42 +52,42 @@ impl Printer {
         }
     }
 
-    pub fn piece(&mut self, piece: &Piece) -> io::Result<()> {
+    pub fn delta(&mut self, delta: &Delta) -> io::Result<()> {
         match self.format {
             Format::Text => {
-                self.out.write_all(piece.text.as_bytes())?;
+                self.out.write_all(delta.text.as_bytes())?;
                 self.out.flush()
             }
             Format::Jsonl => {
-                self.text.push_str(&piece.text);
-                write_line(&mut self.out, &with_event("token", token_json(piece)))
+                self.text.push_str(&delta.text);
+                write_line(&mut self.out, &with_event("token", token_json(delta)))
             }
             Format::Json => {
-                self.text.push_str(&piece.text);
-                self.tokens.extend(piece.token.logprob.map(|_| token_json(piece)));
+                self.text.push_str(&delta.text);
+                self.tokens.extend(delta.token.logprob.map(|_| token_json(delta)));
                 Ok(())
             }
         }
     }
 
-    pub fn done(&mut self, outcome: &Outcome) -> io::Result<()> {
-        self.text.push_str(&outcome.held_back);
+    pub fn done(&mut self, finished: &Finished) -> io::Result<()> {
+        self.text.push_str(&finished.held_back);
         match self.format {
             Format::Jsonl => {
-                if !outcome.held_back.is_empty() {
-                    write_line(&mut self.out, &json!({"event": "text", "text": outcome.held_back}))?;
+                if !finished.held_back.is_empty() {
+                    write_line(&mut self.out, &json!({"event": "text", "text": finished.held_back}))?;
                 }
-                write_line(&mut self.out, &with_event("done", outcome.json(&self.text)))
+                write_line(&mut self.out, &with_event("done", result_json(finished, &self.text)))
             }
             Format::Json => {
-                let mut json = outcome.json(&self.text);
+                let mut json = result_json(finished, &self.text);
                 if !self.tokens.is_empty() {
                     json["tokens"] = std::mem::take(&mut self.tokens).into();
                 }
                 write_line(&mut self.out, &json)
             }
             Format::Text => {
-                self.out.write_all(outcome.held_back.as_bytes())?;
+                self.out.write_all(finished.held_back.as_bytes())?;
                 // A shell prompt should not stick to the text; a file or pipe gets the text alone.
                 if self.out.is_terminal() { writeln!(self.out) } else { Ok(()) }
             }
@@ -118,9 +96,9 @@ impl Printer {
 }
 
 /// `{"id", "text", "logprob", "top_logprobs"}`, the last two when they were asked for.
-pub fn token_json(piece: &Piece) -> Value {
-    let Token { id, logprob, top_logprobs } = &piece.token;
-    let mut json = json!({"id": id, "text": piece.text});
+pub fn token_json(delta: &Delta) -> Value {
+    let Token { id, logprob, top_logprobs } = &delta.token;
+    let mut json = json!({"id": id, "text": delta.text});
     if let Some(logprob) = logprob {
         json["logprob"] = json!(logprob);
     }

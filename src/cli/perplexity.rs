@@ -52,7 +52,7 @@ pub fn perplexity(mut args: PerplexityArgs) -> Result<u8> {
         Past::Recomputed(options.context_size.unwrap_or(trained) as usize)
     } else {
         let limits = options.cache_limits(model.config())?;
-        warn_of_limits(&model, limits, ids.len().saturating_sub(1));
+        warn_of_limits(model.config(), model.dtype(), limits, ids.len().saturating_sub(1));
         Past::Cached(limits)
     };
 

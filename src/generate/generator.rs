@@ -1,22 +1,25 @@
-//! Token after token: prefill, then decode, as named states of an iterator.
+//! Forward passes over the next tokens of several sequences, and the choice of the tokens that follow.
 //!
-//! Reference: `mlx_lm.generate.generate_step`. The prompt is prefilled in chunks but for its last token, which is the
-//! first decode step. Decoding is pipelined: the step after a token is submitted before the token is read.
+//! Reference: `mlx_lm.generate.generate_step`. A prompt is prefilled in chunks but for its last token, which is the first
+//! decode step. Decoding is pipelined: the step after a token is submitted before the token is read.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
+use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::async_eval;
 
 use super::kv_cache::KvCache;
-use super::sampler::{Sampler, logprobs};
+use super::sampler::sample;
+use super::sequence::{Next, Sequence};
 use super::{Watch, unless_interrupted};
-use crate::backend::NO_TOKEN;
+use crate::backend::{NO_TOKEN, Phase};
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::models::batch::{Batch, Span};
 use crate::ops;
 
 /// MLX keeps freed buffers for reuse; they are dropped once in so many tokens.
@@ -33,122 +36,203 @@ pub struct Token {
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
-/// Iterates over generated tokens, `max_tokens` at most. The caller decides when to stop.
-pub struct Generator<'m> {
-    model: &'m Model,
-    cache: KvCache,
-    sampler: Sampler,
-    /// `None`: no log-probabilities. `Some(n)`: that of the token, and of the n most likely.
-    logprobs: Option<usize>,
-    max_tokens: usize,
-    generated: usize,
-    state: State,
+/// A pass that was submitted: the tokens that it chooses.
+#[derive(Debug)]
+pub struct Step {
+    /// `[N]`, one for each sequence that was decoded.
+    tokens: Array,
+    /// Of the tokens, and of the most likely ones; see [`ops::logprobs`].
+    logprobs: Option<(Array, Array)>,
+    /// How many log-probabilities each sequence is told.
+    wanted: Vec<Option<usize>>,
 }
 
-enum State {
-    /// The prompt's last token waits for its forward pass.
-    Prefilled(u32),
-    /// Submitted but not read.
-    Decoding(Step),
-    /// What came before is as it should be.
-    Failed(Error),
-    Finished,
+/// Submit a pass over the next token of each of `decoding`, whose prompts are prefilled, and the next tokens of the prompts of
+/// `prefilling`, as many as are said. `last` is the step before, which chose the tokens of sequences that go on. A pass
+/// that only prefills gives no step, and is computed when this returns. `on_layer` is told the layers that are done of a pass
+/// long enough to tell of.
+///
+/// # Errors
+/// When the pass cannot be described or, as far as it is computed, fails: the caches of its sequences are then of no use.
+pub fn submit(
+    model: &Model,
+    decoding: &mut [&mut Sequence],
+    prefilling: &mut [(&mut Sequence, usize)],
+    last: Option<&Step>,
+    on_layer: &mut dyn FnMut(usize),
+) -> Result<Option<Step>> {
+    let rows = decoding.len() as i32;
+    let mut ids = next_tokens(decoding, last)?;
+    for sequence in decoding.iter_mut().filter(|sequence| sequence.sampler.observes()) {
+        let token = next_token(sequence, last)?;
+        sequence.sampler.observe(&token)?;
+    }
+    for (sequence, n) in prefilling.iter() {
+        let Next::Prompt(read) = sequence.next else { unreachable!("its prompt is prefilled") };
+        ids.push(Array::from_slice(&sequence.prompt[read..read + n], &[*n as i32]));
+    }
+    let ids = if let [one] = &ids[..] { one.clone() } else { concatenate(&ids, 0)? };
+    let decoded =
+        decoding.iter_mut().map(|sequence| Span { cache: &mut sequence.cache, tokens: 1, phase: Phase::Decode });
+    let prefilled = prefilling.iter_mut().map(|(sequence, n)| Span {
+        cache: &mut sequence.cache,
+        tokens: *n as i32,
+        phase: Phase::Prefill,
+    });
+    let mut batch = Batch::new(ids, decoded.chain(prefilled).collect())?;
+    let hidden_states = model.forward_by_layer(&mut batch, on_layer)?;
+    for (sequence, n) in prefilling.iter_mut() {
+        if let Next::Prompt(read) = &mut sequence.next {
+            *read += *n;
+        }
+    }
+    if decoding.is_empty() {
+        model.evaluate([&hidden_states].into_iter().chain(prefilling.iter().flat_map(|(s, _)| s.cache.arrays())))?;
+        clear_cache()?;
+        return Ok(None);
+    }
+    let decoded = if prefilling.is_empty() { hidden_states } else { hidden_states.try_index((..rows, ..))? };
+    let logits = model.logits(&decoded, Phase::Decode)?;
+    let mut samplers: Vec<_> = decoding.iter_mut().map(|sequence| &mut sequence.sampler).collect();
+    let (tokens, logits) = sample(logits, &mut samplers)?;
+    let wanted: Vec<Option<usize>> = decoding.iter().map(|sequence| sequence.logprobs).collect();
+    let top = wanted.iter().flatten().max();
+    let logprobs = top.map(|&top| ops::logprobs(&logits, &tokens, top)).transpose()?;
+    for (row, sequence) in decoding.iter_mut().enumerate() {
+        sequence.next = Next::Chosen { row };
+    }
+    let step = Step { tokens, logprobs, wanted };
+    async_eval(step.arrays())?;
+    Ok(Some(step))
 }
 
-/// A decode step's results: the token `[1]`, and the log-probabilities `[1, V]` when asked for.
-struct Step {
-    token: Array,
-    logprobs: Option<Array>,
+/// The ids of `decoding`, in order, in parts.
+fn next_tokens(decoding: &[&mut Sequence], last: Option<&Step>) -> Result<Vec<Array>> {
+    let chosen = |(i, sequence): (usize, &&mut Sequence)| sequence.next == Next::Chosen { row: i };
+    if let Some(last) = last
+        && last.wanted.len() == decoding.len()
+        && decoding.iter().enumerate().all(chosen)
+    {
+        return Ok(vec![last.tokens.clone()]);
+    }
+    decoding.iter().map(|sequence| next_token(sequence, last)).collect()
 }
 
-impl<'m> Generator<'m> {
-    /// Prefill all of `prompt` but its last token, `prefill_step` tokens at a time. When `watch` stops it, there is no
-    /// generator.
+/// `[1]`.
+fn next_token(sequence: &Sequence, last: Option<&Step>) -> Result<Array> {
+    Ok(match sequence.next {
+        Next::Prompt(read) => Array::from_slice(&sequence.prompt[read..], &[1]),
+        Next::Token(token) => Array::from_slice(&[token], &[1]),
+        Next::Chosen { row } => {
+            let tokens = &last.expect("a step chose it").tokens;
+            tokens.try_index(row as i32..row as i32 + 1)?
+        }
+    })
+}
+
+impl Step {
+    fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let logprobs = self.logprobs.iter().flat_map(|(values, ids)| [values, ids]);
+        [&self.tokens].into_iter().chain(logprobs)
+    }
+
+    /// Wait for the tokens, one for each sequence that was decoded, in order.
     ///
-    /// `prompt` has at least one token, each below the model's `vocab_size`; the first [`KvCache::seen`] of them may be in
-    /// `cache` already, but not the last.
-    #[allow(clippy::too_many_arguments)]
-    pub fn prefill(
-        model: &'m Model,
-        mut cache: KvCache,
-        mut sampler: Sampler,
-        prompt: &[u32],
-        max_tokens: usize,
-        logprobs: Option<usize>,
-        prefill_step: usize,
-        watch: &mut Watch,
-    ) -> Result<Option<Self>> {
-        let (last, body) = prompt.split_last().expect("a prompt has at least one token");
-        let chunk_size = cache.limits().chunk_size(prompt.len(), prefill_step);
-        let on_progress = &mut |done, _| (watch.on_progress)(done, prompt.len() as u64);
+    /// # Errors
+    /// When the pass failed: for all of them. When its logits give no token: for that sequence.
+    pub fn read(self, model: &Model) -> Result<Vec<Result<Token>>> {
+        model.evaluate(self.arrays())?;
+        let ids: &[u32] = self.tokens.as_slice();
+        let tokens = ids.iter().zip(&self.wanted).enumerate().map(|(row, (&id, &wanted))| {
+            if id == NO_TOKEN {
+                return Err(Error::NotANumber(format!(
+                    "the model's logits give no token: they hold NaN or infinity, so its weights or the prompt cache are damaged, or \
+                     its numbers are too large for {:?}; or logit biases ban every token",
+                    model.dtype()
+                )));
+            }
+            let (Some(n), Some((values, top))) = (wanted, &self.logprobs) else {
+                return Ok(Token { id, logprob: None, top_logprobs: Vec::new() });
+            };
+            let most = top.dim(1) as usize;
+            let values: &[f32] = &values.as_slice()[row * (1 + most)..][..1 + most];
+            let top: &[u32] = if most > 0 { &top.as_slice()[row * most..][..most] } else { &[] };
+            let top = top.iter().copied().zip(values[1..].iter().copied()).take(n);
+            let top_logprobs = top.filter(|(_, logprob)| logprob.is_finite()).collect(); // without banned tokens
+            Ok(Token { id, logprob: Some(values[0]), top_logprobs })
+        });
+        Ok(tokens.collect())
+    }
+}
+
+/// The tokens of one sequence, `max_tokens` at most, on the caller's thread. The caller decides when to stop.
+pub struct Tokens<'m> {
+    model: &'m Model,
+    sequence: Sequence,
+    step: Option<Step>,
+    /// What came before is as it should be.
+    failed: Option<Error>,
+    /// How many are still to be submitted, and were given.
+    left: usize,
+    given: usize,
+}
+
+impl<'m> Tokens<'m> {
+    /// Prefill all of the prompt but its last token.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when `watch` stops it, and whatever goes wrong in a pass.
+    pub fn prefill(model: &'m Model, mut sequence: Sequence, max_tokens: usize, watch: &mut Watch) -> Result<Self> {
+        let (body, chunk_size) = (sequence.prompt.len() - 1, sequence.chunk_size);
+        let ids = std::mem::take(&mut sequence.prompt);
+        let on_progress = &mut |done, _| (watch.on_progress)(done, ids.len() as u64);
         let mut watch = Watch { on_progress, stop: watch.stop };
-        if read(model, &mut cache, body, chunk_size, &mut watch)?.is_break() {
-            return Ok(None);
+        if read(model, &mut sequence.cache, &ids[..body], chunk_size, &mut watch)?.is_break() {
+            return Err(Error::Interrupted);
         }
-        if !body.is_empty() {
-            sampler.observe(&row(body))?;
-        }
-        let state = if max_tokens == 0 { State::Finished } else { State::Prefilled(*last) };
-        Ok(Some(Generator { model, cache, sampler, logprobs, max_tokens, generated: 0, state }))
+        (sequence.prompt, sequence.next) = (ids, Next::Prompt(body));
+        Ok(Tokens { model, sequence, step: None, failed: None, left: max_tokens, given: 0 })
     }
 
     /// What the model remembers.
     pub fn cache(&self) -> &KvCache {
-        &self.cache
+        &self.sequence.cache
     }
 
-    /// Submit the forward pass of `token` `[1]` and the choice of the one after it.
-    fn submit(&mut self, token: &Array) -> Result<Step> {
-        let tokens = token.reshape(&[1, 1])?;
-        self.sampler.observe(&tokens)?;
-        let hidden_states = self.model.forward(&tokens, &mut self.cache)?;
-        let logits = self.model.logits(&hidden_states)?.try_index((.., -1, ..))?; // [1, V]
-        let logits = self.sampler.process(logits)?;
-        let step = Step {
-            token: self.sampler.sample(&logits)?,
-            logprobs: if self.logprobs.is_some() { Some(logprobs(&logits)?) } else { None },
-        };
-        async_eval([&step.token].into_iter().chain(&step.logprobs))?;
-        Ok(step)
+    fn submit(&mut self, last: Option<&Step>) -> Result<Option<Step>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        submit(self.model, &mut [&mut self.sequence], &mut [], last, &mut |_| ())
     }
 
     fn advance(&mut self) -> Result<Option<Token>> {
-        let step = match std::mem::replace(&mut self.state, State::Finished) {
-            State::Finished => return Ok(None),
-            State::Failed(error) => return Err(error),
-            State::Prefilled(last) => self.submit(&row(&[last]))?,
-            State::Decoding(step) => step,
-        };
-        self.generated += 1;
-        if self.generated < self.max_tokens {
-            self.state = self.submit(&step.token).map_or_else(State::Failed, State::Decoding);
+        if let Some(error) = self.failed.take() {
+            return Err(error);
         }
-        if self.generated.is_multiple_of(CLEAR_CACHE_EVERY) {
+        let step = match self.step.take() {
+            Some(step) => step,
+            None if self.given > 0 => return Ok(None),
+            None => match self.submit(None)? {
+                Some(step) => step,
+                None => return Ok(None),
+            },
+        };
+        match self.submit(Some(&step)) {
+            Ok(next) => self.step = next,
+            Err(error) => self.failed = Some(error),
+        }
+        self.given += 1;
+        if self.given.is_multiple_of(CLEAR_CACHE_EVERY) {
             clear_cache()?;
         }
-        self.read(step).map(Some)
-    }
-
-    /// Wait for a step and copy its results.
-    fn read(&self, step: Step) -> Result<Token> {
-        self.model.evaluate([&step.token].into_iter().chain(&step.logprobs))?;
-        let id: u32 = step.token.item_exact();
-        if id == NO_TOKEN {
-            return Err(Error::NotANumber(format!(
-                "the model's logits give no token: they hold NaN or infinity, so its weights or the prompt cache are damaged, or \
-                 its numbers are too large for {:?}; or logit biases ban every token",
-                self.model.dtype()
-            )));
-        }
-        let (Some(logprobs), Some(n)) = (step.logprobs, self.logprobs) else {
-            return Ok(Token { id, logprob: None, top_logprobs: Vec::new() });
-        };
-        let logprobs: &[f32] = logprobs.as_slice();
-        Ok(Token { id, logprob: Some(logprobs[id as usize]), top_logprobs: top(logprobs, n) })
+        let mut tokens = step.read(self.model)?;
+        tokens.remove(0).map(Some)
     }
 }
 
-impl Iterator for Generator<'_> {
+impl Iterator for Tokens<'_> {
     type Item = Result<Token>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -156,12 +240,12 @@ impl Iterator for Generator<'_> {
     }
 }
 
-impl Drop for Generator<'_> {
+impl Drop for Tokens<'_> {
     /// Wait for the step that was submitted ahead: a program that ends while MLX's thread still computes tears MLX's
     /// own statics down under it.
     fn drop(&mut self) {
-        if let State::Decoding(step) = &self.state {
-            let _ = self.model.evaluate([&step.token]); // nobody reads this token, nor its error
+        if let Some(step) = self.step.take() {
+            let _ = step.read(self.model); // nobody reads this token, nor its error
         }
     }
 }
@@ -182,29 +266,14 @@ pub(super) fn read(
     for chunk in ids[cache.seen() as usize..].chunks(chunk_size) {
         let before = cache.seen() as usize;
         let on_layer = &mut |layer| (watch.on_progress)((before + chunk.len() * layer / layers) as u64, total);
-        let read = model.forward_by_layer(&row(chunk), cache, on_layer).and_then(|_| model.evaluate(cache.arrays()));
+        let hidden_states =
+            Batch::prefill(chunk, cache).and_then(|mut batch| model.forward_by_layer(&mut batch, on_layer));
+        let computed = hidden_states.and_then(|x| model.evaluate([&x].into_iter().chain(cache.arrays())));
         // Where MLX computes by itself, nothing but this looks for it.
-        if unless_interrupted(read)?.is_none() || watch.stop.load(Ordering::Relaxed) {
+        if unless_interrupted(computed)?.is_none() || watch.stop.load(Ordering::Relaxed) {
             return Ok(ControlFlow::Break(()));
         }
         clear_cache()?;
     }
     Ok(ControlFlow::Continue(()))
-}
-
-/// Token ids as `[1, L]`.
-pub(super) fn row(ids: &[u32]) -> Array {
-    Array::from_slice(ids, &[1, ids.len() as i32])
-}
-
-/// The `n` largest of `logprobs` with their indices, largest first, ties by index; without those of banned tokens.
-fn top(logprobs: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let mut ranked: Vec<(u32, f32)> = (0..).zip(logprobs.iter().copied()).filter(|(_, p)| p.is_finite()).collect();
-    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    if n < ranked.len() {
-        ranked.select_nth_unstable_by(n, order);
-        ranked.truncate(n);
-    }
-    ranked.sort_unstable_by(order);
-    ranked
 }

@@ -1,7 +1,7 @@
 //! The key-value cache: what earlier tokens left for attention, for all layers together, in bounded memory.
 //!
 //! Reference: StreamingLLM (Xiao et al., arXiv 2309.17453). The cache holds at most `context_size` tokens: the first
-//! ones for ever, as attention sinks, and the most recent ones. When the next tokens would not fit, a batch is evicted
+//! ones forever, as attention sinks, and the most recent ones. When the next tokens would not fit, a batch is evicted
 //! from the middle:
 //!
 //! ```text
@@ -15,19 +15,21 @@
 //! ([`KvCache::seen`], [`KvCache::evicted`]) are only for accounting: `seen = evicted + len`.
 //!
 //! Keys are stored rotated to their position. An eviction moves each kept key by the same number of positions e, so it
-//! is turned back by e once; rotations of fixed frequencies compose, whatever scaling made the frequencies. Values and
-//! sinks do not change. In 16-bit types a turn rounds; a key lives through about 100 / `eviction_batch_percent` turns.
+//! is rotated by -e once; rotations of fixed frequencies compose, whatever scaling made the frequencies. Values and
+//! sinks do not change. In 16-bit types a rotation rounds; a key lives through about 100 / `eviction_batch_percent` of them.
 //!
-//! Offset, window and mask arithmetic live here alone. A forward pass of L tokens calls [`KvCache::reserve`] once,
-//! for its eviction, positions and mask, and then [`KvCache::update`] for each layer, so that layers cannot drift apart.
+//! Offset, window and mask arithmetic live here alone. A forward pass of L tokens calls [`KvCache::reserve`] once, which
+//! evicts and gives the tokens their positions; then each layer stores its keys and values there.
+
+use std::sync::Arc;
 
 use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
+use crate::backend::{CachedSpan, LayerCache, Phase, Positions};
 use crate::error::Result;
-use crate::ops;
 
 /// Buffers grow by this many tokens, as in mlx-lm.
 const STEP: i32 = 256;
@@ -67,57 +69,57 @@ impl CacheLimits {
     }
 }
 
-/// Keys `[B, n_kv_heads, len, head_dim]` (rotated) and values of the same shape, for each layer.
+/// What the cache must know of a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheLayer {
+    /// How many positions a token sees, itself included, and the sinks besides, once tokens were evicted; `None` for all.
+    pub sliding_window: Option<i32>,
+    /// Of the layer's RoPE, in radians per position, for each pair of components; `None` for keys that do not rotate.
+    pub frequencies: Option<Arc<[f64]>>,
+}
+
+/// Keys `[1, n_kv_heads, len, head_dim]` (rotated) and values of the same shape, for each layer. A clone shares them until
+/// either goes on.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    layers: Vec<Option<(Array, Array)>>,
+    layers: Arc<[CacheLayer]>,
+    buffers: Vec<LayerCache>,
     limits: CacheLimits,
-    sliding_window: Option<i32>,
-    /// Radians per position, for each pair of rotary components.
-    frequencies: Vec<f64>,
     len: i32,
+    /// Tokens that the buffers have room for.
+    capacity: i32,
     evicted: u64,
     /// What [`KvCache::trim`] leaves at least: the tokens that the last eviction kept.
     untrimmable: i32,
 }
 
-/// One forward pass' place in the cache.
+/// Which of the keys that [`KvCache::update`] returns a token sees.
 #[derive(Debug)]
-pub struct Step {
-    /// Position of the pass' first token.
-    pub offset: i32,
-    end: i32,
-    /// First cached position that any of the pass' tokens sees.
-    start: i32,
-    mask: Mask,
-    eviction: Option<Eviction>,
-}
-
-/// What every layer does before it stores a step's keys: positions `from..to` move down by `from - sinks`.
-#[derive(Debug)]
-struct Eviction {
-    sinks: i32,
-    from: i32,
-    to: i32,
-    /// Cosines and sines `[head_dim / 2]` (f32) of the turn back.
-    turn: (Array, Array),
-}
-
-#[derive(Debug)]
-enum Mask {
-    /// Every token sees all that [`KvCache::update`] returns.
+pub enum Mask {
+    /// All.
     All,
+    /// Those up to its own.
     Causal,
-    /// `[L, end - start]`, true where the token of the row sees the position of the column.
-    Window(Array),
+    /// `[L, keys]`, true where the token of the row sees the key of the column.
+    Table(Array),
+}
+
+impl Mask {
+    /// As attention takes it.
+    pub fn as_mlx(&self) -> Option<ScaledDotProductAttentionMask<'_>> {
+        match self {
+            Mask::All => None,
+            Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
+            Mask::Table(table) => Some(table.into()),
+        }
+    }
 }
 
 impl KvCache {
-    /// An empty cache for `n_layers` layers. `frequencies` are those of the model's RoPE, in radians per position. With a
-    /// `sliding_window`, a token sees that many positions, itself included; and the sinks, once tokens were evicted.
-    pub fn new(n_layers: usize, limits: CacheLimits, sliding_window: Option<i32>, frequencies: Vec<f64>) -> Self {
-        let layers = vec![None; n_layers];
-        KvCache { layers, limits, sliding_window, frequencies, len: 0, evicted: 0, untrimmable: 0 }
+    /// An empty cache.
+    pub fn new(limits: CacheLimits, layers: Arc<[CacheLayer]>) -> Self {
+        let buffers = vec![None; layers.len()];
+        KvCache { layers, buffers, limits, len: 0, capacity: 0, evicted: 0, untrimmable: 0 }
     }
 
     /// Tokens held.
@@ -145,79 +147,103 @@ impl KvCache {
         self.limits
     }
 
-    /// Make room for the next `n` tokens, which takes an eviction when they do not fit.
+    /// Make room for the next `n` tokens, which takes an eviction when they do not fit, and give them their positions.
     ///
     /// # Panics
-    /// When `n` is not positive, or they would not fit beside the sinks.
-    pub fn reserve(&mut self, n: i32) -> Result<Step> {
-        let CacheLimits { context_size, num_sink_tokens: sinks, .. } = self.limits;
+    /// When `n` is not positive, or they would not fit next to the sinks.
+    pub fn reserve(&mut self, n: i32, phase: Phase) -> Result<Positions> {
+        let CacheLimits { context_size, num_sink_tokens, .. } = self.limits;
         assert!(n > 0, "{n} tokens");
         let missing = self.len + n - context_size;
-        let count = match missing {
-            ..=0 => 0,
-            _ => missing.max(self.limits.eviction_batch()).min(self.len - sinks),
-        };
-        assert!(count >= missing, "{n} tokens do not fit into a cache of {context_size} with {sinks} sinks");
-        let (offset, evicted) = (self.len - count, self.evicted + count as u64);
-        let end = offset + n;
-        let (start, mask) = self.mask(offset, end, evicted > 0)?; // before anything changes
-        let eviction =
-            (count > 0).then(|| Eviction { sinks, from: sinks + count, to: self.len, turn: self.turn(count) });
-        if eviction.is_some() {
-            self.untrimmable = offset;
+        if missing > 0 {
+            let count = missing.max(self.limits.eviction_batch()).min(self.len - num_sink_tokens);
+            assert!(
+                count >= missing,
+                "{n} tokens do not fit into a cache of {context_size} with {num_sink_tokens} sinks"
+            );
+            self.evict(count)?;
         }
-        (self.len, self.evicted) = (end, evicted);
-        Ok(Step { offset, end, start, mask, eviction })
-    }
-
-    /// What tokens at positions `offset..end` see, and from where on.
-    fn mask(&self, offset: i32, end: i32, has_evicted: bool) -> Result<(i32, Mask)> {
-        let plain = if end - offset == 1 { Mask::All } else { Mask::Causal };
-        let window = match self.sliding_window {
-            Some(window) if end > window => window,
-            _ => return Ok((0, plain)),
-        };
+        let offset = self.len;
+        self.len += n;
+        if self.len > self.capacity {
+            self.capacity = ((self.len + STEP - 1) / STEP * STEP).min(context_size);
+        }
         // Until the first eviction nothing differs from the plain model, for which the first tokens are as any other.
-        let sinks = if has_evicted { self.limits.num_sink_tokens } else { 0 };
-        let start = if sinks > 0 { 0 } else { (offset + 1 - window).max(0) };
-        if end - offset == 1 && sinks == 0 {
-            return Ok((start, Mask::All));
+        let sinks = if self.evicted > 0 { num_sink_tokens } else { 0 };
+        Ok(Positions { phase, offset, tokens: n, sinks, capacity: self.capacity })
+    }
+
+    /// Let the first `count` tokens after the sinks go; those behind them move down.
+    fn evict(&mut self, count: i32) -> Result<()> {
+        let sinks = self.limits.num_sink_tokens;
+        let (from, to) = (sinks + count, self.len);
+        let mut moved = self.buffers.clone(); // before anything changes
+        for ((keys, values), layer) in moved.iter_mut().flatten().zip(self.layers.iter()).filter(|_| from < to) {
+            let kept = rows(keys, from, to)?;
+            let kept = match &layer.frequencies {
+                Some(frequencies) => rotate_back(&kept, frequencies, count)?,
+                None => kept,
+            };
+            store(keys, kept, sinks)?;
+            let kept = rows(values, from, to)?;
+            store(values, kept, sinks)?;
         }
-        let rows = Array::from_iter(offset..end, &[end - offset, 1]);
-        let columns = Array::from_iter(start..end, &[1, end - start]);
-        let within = rows.lt(columns.add(Array::from_int(window))?)?.logical_or(columns.lt(Array::from_int(sinks))?)?;
-        Ok((start, Mask::Window(rows.ge(&columns)?.logical_and(within)?)))
+        self.buffers = moved;
+        self.len -= count;
+        self.evicted += count as u64;
+        self.untrimmable = self.len;
+        Ok(())
     }
 
-    /// Cosines and sines of `positions` times each frequency, computed in f64.
-    fn turn(&self, positions: i32) -> (Array, Array) {
-        let angles = self.frequencies.iter().map(|frequency| frequency * f64::from(positions));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        let array = |values: &[f32]| Array::from_slice(values, &[values.len() as i32]);
-        (array(&cos), array(&sin))
-    }
-
-    /// Store a layer's new `keys` and `values` `[B, n_kv_heads, L, head_dim]` for `step`; returns all that the step's
-    /// tokens may see, of length `end - start`.
-    pub fn update(&mut self, layer: usize, step: &Step, keys: Array, values: Array) -> Result<(Array, Array)> {
-        let (mut all_keys, mut all_values) = match self.layers[layer].take() {
+    /// Store a layer's new `keys` and `values` `[1, n_kv_heads, L, head_dim]`; returns all that one of these tokens may see.
+    pub fn update(&mut self, layer: usize, at: &Positions, keys: Array, values: Array) -> Result<(Array, Array)> {
+        let (mut all_keys, mut all_values) = match self.buffers[layer].take() {
             Some(buffers) => buffers,
             None => (rows(&keys, 0, 0)?, rows(&values, 0, 0)?),
         };
-        if let Some(Eviction { sinks, from, to, turn }) = &step.eviction
-            && from < to
-        {
-            let kept = turn_back(&rows(&all_keys, *from, *to)?, turn)?;
-            store(&mut all_keys, kept, *sinks)?;
-            let kept = rows(&all_values, *from, *to)?;
-            store(&mut all_values, kept, *sinks)?;
-        }
         for (buffer, new) in [(&mut all_keys, keys), (&mut all_values, values)] {
-            append(buffer, new, step, self.limits.context_size)?;
+            let missing = at.capacity - buffer.dim(2);
+            if missing > 0 {
+                let shape = [new.dim(0), new.dim(1), missing, new.dim(3)];
+                *buffer = concatenate(&[&*buffer, &zeros_dtype(&shape, new.dtype())?], 2)?;
+            }
+            store(buffer, new, at.offset)?;
         }
-        let seen = (rows(&all_keys, step.start, step.end)?, rows(&all_values, step.start, step.end)?);
-        self.layers[layer] = Some((all_keys, all_values));
+        let start = self.first_seen(layer, at);
+        let seen = (rows(&all_keys, start, at.end())?, rows(&all_values, start, at.end())?);
+        self.buffers[layer] = Some((all_keys, all_values));
         Ok(seen)
+    }
+
+    /// The first position that one of these tokens sees.
+    fn first_seen(&self, layer: usize, at: &Positions) -> i32 {
+        match self.layers[layer].sliding_window {
+            Some(window) if at.sinks == 0 => (at.offset + 1 - window).max(0),
+            _ => 0,
+        }
+    }
+
+    /// Which of the keys that [`KvCache::update`] returns for a layer these tokens see.
+    pub fn mask(&self, layer: usize, at: &Positions) -> Result<Mask> {
+        let plain = if at.tokens == 1 { Mask::All } else { Mask::Causal };
+        let window = match self.layers[layer].sliding_window {
+            Some(window) if at.end() > window => window,
+            _ => return Ok(plain),
+        };
+        if at.tokens == 1 && at.sinks == 0 {
+            return Ok(Mask::All);
+        }
+        let start = self.first_seen(layer, at);
+        let rows = Array::from_iter(at.offset..at.end(), &[at.tokens, 1]);
+        let columns = Array::from_iter(start..at.end(), &[1, at.end() - start]);
+        let in_window = rows.lt(columns.add(Array::from_int(window))?)?;
+        let within = in_window.logical_or(columns.lt(Array::from_int(at.sinks))?)?;
+        Ok(Mask::Table(rows.ge(&columns)?.logical_and(within)?))
+    }
+
+    /// The tokens at these positions with the buffers of `layers`, for what computes whole blocks.
+    pub(crate) fn span(&mut self, positions: Positions, layers: std::ops::Range<usize>) -> CachedSpan<'_> {
+        CachedSpan { positions, layers: &mut self.buffers[layers] }
     }
 
     /// Go on where another cache of this model was: `layers` as [`KvCache::layer`] gave them, of `evicted + len` tokens seen
@@ -229,8 +255,8 @@ impl KvCache {
         let len = layers.first().map_or(0, |(keys, _)| keys.dim(2));
         assert!(len <= self.limits.context_size && untrimmable <= len && layers.len() == self.layers.len());
         assert!(layers.iter().all(|(keys, values)| keys.dim(2) == len && values.dim(2) == len));
-        self.layers = layers.into_iter().map(Some).collect();
-        (self.len, self.evicted, self.untrimmable) = (len, evicted, untrimmable);
+        self.buffers = layers.into_iter().map(Some).collect();
+        (self.len, self.capacity, self.evicted, self.untrimmable) = (len, len, evicted, untrimmable);
     }
 
     /// How many of the tokens held cannot be trimmed: those that the last eviction kept.
@@ -250,6 +276,20 @@ impl KvCache {
         Ok(())
     }
 
+    /// The first `n` tokens of what this one holds, under other limits.
+    ///
+    /// # Panics
+    /// When it evicted tokens, or holds fewer than `n`, or the limits are less.
+    pub(super) fn beginning(&self, n: i32, limits: CacheLimits) -> KvCache {
+        assert!(self.evicted == 0 && n <= self.len && n <= limits.context_size);
+        KvCache { len: n, limits, untrimmable: 0, ..self.clone() }
+    }
+
+    /// Tokens that its buffers have room for.
+    pub(super) fn capacity(&self) -> i32 {
+        self.capacity
+    }
+
     /// Layers of the model.
     pub fn n_layers(&self) -> usize {
         self.layers.len()
@@ -257,12 +297,12 @@ impl KvCache {
 
     /// The keys and values of a layer, `[B, n_kv_heads, len, head_dim]` each; `None` before its first token.
     pub fn layer(&self, layer: usize) -> Result<Option<(Array, Array)>> {
-        self.layers[layer].as_ref().map(|(k, v)| Ok((rows(k, 0, self.len)?, rows(v, 0, self.len)?))).transpose()
+        self.buffers[layer].as_ref().map(|(k, v)| Ok((rows(k, 0, self.len)?, rows(v, 0, self.len)?))).transpose()
     }
 
     /// The buffers of all layers, to evaluate after a prefill chunk.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().flatten().flat_map(|(keys, values)| [keys, values])
+        self.buffers.iter().flatten().flat_map(|(keys, values)| [keys, values])
     }
 }
 
@@ -273,17 +313,6 @@ impl KvCache {
 pub struct TrimError {
     pub asked: i32,
     pub possible: i32,
-}
-
-impl Step {
-    /// The mask for attention over what [`KvCache::update`] returned.
-    pub fn mask(&self) -> Option<ScaledDotProductAttentionMask<'_>> {
-        match &self.mask {
-            Mask::All => None,
-            Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
-            Mask::Window(mask) => Some(mask.into()),
-        }
-    }
 }
 
 /// Tokens `start..end` of `[B, heads, tokens, head_dim]`.
@@ -297,28 +326,16 @@ fn store(buffer: &mut Array, new: Array, start: i32) -> Result<()> {
     Ok(buffer.try_index_mut((.., .., (start..end).stride_by(1), ..), new)?)
 }
 
-/// Put `new` at the rows that the step has for it, in a larger buffer where this one has no room.
-fn append(buffer: &mut Array, new: Array, step: &Step, limit: i32) -> Result<()> {
-    let capacity = buffer.dim(2);
-    if step.end > capacity {
-        let wanted = ((step.end + STEP - 1) / STEP * STEP).min(limit);
-        if let Some(grown) = ops::append(buffer, step.offset, &new, wanted) {
-            *buffer = grown?;
-            return Ok(());
-        }
-        let shape = [new.dim(0), new.dim(1), wanted - capacity, new.dim(3)];
-        *buffer = concatenate(&[&*buffer, &zeros_dtype(&shape, new.dtype())?], 2)?;
-    }
-    store(buffer, new, step.offset)
-}
-
-/// Turn rotated keys back by the angles of `turn`: computed in f32, rounded once. What RoPE multiplied them with beside
-/// the rotation (yarn) stays in them.
-fn turn_back(keys: &Array, (cos, sin): &(Array, Array)) -> Result<Array> {
-    let half = cos.dim(0);
+/// Keys rotated by so many positions less: computed in f32, rounded once. What RoPE multiplied them with besides the rotation
+/// (yarn) stays in them.
+fn rotate_back(keys: &Array, frequencies: &[f64], positions: i32) -> Result<Array> {
+    let angles = frequencies.iter().map(|frequency| frequency * f64::from(positions));
+    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+    let half = frequencies.len() as i32;
+    let (cos, sin) = (Array::from_slice(&cos, &[half]), Array::from_slice(&sin, &[half]));
     let wide = keys.as_dtype(Dtype::Float32)?;
     let (x, y) = (wide.try_index((.., .., .., ..half))?, wide.try_index((.., .., .., half..))?);
-    let turned_x = x.multiply(cos)?.add(y.multiply(sin)?)?;
-    let turned_y = y.multiply(cos)?.subtract(x.multiply(sin)?)?;
-    Ok(concatenate(&[turned_x, turned_y], 3)?.as_dtype(keys.dtype())?)
+    let rotated_x = x.multiply(&cos)?.add(y.multiply(&sin)?)?;
+    let rotated_y = y.multiply(&cos)?.subtract(x.multiply(&sin)?)?;
+    Ok(concatenate(&[rotated_x, rotated_y], 3)?.as_dtype(keys.dtype())?)
 }

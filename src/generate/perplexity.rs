@@ -5,12 +5,13 @@ use std::ops::ControlFlow;
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, take_along_axis};
 
-use super::generator::row;
 use super::kv_cache::CacheLimits;
 use super::sampler::logprobs;
 use super::{Watch, unless_interrupted};
+use crate::backend::Phase;
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::models::batch::Batch;
 use crate::ops;
 
 /// Tokens whose logits are in memory at once, `[tokens, V]` in f32.
@@ -56,8 +57,10 @@ pub fn losses(
                 let n = fits.min(CHUNK).min(ids.len() - 1 - at);
                 let evicted = cache.evicted();
                 let on_layer = &mut |layer| (watch.on_progress)((at + n * layer / layers) as u64, ids.len() as u64);
-                let hidden_states = model.forward_by_layer(&row(&ids[at..at + n]), &mut cache, on_layer);
-                let found = hidden_states.and_then(|x| of(model, &model.logits(&x)?, &ids[at + 1..at + 1 + n]));
+                let batch = Batch::prefill(&ids[at..at + n], &mut cache);
+                let hidden_states = batch.and_then(|mut batch| model.forward_by_layer(&mut batch, on_layer));
+                let logits = hidden_states.and_then(|x| model.logits(&x, Phase::Prefill));
+                let found = logits.and_then(|logits| of(model, &logits, &ids[at + 1..at + 1 + n]));
                 let Some(found) = unless_interrupted(found)? else { return Ok(evicted) };
                 if on_losses(at + 1, &found).is_break() {
                     break;
@@ -70,8 +73,8 @@ pub fn losses(
             for at in 1..ids.len() {
                 let seen = &ids[at.saturating_sub(window)..at];
                 let mut cache = model.new_cache(CacheLimits::new(seen.len() as i32));
-                let hidden_states = model.forward(&row(seen), &mut cache)?;
-                let logits = model.logits(&hidden_states.try_index((.., -1.., ..))?)?;
+                let hidden_states = model.forward(&mut Batch::prefill(seen, &mut cache)?)?;
+                let logits = model.logits(&hidden_states.try_index((-1.., ..))?, Phase::Prefill)?;
                 let Some(found) = unless_interrupted(of(model, &logits, &ids[at..=at]))? else { break };
                 (watch.on_progress)(at as u64, ids.len() as u64);
                 if on_losses(at, &found).is_break() {
@@ -83,10 +86,10 @@ pub fn losses(
     }
 }
 
-/// The losses of `targets` under logits `[1, L, V]`.
+/// The losses of `targets` under logits `[L, V]`.
 fn of(model: &Model, logits: &Array, targets: &[u32]) -> Result<Vec<f32>> {
     let l = targets.len() as i32;
-    let logprobs = logprobs(&logits.reshape(&[l, -1])?)?;
+    let logprobs = logprobs(logits)?;
     let found = take_along_axis(&logprobs, Array::from_slice(targets, &[l, 1]), 1)?.negative()?.reshape(&[l])?;
     model.evaluate([&found])?;
     let found = found.as_slice::<f32>().to_vec();

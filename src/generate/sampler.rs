@@ -9,7 +9,7 @@ use mlx_rs::ops::indexing::{TryIndexOp, put_along_axis, scatter_add_single, take
 use mlx_rs::ops::{self, argpartition_axis, concatenate, sort_axis};
 use mlx_rs::random::{RandomState, categorical};
 
-use crate::backend::Filter;
+use crate::backend::{Choice, Filter};
 use crate::error::{Error, Result};
 use crate::ops as model_ops;
 
@@ -84,6 +84,20 @@ impl SamplerOptions {
     }
 }
 
+impl SamplerOptions {
+    /// # Errors
+    /// When `logit_bias` names a token that is not below `vocab_size`.
+    pub fn validate_tokens(&self, vocab_size: i32) -> Result<()> {
+        match self.logit_bias.iter().find(|(id, _)| i64::from(*id) >= i64::from(vocab_size)) {
+            None => Ok(()),
+            Some((id, _)) => {
+                let expected = format!("a token of the vocabulary, which ends at {}", vocab_size - 1);
+                Err(Error::setting("logit_bias", id, expected))
+            }
+        }
+    }
+}
+
 /// A sampler with its random state and the recent tokens.
 #[derive(Debug)]
 pub struct Sampler {
@@ -96,31 +110,32 @@ pub struct Sampler {
 
 impl Sampler {
     /// # Errors
-    /// When `logit_bias` names a token that is not below `vocab_size`.
+    /// As [`SamplerOptions::validate_tokens`].
     pub fn new(options: SamplerOptions, vocab_size: i32) -> Result<Self> {
-        if let Some((id, _)) = options.logit_bias.iter().find(|(id, _)| i64::from(*id) >= i64::from(vocab_size)) {
-            let expected = format!("a token of the vocabulary, which ends at {}", vocab_size - 1);
-            return Err(Error::setting("logit_bias", id, expected));
-        }
+        options.validate_tokens(vocab_size)?;
         let random = RandomState::with_seed(options.seed)?;
         Ok(Sampler { options, vocab_size, random, recent: None })
     }
 
-    /// Take `tokens` `[1, n]` (u32) into account as the most recent ones.
+    /// Whether it takes recent tokens into account.
+    pub fn observes(&self) -> bool {
+        let o = &self.options;
+        let penalizes = o.repetition_penalty.is_some() || o.presence_penalty != 0.0 || o.frequency_penalty != 0.0;
+        penalizes && o.repetition_context > 0
+    }
+
+    /// Take `tokens` `[n]` (u32) into account as the most recent ones.
     pub fn observe(&mut self, tokens: &Array) -> Result<()> {
-        let SamplerOptions { repetition_penalty, presence_penalty, frequency_penalty, repetition_context, .. } =
-            self.options;
-        let penalizes = repetition_penalty.is_some() || presence_penalty != 0.0 || frequency_penalty != 0.0;
-        if !penalizes || repetition_context == 0 {
+        if !self.observes() {
             return Ok(());
         }
         // MLX writes wherever an index points, and where logits gave no token that is beyond the vocabulary.
-        let tokens = ops::minimum(tokens, Array::from_slice(&[self.vocab_size as u32 - 1], &[1]))?;
+        let tokens = ops::minimum(tokens, Array::from_slice(&[self.vocab_size as u32 - 1], &[1]))?.reshape(&[1, -1])?;
         let all = match &self.recent {
             Some(recent) => concatenate(&[recent, &tokens], 1)?,
             None => tokens,
         };
-        let keep = i32::try_from(repetition_context).unwrap_or(i32::MAX).min(all.dim(1));
+        let keep = i32::try_from(self.options.repetition_context).unwrap_or(i32::MAX).min(all.dim(1));
         self.recent = Some(all.try_index((.., all.dim(1) - keep..))?);
         Ok(())
     }
@@ -154,55 +169,73 @@ impl Sampler {
         Ok(logits)
     }
 
-    /// Choose a token `[1]` (u32) by processed logits `[1, V]`; `u32::MAX` when they hold NaN or ∞, or are all -∞.
-    ///
-    /// # Errors
-    /// When the logits are of more than one sequence.
-    pub fn sample(&mut self, logits: &Array) -> Result<Array> {
-        if logits.ndim() != 2 || logits.dim(0) != 1 {
-            return Err(Error::Input(format!("a sampler chooses by logits [1, V], not {:?}", logits.shape())));
-        }
-        // A temperature whose reciprocal f32 cannot hold is as good as zero.
-        let is_greedy = !(1.0 / self.options.temp).is_finite();
-        if is_greedy {
-            return model_ops::argmax(logits);
-        }
-        let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
-        let key = self.random.next_key()?;
-        model_ops::sample(logits, Filter { temp, top_p, min_p, top_k }, &key, || {
-            let logprobs = self.filter(logprobs(logits)?)?;
-            Ok(categorical(logprobs.multiply(Array::from_f32(1.0 / temp))?, None, None, &key)?)
-        })
+    /// Whether [`Sampler::process`] changes anything.
+    pub fn changes_logits(&self) -> bool {
+        !self.options.logit_bias.is_empty() || self.recent.is_some()
     }
 
-    /// Give tokens outside top-p, min-p and top-k the log-probability -∞; the rest stay as they are.
-    fn filter(&self, mut logprobs: Array) -> Result<Array> {
-        let o = &self.options;
-        let never = Array::from_f32(f32::NEG_INFINITY);
-        let vocab_size = logprobs.dim(-1);
-        if o.top_p < 1.0 {
-            // In ascending order, a token is dropped when those after it already hold top_p of the mass; the last
-            // one always stays.
-            let sorted = sort_axis(&logprobs, -1)?;
-            let probs = sorted.exp()?;
-            let above = probs.cumsum(-1, true, false)?;
-            let mass = probs.sum_axis(-1, true)?;
-            let dropped = above.ge(mass.multiply(Array::from_f32(o.top_p))?)?.as_type::<i32>()?.sum_axis(-1, true)?;
-            let dropped = ops::minimum(dropped, Array::from_int(vocab_size - 1))?;
-            let threshold = take_along_axis(&sorted, &dropped, -1)?;
-            logprobs = ops::select(logprobs.lt(&threshold)?, &never, &logprobs)?;
+    /// How the next token is chosen by processed logits; each call draws anew.
+    fn next_choice(&mut self) -> Result<Choice> {
+        let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
+        // A temperature whose reciprocal f32 cannot hold is as good as zero.
+        if !(1.0 / temp).is_finite() {
+            return Ok(Choice::Greedy);
         }
-        if o.min_p > 0.0 {
-            let threshold = logprobs.max_axis(-1, true)?.add(Array::from_f32(o.min_p.ln()))?;
-            logprobs = ops::select(logprobs.lt(&threshold)?, &never, &logprobs)?;
-        }
-        if o.top_k > 0 && o.top_k < vocab_size as usize {
-            let k = o.top_k as i32;
-            let order = argpartition_axis(logprobs.negative()?, k - 1, -1)?;
-            logprobs = put_along_axis(&logprobs, order.try_index((.., k..))?, &never, -1)?;
-        }
-        Ok(logprobs)
+        Ok(Choice::Random { filter: Filter { temp, top_p, min_p, top_k }, key: self.random.next_key()? })
     }
+}
+
+/// For each row of `logits` `[N, V]`, the choice of its sampler: tokens `[N]` (u32), `u32::MAX` where processed logits hold NaN
+/// or ∞, or are all -∞; and the processed logits `[N, V]`.
+///
+/// # Errors
+/// When there are not as many samplers as rows.
+pub fn sample(logits: Array, samplers: &mut [&mut Sampler]) -> Result<(Array, Array)> {
+    if logits.ndim() != 2 || logits.dim(0) as usize != samplers.len() {
+        let n = samplers.len();
+        return Err(Error::Input(format!("{n} samplers choose by logits [{n}, V], not {:?}", logits.shape())));
+    }
+    let processed = if samplers.iter().any(|sampler| sampler.changes_logits()) {
+        let process = |(i, sampler): (i32, &&mut Sampler)| sampler.process(logits.try_index((i..i + 1, ..))?);
+        let rows = (0..).zip(samplers.iter()).map(process).collect::<Result<Vec<_>>>()?;
+        concatenate(&rows, 0)?
+    } else {
+        logits
+    };
+    let choices = samplers.iter_mut().map(|sampler| sampler.next_choice()).collect::<Result<Vec<_>>>()?;
+    let tokens = model_ops::sample(&processed, &choices, |row, filter, key| {
+        let logprobs = keep(logprobs(row)?, filter)?;
+        Ok(categorical(logprobs.multiply(Array::from_f32(1.0 / filter.temp))?, None, None, key)?)
+    })?;
+    Ok((tokens, processed))
+}
+
+/// Give tokens outside top-p, min-p and top-k the log-probability -∞; the rest stay as they are.
+fn keep(mut logprobs: Array, o: &Filter) -> Result<Array> {
+    let never = Array::from_f32(f32::NEG_INFINITY);
+    let vocab_size = logprobs.dim(-1);
+    if o.top_p < 1.0 {
+        // In ascending order, a token is dropped when those after it already hold top_p of the mass; the last
+        // one always stays.
+        let sorted = sort_axis(&logprobs, -1)?;
+        let probs = sorted.exp()?;
+        let above = probs.cumsum(-1, true, false)?;
+        let mass = probs.sum_axis(-1, true)?;
+        let dropped = above.ge(mass.multiply(Array::from_f32(o.top_p))?)?.as_type::<i32>()?.sum_axis(-1, true)?;
+        let dropped = ops::minimum(dropped, Array::from_int(vocab_size - 1))?;
+        let threshold = take_along_axis(&sorted, &dropped, -1)?;
+        logprobs = ops::select(logprobs.lt(&threshold)?, &never, &logprobs)?;
+    }
+    if o.min_p > 0.0 {
+        let threshold = logprobs.max_axis(-1, true)?.add(Array::from_f32(o.min_p.ln()))?;
+        logprobs = ops::select(logprobs.lt(&threshold)?, &never, &logprobs)?;
+    }
+    if o.top_k > 0 && o.top_k < vocab_size as usize {
+        let k = o.top_k as i32;
+        let order = argpartition_axis(logprobs.negative()?, k - 1, -1)?;
+        logprobs = put_along_axis(&logprobs, order.try_index((.., k..))?, &never, -1)?;
+    }
+    Ok(logprobs)
 }
 
 /// Logits `[1, V]` of any type to log-probabilities `[1, V]` in f32.

@@ -19,7 +19,8 @@ const MAX_POSITIONS: i64 = 1 << 30;
 /// What [`Fields::positive`] takes, for messages.
 const POSITIVE_F32: &str = "a number above 0 that f32 holds, from 1.2e-38 to 3.4e38";
 
-/// What the decoder is built from: the union of the three families' settings, with every default filled in.
+/// What the decoder is built from: the union of the three families' settings, with every default filled in. A family whose
+/// layers differ lists them in `layers`.
 #[derive(Debug, Clone)]
 pub struct DecoderConfig {
     /// Number of token ids (V).
@@ -40,20 +41,29 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f32,
     /// The longest sequence the model was made for, in tokens.
     pub max_position_embeddings: i32,
-    /// Rotary position embedding.
-    pub rope: RopeConfig,
-    /// How many positions a query sees, itself included; `None` for all.
-    pub sliding_window: Option<i32>,
     /// Whether the embedding is also the output projection; `None` when config.json does not say.
     pub tie_word_embeddings: Option<bool>,
+    /// The kinds of layers, by turns; one where all are alike. See [`DecoderConfig::layer`].
+    pub layers: Vec<LayerConfig>,
+    /// How packed weights are packed; `None` for a model without any.
+    pub quantization: Option<Quantization>,
+}
+
+/// What may differ from one decoder block to another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerConfig {
+    /// Rotary position embedding; `None` for queries and keys that do not rotate.
+    pub rope: Option<RopeConfig>,
+    /// How many positions a query sees, itself included; `None` for all.
+    pub sliding_window: Option<i32>,
+    /// What products of queries and keys are multiplied with.
+    pub attention_scale: f32,
     /// `q_proj`, `k_proj`, `v_proj` and `o_proj` have a bias.
     pub attention_bias: bool,
     /// `gate_proj`, `up_proj` and `down_proj` have a bias.
     pub mlp_bias: bool,
     /// Queries and keys are RMS-normalised per head before RoPE (`q_norm`, `k_norm`).
     pub qk_norm: bool,
-    /// How packed weights are packed; `None` for a model without any.
-    pub quantization: Option<Quantization>,
 }
 
 /// The values by which the families differ when config.json leaves them out.
@@ -64,6 +74,23 @@ pub(super) struct Defaults {
 }
 
 impl DecoderConfig {
+    /// Of decoder block `i`.
+    pub fn layer(&self, i: usize) -> &LayerConfig {
+        &self.layers[i % self.layers.len()]
+    }
+
+    /// # Errors
+    /// When one of `ids` has no embedding, which a forward pass would not notice.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|&&id| i64::from(id) >= i64::from(self.vocab_size)) {
+            None => Ok(()),
+            Some(id) => Err(Error::Input(format!(
+                "the tokenizer made token {id}, but the model's vocabulary ends at {}; do tokenizer.json and config.json belong together?",
+                self.vocab_size - 1
+            ))),
+        }
+    }
+
     /// The settings that all three families share.
     pub(super) fn read(fields: &Fields, defaults: Defaults) -> Result<Self> {
         if let Some(act) = fields.optional_str("hidden_act")?
@@ -119,12 +146,15 @@ impl DecoderConfig {
             head_dim,
             rms_norm_eps: fields.positive("rms_norm_eps")? as f32,
             max_position_embeddings,
-            rope: RopeConfig::read(fields, max_position_embeddings)?,
-            sliding_window: uniform_window(fields)?,
             tie_word_embeddings: fields.optional_bool("tie_word_embeddings")?,
-            attention_bias: fields.optional_bool("attention_bias")?.unwrap_or(false),
-            mlp_bias: fields.optional_bool("mlp_bias")?.unwrap_or(false),
-            qk_norm: false,
+            layers: vec![LayerConfig {
+                rope: Some(RopeConfig::read(fields, max_position_embeddings)?),
+                sliding_window: uniform_window(fields)?,
+                attention_scale: (head_dim as f32).powf(-0.5),
+                attention_bias: fields.optional_bool("attention_bias")?.unwrap_or(false),
+                mlp_bias: fields.optional_bool("mlp_bias")?.unwrap_or(false),
+                qk_norm: false,
+            }],
             quantization: read_quantization(fields)?,
         })
     }

@@ -24,14 +24,18 @@ mod tests {
                     "original_max_position_embeddings": 8192, "rope_type": "llama3"}}),
         );
         assert_eq!((config.head_dim, config.num_key_value_heads, config.max_position_embeddings), (64, 8, 131_072));
-        assert_eq!((config.tie_word_embeddings, config.sliding_window, config.qk_norm), (Some(true), None, false));
+        assert_eq!(
+            (config.tie_word_embeddings, config.layer(0).sliding_window, config.layer(0).qk_norm),
+            (Some(true), None, false)
+        );
         let llama3 = RopeScaling::Llama3 {
             factor: 32.0,
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
             original_max_position_embeddings: 8192.0,
         };
-        assert_eq!((config.rope.rope_theta, config.rope.scaling), (5e5, llama3));
+        let rope = config.layer(0).rope.as_ref().unwrap();
+        assert_eq!((rope.rope_theta, &rope.scaling), (5e5, &llama3));
     }
 
     #[test]
@@ -42,7 +46,8 @@ mod tests {
                 "num_key_value_heads": 4, "rope_scaling": null, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
                 "rope_theta": 10000.0, "vocab_size": 32000, "tie_word_embeddings": false}),
         );
-        assert_eq!((config.head_dim, config.num_key_value_heads, config.rope.rope_theta), (64, 4, 1e4));
-        assert_eq!((config.tie_word_embeddings, config.rope.scaling), (Some(false), RopeScaling::Default));
+        let rope = config.layer(0).rope.as_ref().unwrap();
+        assert_eq!((config.head_dim, config.num_key_value_heads, rope.rope_theta), (64, 4, 1e4));
+        assert_eq!((config.tie_word_embeddings, &rope.scaling), (Some(false), &RopeScaling::Default));
     }
 }

@@ -7,7 +7,7 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
     let mut config = DecoderConfig::read(fields, Defaults { max_position_embeddings: 131_072, head_dim: None })?;
     // Of the three families, only Mistral slides its window without saying so in `layer_types`.
     if !fields.has("layer_types") {
-        config.sliding_window = fields.optional_size("sliding_window")?;
+        config.layers[0].sliding_window = fields.optional_size("sliding_window")?;
     }
     Ok(config)
 }
@@ -15,7 +15,14 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
 #[cfg(test)]
 mod tests {
     use super::super::config::read_json;
+    use crate::models::config::DecoderConfig;
     use serde_json::{Value, json};
+
+    /// Head dimension, window and theta.
+    fn told(config: &DecoderConfig) -> (i32, Option<i32>, f64) {
+        let layer = config.layer(0);
+        (config.head_dim, layer.sliding_window, layer.rope.as_ref().unwrap().rope_theta)
+    }
 
     fn mistral_7b(sliding_window: Value, rope_theta: f64) -> Value {
         json!({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -26,15 +33,15 @@ mod tests {
     #[test]
     fn version_1_slides_its_window_and_version_3_does_not() {
         let v1 = read_json(super::config, mistral_7b(json!(4096), 1e4));
-        assert_eq!((v1.head_dim, v1.sliding_window, v1.rope.rope_theta), (128, Some(4096), 1e4));
+        assert_eq!(told(&v1), (128, Some(4096), 1e4));
         let v3 = read_json(super::config, mistral_7b(json!(null), 1e6));
-        assert_eq!((v3.head_dim, v3.sliding_window, v3.rope.rope_theta), (128, None, 1e6));
+        assert_eq!(told(&v3), (128, None, 1e6));
     }
 
     #[test]
     fn layer_types_overrule_sliding_window() {
         let mut full = mistral_7b(json!(4096), 1e4);
         full["layer_types"] = json!(["full_attention", "full_attention"]);
-        assert_eq!(read_json(super::config, full).sliding_window, None);
+        assert_eq!(told(&read_json(super::config, full)).1, None);
     }
 }

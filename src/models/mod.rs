@@ -1,9 +1,11 @@
 //! From a checkpoint to a model: which family it is, its configuration, its tensors.
 
+pub mod batch;
 pub mod config;
 pub mod decoder;
 pub mod rope;
 
+mod block;
 mod llama;
 mod mistral;
 mod qwen3;
@@ -16,14 +18,16 @@ use std::sync::Arc;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
+use crate::backend::Phase;
 use crate::checkpoint::{Checkpoint, WeightFile};
-use crate::error::{Error, Result};
-use crate::generate::kv_cache::{CacheLimits, KvCache};
+use crate::error::Result;
+use crate::generate::kv_cache::{CacheLayer, CacheLimits, KvCache};
 use crate::mapped::Mapped;
 use crate::ops;
 use crate::watch::Watch;
 use crate::weights::Weights;
-use config::{DecoderConfig, Fields};
+use batch::Batch;
+use config::{DecoderConfig, Fields, LayerConfig};
 use decoder::Decoder;
 
 type ReadConfig = fn(&Fields) -> Result<DecoderConfig>;
@@ -37,6 +41,7 @@ const FAMILIES: [(&str, ReadConfig); 3] =
 pub struct Model {
     config: DecoderConfig,
     decoder: Decoder,
+    cache_layers: Arc<[CacheLayer]>,
     /// What the weights lie in, where they are read in place.
     files: Vec<Arc<Mapped>>,
     identity: String,
@@ -84,7 +89,8 @@ impl Model {
         weights.ignore(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head.")));
         weights.finish()?;
         let files = files.iter().filter_map(WeightFile::map).cloned().collect();
-        Ok(Model { config, decoder, files, identity })
+        let cache_layers = cache_layers(&config);
+        Ok(Model { config, decoder, cache_layers, files, identity })
     }
 
     fn check_files(&self) -> Result<()> {
@@ -104,9 +110,7 @@ impl Model {
 
     /// An empty cache of this model's shape.
     pub fn new_cache(&self, limits: CacheLimits) -> KvCache {
-        let config = &self.config;
-        let frequencies = config.rope.frequencies(config.head_dim);
-        KvCache::new(config.num_hidden_layers as usize, limits, config.sliding_window, frequencies)
+        KvCache::new(limits, Arc::clone(&self.cache_layers))
     }
 
     /// The type that hidden states, keys and values have.
@@ -125,43 +129,34 @@ impl Model {
     }
 
     /// # Errors
-    /// When one of `ids` has no embedding, which [`Model::forward`] would not notice.
+    /// As [`DecoderConfig::check_ids`].
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let vocab_size = self.config.vocab_size;
-        match ids.iter().find(|&&id| i64::from(id) >= i64::from(vocab_size)) {
-            None => Ok(()),
-            Some(id) => Err(Error::Input(format!(
-                "the tokenizer made token {id}, but the model's vocabulary ends at {}; do tokenizer.json and config.json belong together?",
-                vocab_size - 1
-            ))),
-        }
+        self.config.check_ids(ids)
     }
 
-    /// Token ids `[B, L]` (u32, below `vocab_size`) that follow what `cache` holds, to hidden states `[B, L, D]`. They are
-    /// described, not computed: see [`Model::evaluate`].
+    /// Bytes that the cache of a sequence takes for each token.
+    pub fn cache_bytes_per_token(&self) -> u64 {
+        let config = &self.config;
+        let numbers = 2 * i64::from(config.num_key_value_heads) * i64::from(config.head_dim);
+        let size = if self.dtype() == Dtype::Float32 { 4 } else { 2 };
+        numbers as u64 * config.num_hidden_layers as u64 * size
+    }
+
+    /// The tokens of a batch to hidden states `[N, D]`, which are described, not computed: see [`Model::evaluate`].
     ///
     /// # Errors
-    /// When `tokens` has another shape or type.
+    /// When there is no memory to describe them.
     ///
     /// # Panics
-    /// When the cache cannot make room for L more tokens.
-    pub fn forward(&self, tokens: &Array, cache: &mut KvCache) -> Result<Array> {
-        self.forward_by_layer(tokens, cache, &mut |_| ())
+    /// When a cache cannot make room for its span.
+    pub fn forward(&self, batch: &mut Batch) -> Result<Array> {
+        self.forward_by_layer(batch, &mut |_| ())
     }
 
     /// [`Model::forward`] that tells `on_layer` the layers done. Where a CPU computes many tokens, it computes each layer
     /// as it goes.
-    pub(crate) fn forward_by_layer(
-        &self,
-        tokens: &Array,
-        cache: &mut KvCache,
-        on_layer: &mut dyn FnMut(usize),
-    ) -> Result<Array> {
-        if tokens.ndim() != 2 || tokens.dtype() != Dtype::Uint32 {
-            let found = format!("{:?} of {:?}", tokens.shape(), tokens.dtype());
-            return Err(Error::Input(format!("token ids are [B, L] of Uint32, not {found}")));
-        }
-        self.decoder.forward(tokens, cache, on_layer)
+    pub(crate) fn forward_by_layer(&self, batch: &mut Batch, on_layer: &mut dyn FnMut(usize)) -> Result<Array> {
+        self.decoder.forward(batch, on_layer)
     }
 
     /// Compute what this thread described with this model, as far as `arrays` need it.
@@ -175,10 +170,20 @@ impl Model {
         evaluated
     }
 
-    /// Hidden states `[…, D]` to logits `[…, V]`.
-    pub fn logits(&self, hidden_states: &Array) -> Result<Array> {
-        self.decoder.logits(hidden_states)
+    /// Hidden states `[N, D]` to logits `[N, V]`. Decoding computes those of the tokens that are chosen by them as
+    /// [`Phase::Decode`].
+    pub fn logits(&self, hidden_states: &Array, phase: Phase) -> Result<Array> {
+        self.decoder.logits(hidden_states, phase)
     }
+}
+
+fn cache_layers(config: &DecoderConfig) -> Arc<[CacheLayer]> {
+    let of = |layer: &LayerConfig| CacheLayer {
+        sliding_window: layer.sliding_window,
+        frequencies: layer.rope.as_ref().map(|rope| rope.frequencies(config.head_dim).into()),
+    };
+    let kinds: Vec<CacheLayer> = config.layers.iter().map(of).collect();
+    kinds.iter().cycle().take(config.num_hidden_layers as usize).cloned().collect()
 }
 
 /// config.json of the checkpoint, checked.

@@ -7,10 +7,9 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
     if fields.optional_bool("use_sliding_window")? == Some(true) {
         return Err(fields.unsupported("use_sliding_window (a window in some layers only)", "set it to false"));
     }
-    Ok(DecoderConfig {
-        qk_norm: true,
-        ..DecoderConfig::read(fields, Defaults { max_position_embeddings: 32_768, head_dim: Some(128) })?
-    })
+    let mut config = DecoderConfig::read(fields, Defaults { max_position_embeddings: 32_768, head_dim: Some(128) })?;
+    config.layers[0].qk_norm = true;
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -28,9 +27,10 @@ mod tests {
                 "max_position_embeddings": 262144, "rms_norm_eps": 1e-6, "vocab_size": 151936,
                 "tie_word_embeddings": true}),
         );
+        let layer = config.layer(0);
         // 32 heads of 128 are wider than the hidden states.
         assert_eq!((config.head_dim, config.num_attention_heads * config.head_dim), (128, 4096));
-        assert_eq!((config.rms_norm_eps, config.rope.rope_theta), (1e-6, 5e6));
-        assert!(config.qk_norm && config.tie_word_embeddings == Some(true) && config.sliding_window.is_none());
+        assert_eq!((config.rms_norm_eps, layer.rope.as_ref().unwrap().rope_theta), (1e-6, 5e6));
+        assert!(layer.qk_norm && config.tie_word_embeddings == Some(true) && layer.sliding_window.is_none());
     }
 }

@@ -177,16 +177,15 @@ pub struct Rope {
     base: Option<f32>,
     scale: f32,
     freqs: Option<Array>,
-    attention_factor: f32,
-    /// Radians per position.
-    frequencies: Vec<f64>,
+    /// For devices that rotate by themselves.
+    rotation: Rotation,
 }
 
 impl Rope {
     /// For heads of `head_dim` components.
     pub fn new(config: &RopeConfig, head_dim: i32) -> Self {
-        let frequencies = config.frequencies(head_dim);
-        let mut rope = Rope { head_dim, base: None, scale: 1.0, freqs: None, attention_factor: 1.0, frequencies };
+        let rotation = Rotation { frequencies: config.frequencies(head_dim).into(), factor: 1.0 };
+        let mut rope = Rope { head_dim, base: None, scale: 1.0, freqs: None, rotation };
         match config.scaling {
             RopeScaling::Default => rope.base = Some(config.rope_theta as f32),
             RopeScaling::Linear { factor } => {
@@ -199,24 +198,24 @@ impl Rope {
             }
         }
         if let RopeScaling::Yarn { attention_factor, .. } = config.scaling {
-            rope.attention_factor = attention_factor as f32;
+            rope.rotation.factor = attention_factor as f32;
         }
         rope
     }
 
-    /// The rotation of tokens from position `offset` on.
-    pub(crate) fn rotation(&self, offset: i32) -> Rotation<'_> {
-        Rotation { frequencies: &self.frequencies, offset, factor: self.attention_factor }
+    pub(crate) fn rotation(&self) -> &Rotation {
+        &self.rotation
     }
 
     /// Rotate `x` `[B, heads, L, head_dim]`, whose first row is at position `offset`.
     pub fn apply(&self, x: &Array, offset: i32) -> Result<Array> {
         let rotate =
             |x: &Array| fast::rope(x, self.head_dim, false, self.base, self.scale, offset, self.freqs.as_ref());
-        Ok(if self.attention_factor == 1.0 {
+        let factor = self.rotation.factor;
+        Ok(if factor == 1.0 {
             rotate(x)?
         } else {
-            let factor = Array::from_f32(self.attention_factor).as_dtype(x.dtype())?;
+            let factor = Array::from_f32(factor).as_dtype(x.dtype())?;
             rotate(&ops::multiply(x, factor)?)?
         })
     }

@@ -7,13 +7,16 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use mlx_rs::fast::{self, ScaledDotProductAttentionMask, scaled_dot_product_attention};
-use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, take_axis};
-use mlx_rs::ops::{addmm, dequantize, matmul, minimum, multiply, quantized_matmul, select, sigmoid};
+use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, take_along_axis, take_axis};
+use mlx_rs::ops::{
+    addmm, argsort_axis, concatenate, dequantize, full, matmul, minimum, multiply, quantized_matmul, select, sigmoid,
+    zeros,
+};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
 use crate::backend::cpu::{self, Kernels};
-use crate::backend::{Backend, Epilogue, Filter, HeadSlice, Linear, NO_TOKEN, Norm, Weight};
+use crate::backend::{Backend, Block, CachedSpan, Choice, Epilogue, Filter, Linear, NO_TOKEN, Norm, Phase, Weight};
 use crate::error::Result;
 use crate::mapped::Mapped;
 
@@ -49,9 +52,15 @@ fn on_backend(compute: impl FnOnce(&dyn Backend) -> Option<Result<Array>>) -> Op
     backend().and_then(compute)
 }
 
-/// `x · Wᵀ (+ bias)`: `[…, input]` to `[…, output]`.
-pub(crate) fn linear(x: &Array, layer: Linear) -> Result<Array> {
-    if let Some(result) = on_backend(|backend| backend.linear(x, &[layer], Epilogue::Concat)) {
+/// Transformer blocks, one after another, where a device computes them whole: hidden states `[N, D]` of packed spans to the
+/// same, with the spans' keys and values in their caches. `None` leaves them to smaller operations.
+pub(crate) fn blocks(x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Option<Result<Array>> {
+    backend()?.blocks(x, blocks, spans)
+}
+
+/// `x · Wᵀ (+ bias)`: `[N, input]` to `[N, output]`.
+pub(crate) fn linear(x: &Array, layer: Linear, phase: Phase) -> Result<Array> {
+    if let Some(result) = on_backend(|backend| backend.linear(x, &[layer], Epilogue::Concat, phase)) {
         return result;
     }
     let Linear { weight, bias } = layer;
@@ -69,17 +78,17 @@ pub(crate) fn linear(x: &Array, layer: Linear) -> Result<Array> {
 }
 
 /// `silu(gate) · up`, of two linear layers with one input.
-pub(crate) fn gated_linear(x: &Array, gate: Linear, up: Linear) -> Result<Array> {
-    if let Some(result) = on_backend(|backend| backend.linear(x, &[gate, up], Epilogue::SwiGlu)) {
+pub(crate) fn gated_linear(x: &Array, gate: Linear, up: Linear, phase: Phase) -> Result<Array> {
+    if let Some(result) = on_backend(|backend| backend.linear(x, &[gate, up], Epilogue::SwiGlu, phase)) {
         return result;
     }
     // Not mlx-rs' `silu`, which is a compiled function: on a CPU, MLX compiles those with the machine's C++ compiler, which a
     // machine that only runs models does not have.
-    let (gate, up) = (linear(x, gate)?, linear(x, up)?);
+    let (gate, up) = (linear(x, gate, phase)?, linear(x, up, phase)?);
     Ok(multiply(multiply(&gate, sigmoid(&gate)?)?, up)?)
 }
 
-/// Rows of an embedding: ids `[B, L]` (u32) to `[B, L, D]`.
+/// Rows of an embedding: ids `[N]` (u32) to `[N, D]`.
 pub(crate) fn embedding(ids: &Array, weight: &Weight) -> Result<Array> {
     if let Some(result) = on_backend(|backend| backend.embedding(ids, weight)) {
         return result;
@@ -107,45 +116,8 @@ pub(crate) fn rms_norm(x: &Array, norm: Norm) -> Result<Array> {
     Ok(fast::rms_norm(x, Some(norm.weight), norm.eps)?)
 }
 
-/// The heads of linear layers with one input `[B, L, D]`, for each layer `[B, heads, L, head_dim]`: projected, normalised and
-/// rotated as the layer's slice says. `first` of the slices is set here. Where MLX rotates, `rotate` does.
-pub(crate) fn project_heads<const N: usize>(
-    x: &Array,
-    layers: [(Linear, HeadSlice); N],
-    rotate: impl Fn(&Array) -> Result<Array>,
-) -> Result<[Array; N]> {
-    let all: [Linear; N] = layers.map(|(layer, _)| layer);
-    let mut heads = Vec::with_capacity(N);
-    if let Some(projected) = on_backend(|backend| backend.linear(x, &all, Epilogue::Concat)).transpose()? {
-        let mut first = 0;
-        for (_, slice) in layers {
-            heads.push(slice_heads(&projected, HeadSlice { first, ..slice }, &rotate)?);
-            first += slice.count;
-        }
-    } else {
-        for (layer, slice) in layers {
-            heads.push(slice_heads(&linear(x, layer)?, HeadSlice { first: 0, ..slice }, &rotate)?);
-        }
-    }
-    Ok(heads.try_into().expect("one for each layer"))
-}
-
-fn slice_heads(projected: &Array, slice: HeadSlice, rotate: impl Fn(&Array) -> Result<Array>) -> Result<Array> {
-    if let Some(result) = on_backend(|backend| backend.heads(projected, slice)) {
-        return result;
-    }
-    let HeadSlice { first, count, head_dim, norm, rotation } = slice;
-    let part = projected.try_index((.., .., first * head_dim..(first + count) * head_dim))?;
-    let mut heads = part.reshape(&[projected.dim(0), projected.dim(1), count, head_dim])?;
-    if let Some(norm) = norm {
-        heads = rms_norm(&heads, norm)?;
-    }
-    let heads = heads.transpose_axes(&[0, 2, 1, 3])?;
-    if rotation.is_some() { rotate(&heads) } else { Ok(heads) }
-}
-
-/// Attention of queries `[B, n_heads, L, head_dim]` over keys and values `[B, n_kv_heads, T, head_dim]`, to
-/// `[B, L, n_heads · head_dim]`.
+/// Attention of queries `[1, n_heads, L, head_dim]` over keys and values `[1, n_kv_heads, T, head_dim]`, to
+/// `[L, n_heads · head_dim]`.
 pub(crate) fn attention(
     queries: &Array,
     keys: &Array,
@@ -153,49 +125,57 @@ pub(crate) fn attention(
     scale: f32,
     mask: Option<ScaledDotProductAttentionMask>,
 ) -> Result<Array> {
-    if let Some(result) = on_backend(|backend| backend.attention(queries, keys, values, scale, mask.as_ref())) {
-        return result;
-    }
     let output = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
-    Ok(output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[queries.dim(0), queries.dim(2), -1])?)
+    Ok(output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[queries.dim(2), -1])?)
 }
 
-/// `a + b` of one shape.
-pub(crate) fn add(a: &Array, b: &Array) -> Result<Array> {
-    on_backend(|backend| backend.add(a, b)).unwrap_or_else(|| Ok(mlx_rs::ops::add(a, b)?))
-}
-
-/// See [`Backend::append`]; `None` where there is no faster way than to grow the buffer and write into it.
-pub(crate) fn append(buffer: &Array, n: i32, new: &Array, capacity: i32) -> Option<Result<Array>> {
-    on_backend(|backend| backend.append(buffer, n, new, capacity))
-}
-
-/// The token `[1]` (u32) with the largest of the logits `[1, V]`; [`NO_TOKEN`] when they hold NaN or ∞, or are all -∞.
-pub(crate) fn argmax(logits: &Array) -> Result<Array> {
-    if let Some(result) = on_backend(|backend| backend.argmax(logits)) {
-        return result;
-    }
-    or_no_token(argmax_axis(logits, -1, false)?, logits)
-}
-
-/// A token as [`argmax`] gives it, drawn by the logits `[1, V]` with a key `[2]` (u32) of MLX. Where MLX draws, `draw` does.
+/// For each row of the logits `[N, V]` a token `[N]` (u32); [`NO_TOKEN`] where they hold NaN or ∞, or are all -∞. Where MLX
+/// draws, `draw` draws from one row of logits `[1, V]`.
 pub(crate) fn sample(
     logits: &Array,
-    filter: Filter,
-    key: &Array,
-    draw: impl FnOnce() -> Result<Array>,
+    choices: &[Choice],
+    draw: impl Fn(&Array, &Filter, &Array) -> Result<Array>,
 ) -> Result<Array> {
-    if let Some(result) = on_backend(|backend| backend.sample(logits, filter, key)) {
+    if let Some(result) = on_backend(|backend| backend.sample(logits, choices)) {
         return result;
     }
-    or_no_token(draw()?, logits)
-}
-
-fn or_no_token(token: Array, logits: &Array) -> Result<Array> {
+    let is_greedy = |choice: &Choice| matches!(choice, Choice::Greedy);
+    let tokens = if choices.iter().all(is_greedy) {
+        argmax_axis(logits, -1, false)?
+    } else {
+        let rows = (0..).zip(choices).map(|(i, choice)| {
+            let row = logits.try_index((i..i + 1, ..))?;
+            match choice {
+                Choice::Greedy => Ok(argmax_axis(&row, -1, false)?),
+                Choice::Random { filter, key } => draw(&row, filter, key),
+            }
+        });
+        concatenate(&rows.collect::<Result<Vec<_>>>()?, 0)?
+    };
     // Less than ∞ and more than -∞, which NaN is not either.
     let all = logits.as_type::<f32>()?.logsumexp_axis(-1, false)?;
     let are_numbers = all.abs()?.lt(Array::from_f32(f32::INFINITY))?;
-    Ok(select(are_numbers, token, Array::from_slice(&[NO_TOKEN], &[1]))?)
+    Ok(select(are_numbers, tokens, Array::from_slice(&[NO_TOKEN], &[1]))?)
+}
+
+/// See [`Backend::logprobs`].
+pub(crate) fn logprobs(logits: &Array, tokens: &Array, top: usize) -> Result<(Array, Array)> {
+    if let Some(backend) = backend()
+        && let Some(result) = backend.logprobs(logits, tokens, top)
+    {
+        return result;
+    }
+    let logits = logits.as_type::<f32>()?;
+    let all = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
+    let tokens = minimum(tokens, Array::from_slice(&[logits.dim(1) as u32 - 1], &[1]))?; // NO_TOKEN is none
+    let chosen = take_along_axis(&all, tokens.reshape(&[-1, 1])?, 1)?;
+    let k = top.min(logits.dim(1) as usize) as i32;
+    // A stable sort, so that ties are in order of their ids.
+    let ids = argsort_axis(all.negative()?, -1)?.try_index((.., ..k))?;
+    let found = take_along_axis(&all, &ids, 1)?;
+    let missing = [logits.dim(0), top as i32 - k];
+    let values = concatenate(&[chosen, found, full::<f32>(&missing, Array::from_f32(f32::NEG_INFINITY))?], 1)?;
+    Ok((values, concatenate(&[ids, zeros::<u32>(&missing)?], 1)?))
 }
 
 /// See [`Backend::borrow`].
@@ -203,12 +183,10 @@ pub(crate) fn borrow(map: &Arc<Mapped>, bytes: &[u8], shape: &[i32], dtype: Dtyp
     backend()?.borrow(map, bytes, shape, dtype)
 }
 
-/// Compute `x`, which a layer gave for so many tokens, where going on without would take more memory.
-pub(crate) fn end_layer(x: &Array, tokens: i32) -> Result<()> {
-    match backend() {
-        Some(backend) if backend.computes_by_layer(tokens) => evaluate([x]),
-        _ => Ok(()),
-    }
+/// Whether a pass over so many tokens is better computed block by block than described whole: where each takes long enough
+/// to tell of.
+pub(crate) fn computes_by_layer(tokens: i32) -> bool {
+    backend().is_some_and(|backend| backend.computes_by_layer(tokens))
 }
 
 /// Compute `arrays`.

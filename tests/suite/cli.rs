@@ -298,7 +298,7 @@ fn ctrl_c_stops_a_generation_and_keeps_its_text() {
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let done: Value = serde_json::from_str(all.last().unwrap()).unwrap();
-    assert_eq!(done["finish_reason"], "interrupted");
+    assert_eq!(done["finish_reason"], "abort");
     assert!(done["text"].as_str().unwrap().len() > 5);
     assert!(stderr.contains("generation:") && stderr.contains("tokens/s"), "{stderr}");
 }

@@ -4,16 +4,17 @@ use std::fs;
 use std::path::Path;
 
 use mlx_lm::chat_template::Conversation;
-use mlx_lm::generate::Piece;
-use mlx_lm::generate::generator::Generator;
+use mlx_lm::generate::generator::Tokens;
 use mlx_lm::generate::kv_cache::CacheLimits;
-use mlx_lm::generate::sampler::{Sampler, SamplerOptions};
-use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch, generate};
+use mlx_lm::generate::sampler::SamplerOptions;
+use mlx_lm::generate::sequence::Sequence;
+use mlx_lm::generate::{Delta, Engine, EngineOptions};
+use mlx_lm::{Checkpoint, GenerateOptions, Model, Watch, generate};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use serde::Deserialize;
 
-use crate::{compute_on_cpu, fixture};
+use crate::{compute_on_cpu, decode, fixture, prefill};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -90,14 +91,9 @@ fn load(root: &Path) -> Model {
 /// `n` ids after the prompt.
 fn generated(model: &Model, options: SamplerOptions, prompt: &[u32], n: usize, prefill_step: usize) -> Vec<u32> {
     let cache = model.new_cache(CacheLimits::new((prompt.len() + n) as i32));
-    let sampler = Sampler::new(options, model.config().vocab_size).unwrap();
-    let mut watch = Watch::none();
-    let tokens = Generator::prefill(model, cache, sampler, prompt, n, None, prefill_step, &mut watch);
-    tokens.unwrap().unwrap().map(|t| t.unwrap().id).collect()
-}
-
-fn row(ids: &[u32]) -> Array {
-    Array::from_slice(ids, &[1, ids.len() as i32])
+    let vocab_size = model.config().vocab_size;
+    let sequence = Sequence::new(prompt.to_vec(), cache, &options, vocab_size, None, prefill_step).unwrap();
+    Tokens::prefill(model, sequence, n, &mut Watch::none()).unwrap().map(|token| token.unwrap().id).collect()
 }
 
 fn floats(a: &Array) -> Vec<f32> {
@@ -118,15 +114,13 @@ fn logits_are_those_of_the_reference() {
         let (model, reference) = (&case.model, &case.reference);
         let vocab = model.config().vocab_size as usize;
         let mut cache = model.new_cache(CacheLimits::new(256));
-        let hidden = model.forward(&row(&reference.prompt), &mut cache).unwrap();
-        let found = floats(&model.logits(&hidden).unwrap());
+        let found = floats(&prefill(model, &reference.prompt, &mut cache));
         let off = deviation(&found, &case.prompt_logits);
         assert!(off <= case.tolerance(), "{}: prompt logits are off by {off:e}", case.name);
 
         // Step i feeds the i-th generated id and sees the logits for the one after it.
         for (i, ids) in reference.greedy.windows(2).enumerate() {
-            let hidden = model.forward(&row(&ids[..1]), &mut cache).unwrap();
-            let logits = model.logits(&hidden).unwrap();
+            let logits = decode(model, ids[0], &mut cache);
             let next: u32 = argmax_axis(&logits, -1, false).unwrap().try_index(0).unwrap().item_cast();
             assert_eq!(next, ids[1], "{}: generated token {}", case.name, i + 1);
             if let Some(stored) = reference.decode_steps.iter().position(|&step| step == i + 1) {
@@ -201,7 +195,8 @@ fn text_is_that_of_the_reference() {
     compute_on_cpu();
     let root = fixture("checkpoints/llama-chat");
     let checkpoint = Checkpoint::open(&root).unwrap();
-    let (model, tokenizer) = (load(&root), Tokenizer::load(&checkpoint).unwrap());
+    let engine = Engine::load(checkpoint, EngineOptions::default()).unwrap();
+    let tokenizer = engine.tokenizer();
     let cases: Vec<TextCase> = serde_json::from_slice(&fs::read(root.join("text.json")).unwrap()).unwrap();
     for case in cases {
         let prompt = match case.prompt {
@@ -214,14 +209,14 @@ fn text_is_that_of_the_reference() {
         };
         assert_eq!(prompt, case.prompt_ids);
         let options = GenerateOptions { max_tokens: case.max_tokens, ..Default::default() };
-        let mut generation = generate(&model, &tokenizer, &prompt, &options).unwrap();
-        let pieces: Vec<Piece> = generation.by_ref().map(Result::unwrap).collect();
-        let mut ids: Vec<u32> = pieces.iter().map(|p| p.token.id).collect();
+        let mut generation = generate(&engine, &prompt, &options).unwrap();
+        let deltas: Vec<Delta> = generation.by_ref().map(Result::unwrap).collect();
+        let mut ids: Vec<u32> = deltas.iter().map(|p| p.token.id).collect();
         if case.finish_reason == "stop" && ids.len() == case.ids.len() + 1 {
             ids.pop(); // the end-of-sequence token, which the reference does not list
         }
         assert_eq!(ids, case.ids);
-        assert_eq!(pieces.iter().map(|p| p.text.as_str()).collect::<String>(), case.text);
+        assert_eq!(deltas.iter().map(|p| p.text.as_str()).collect::<String>(), case.text);
         let reason = serde_json::to_value(generation.finish_reason()).unwrap();
         assert_eq!(reason, case.finish_reason);
     }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::{Checkpoint, Error, Model, Watch};
-use mlx_rs::Array;
 use safetensors::SafeTensors;
 
 use crate::{fixture, unpack_demo};
@@ -17,9 +16,7 @@ use crate::{fixture, unpack_demo};
 pub fn logits(root: &Path) -> Vec<f32> {
     crate::compute_on_cpu();
     let model = Model::load(&Checkpoint::open(root).unwrap(), &mut Watch::none()).unwrap();
-    let tokens = Array::from_slice(&[3u32, 17, 60], &[1, 3]);
-    let hidden = model.forward(&tokens, &mut model.new_cache(CacheLimits::new(8))).unwrap();
-    model.logits(&hidden).unwrap().to_vec_cast().unwrap()
+    crate::prefill(&model, &[3, 17, 60], &mut model.new_cache(CacheLimits::new(8))).to_vec_cast().unwrap()
 }
 
 /// A quantized embedding's `scales` and `biases` take part in lookup and, tied, in the output projection.
@@ -75,15 +72,13 @@ fn a_cache_grows_in_steps_and_never_beyond_the_context() {
     let context = 300;
     let mut cache = model.new_cache(CacheLimits::new(context));
     for chunk in [200, 50, 1, 5, 43, 1] {
-        let tokens = Array::from_slice(&vec![5u32; chunk as usize], &[1, chunk]);
-        model.forward(&tokens, &mut cache).unwrap();
+        crate::prefill(&model, &vec![5; chunk], &mut cache);
         let capacity = if cache.len() <= 256 { 256 } else { context };
         assert!(cache.arrays().all(|a| a.dim(2) == capacity), "{} tokens", cache.len());
     }
     assert_eq!(cache.len(), context);
     for chunk in [1, 100, 1, 40] {
-        let tokens = Array::from_slice(&vec![5u32; chunk as usize], &[1, chunk]);
-        model.forward(&tokens, &mut cache).unwrap();
+        crate::prefill(&model, &vec![5; chunk], &mut cache);
         assert!(cache.arrays().all(|a| a.dim(2) == context), "after an eviction");
     }
     assert_eq!((cache.seen(), cache.evicted() > 0), (442, true));

@@ -4,6 +4,7 @@ mod chat_template;
 mod cli;
 mod dist;
 mod docs;
+mod engine;
 mod errors;
 mod fidelity;
 mod imports;
@@ -21,10 +22,13 @@ mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
+use mlx_lm::backend::Phase;
 use mlx_lm::backend::cpu::Kernels;
+use mlx_lm::generate::kv_cache::KvCache;
 use mlx_lm::mlxpack::Pack;
-use mlx_lm::{Watch, ops};
-use mlx_rs::Device;
+use mlx_lm::models::batch::{Batch, Span};
+use mlx_lm::{Model, Watch, ops};
+use mlx_rs::{Array, Device};
 
 /// A path below `tests/fixtures`.
 fn fixture(name: &str) -> PathBuf {
@@ -41,6 +45,20 @@ fn compute_on_cpu() -> bool {
         Ok(name) => ops::set_cpu_backend(Some(Kernels::from_name(name).unwrap())),
     }
     ops::cpu_backend().is_some()
+}
+
+/// Logits `[L, V]` of a prompt's tokens that follow what the cache holds.
+fn prefill(model: &Model, ids: &[u32], cache: &mut KvCache) -> Array {
+    let hidden_states = model.forward(&mut Batch::prefill(ids, cache).unwrap()).unwrap();
+    model.logits(&hidden_states, Phase::Prefill).unwrap()
+}
+
+/// Logits `[1, V]` of one token that is decoded.
+fn decode(model: &Model, id: u32, cache: &mut KvCache) -> Array {
+    let span = Span { cache, tokens: 1, phase: Phase::Decode };
+    let mut batch = Batch::new(Array::from_slice(&[id], &[1]), vec![span]).unwrap();
+    let hidden_states = model.forward(&mut batch).unwrap();
+    model.logits(&hidden_states, Phase::Decode).unwrap()
 }
 
 /// Write the demo model as a model directory: a good checkpoint, quantized and tied.

@@ -39,12 +39,13 @@ impl Paper {
         };
         let weights = tensors.iter().map(|(name, view)| (name.to_owned(), floats(view.data()))).collect();
         let half = config.head_dim / 2;
-        let plain = |i| config.rope.rope_theta.powf(-2.0 * f64::from(i) / f64::from(config.head_dim));
-        let (frequencies, magnitude) = match config.rope.scaling {
+        let rope = config.layer(0).rope.as_ref().unwrap();
+        let plain = |i| rope.rope_theta.powf(-2.0 * f64::from(i) / f64::from(config.head_dim));
+        let (frequencies, magnitude) = match rope.scaling {
             RopeScaling::Default => ((0..half).map(plain).collect(), 1.0),
             RopeScaling::Linear { factor } => ((0..half).map(|i| plain(i) / factor).collect(), 1.0),
-            RopeScaling::Llama3 { .. } => (config.rope.frequencies(config.head_dim), 1.0),
-            RopeScaling::Yarn { attention_factor, .. } => (config.rope.frequencies(config.head_dim), attention_factor),
+            RopeScaling::Llama3 { .. } => (rope.frequencies(config.head_dim), 1.0),
+            RopeScaling::Yarn { attention_factor, .. } => (rope.frequencies(config.head_dim), attention_factor),
         };
         let layers = vec![Layer::default(); config.num_hidden_layers as usize];
         Paper { weights, config: config.clone(), frequencies, magnitude, layers, evicted: 0 }
@@ -102,7 +103,7 @@ impl Paper {
             self.layers[layer].values.push(value);
         }
         let Layer { keys, values } = &self.layers[layer];
-        let window = self.config.sliding_window.map_or(usize::MAX, |window| window as usize);
+        let window = self.config.layer(layer).sliding_window.map_or(usize::MAX, |window| window as usize);
         let sees = |i: usize, j: usize| j <= i && (i - j < window || (self.evicted > 0 && j < sinks));
         let mut output = Vec::new();
         for (row, x) in x.iter().enumerate() {

@@ -8,7 +8,6 @@ use std::process::Command;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::perplexity::{Past, losses};
 use mlx_lm::{Checkpoint, Model, Watch};
-use mlx_rs::ops::indexing::TryIndexOp;
 use serde_json::Value;
 
 use crate::{fixture, unpack_demo};
@@ -145,10 +144,7 @@ fn losses_are_those_of_single_tokens() {
         assert_eq!((found.len(), evicted > 60), (89, context_size == 20));
         let mut cache = model.new_cache(limits(context_size));
         for (i, found) in found.iter().enumerate() {
-            let token = mlx_rs::Array::from_slice(&ids[i..=i], &[1, 1]);
-            let hidden = model.forward(&token, &mut cache).unwrap();
-            let logits = model.logits(&hidden).unwrap().try_index((0, 0, ..)).unwrap();
-            let logits: Vec<f32> = logits.to_vec_cast().unwrap();
+            let logits: Vec<f32> = crate::decode(&model, ids[i], &mut cache).to_vec_cast().unwrap();
             let exp = |x: &f32| f64::from(*x).exp();
             let expected = -(exp(&logits[ids[i + 1] as usize]) / logits.iter().map(exp).sum::<f64>()).ln();
             assert!(

@@ -8,11 +8,14 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mlx_lm::backend::Phase;
 use mlx_lm::backend::cpu::Kernels;
-use mlx_lm::generate::generate_with_progress;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::prompt_cache::PromptCache;
-use mlx_lm::{Checkpoint, Error, GenerateOptions, Model, Tokenizer, Watch};
+use mlx_lm::generate::{Engine, EngineOptions, Event, FinishReason, Request};
+use mlx_lm::models::batch::{Batch, Span};
+use mlx_lm::{Checkpoint, Error, GenerateOptions, Model, Watch};
+use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexOp};
 use mlx_rs::{Array, Dtype};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -197,10 +200,12 @@ fn llama() -> Model {
     Model::load(&Checkpoint::open(fixture("checkpoints/llama-f32")).unwrap(), &mut Watch::none()).unwrap()
 }
 
-/// The logits of a fresh pass over `ids` `[B, L]`.
+/// The logits of a fresh pass over `ids` `[N]`.
 fn logits(model: &Model, ids: &Array) -> Result<Vec<f32>, Error> {
-    let hidden = model.forward(ids, &mut model.new_cache(CacheLimits::new(64)))?;
-    let logits = model.logits(&hidden)?;
+    let mut cache = model.new_cache(CacheLimits::new(64));
+    let span = Span { cache: &mut cache, tokens: ids.size() as i32, phase: Phase::Prefill };
+    let hidden = model.forward(&mut Batch::new(ids.clone(), vec![span])?)?;
+    let logits = model.logits(&hidden, Phase::Prefill)?;
     model.evaluate([&logits])?;
     Ok(logits.to_vec_cast().unwrap())
 }
@@ -208,21 +213,19 @@ fn logits(model: &Model, ids: &Array) -> Result<Vec<f32>, Error> {
 #[test]
 fn ids_of_another_kind_are_an_error_or_what_they_say() {
     let model = llama();
-    let ids = Array::from_slice(&[3u32, 14, 15, 9, 26, 5], &[1, 6]);
+    let ids = Array::from_slice(&[3u32, 14, 15, 9, 26, 5], &[6]);
     let expected = logits(&model, &ids).unwrap();
-    let strided = Array::from_slice(&[3u32, 0, 14, 0, 15, 0, 9, 0, 26, 0, 5, 0], &[1, 6, 2]);
-    let strided = strided.transpose_axes(&[2, 0, 1]).unwrap().take_axis(Array::from_int(0), 0).unwrap();
+    let strided = Array::from_slice(&[3u32, 0, 14, 0, 15, 0, 9, 0, 26, 0, 5, 0], &[12]);
+    let strided = strided.try_index((0..12).stride_by(2)).unwrap();
     assert_eq!(logits(&model, &strided).unwrap(), expected);
-    let columns = Array::from_slice(&[3u32, 14, 15, 9, 26, 5], &[6, 1]).transpose_axes(&[1, 0]).unwrap();
-    assert_eq!(logits(&model, &columns).unwrap(), expected);
 
     let signed = logits(&model, &ids.as_dtype(Dtype::Int32).unwrap()).unwrap_err().to_string();
     assert!(signed.contains("Uint32") && signed.contains("Int32"), "{signed}");
-    assert!(logits(&model, &ids.reshape(&[6]).unwrap()).is_err());
+    assert!(logits(&model, &ids.reshape(&[1, 6]).unwrap()).is_err());
 
     if compute_on_cpu() {
         let vocab_size = model.config().vocab_size as u32;
-        let beyond = logits(&model, &Array::from_slice(&[3u32, vocab_size], &[1, 2])).unwrap_err().to_string();
+        let beyond = logits(&model, &Array::from_slice(&[3u32, vocab_size], &[2])).unwrap_err().to_string();
         assert!(beyond.contains(&format!("token {vocab_size} has no embedding")), "{beyond}");
     }
     assert_eq!(logits(&model, &ids).unwrap(), expected, "the model is as good as before");
@@ -231,40 +234,48 @@ fn ids_of_another_kind_are_an_error_or_what_they_say() {
 #[test]
 fn reading_stops_within_a_chunk_and_counts_what_was_read() {
     compute_on_cpu();
-    let checkpoint = Checkpoint::demo().unwrap();
-    let (model, tokenizer) =
-        (Model::load(&checkpoint, &mut Watch::none()).unwrap(), Tokenizer::load(&checkpoint).unwrap());
     let ids: Vec<u32> = (0..600u32).map(|i| 300 + i * 7 % 1500).collect();
     let options = GenerateOptions { prefill_step: 256, max_tokens: 1, ..GenerateOptions::default() };
-    let stopped_at = |limit: u64| {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut seen = Vec::new();
-        let on_progress = &mut |done, total| {
-            assert_eq!(total, ids.len() as u64);
-            seen.push(done);
-            stop.store(done >= limit, Ordering::Relaxed);
-        };
-        let mut watch = Watch { on_progress, stop: &stop };
-        let mut generation = generate_with_progress(&model, &tokenizer, &ids, &options, None, &mut watch).unwrap();
-        let first = generation.next().transpose().unwrap();
-        (first.map(|piece| piece.token.id), generation.stats().read_tokens, seen)
+    let stop = Arc::new(AtomicBool::new(false));
+    let engine = EngineOptions { stop: Arc::clone(&stop), ..EngineOptions::default() };
+    let engine = Engine::load(Checkpoint::demo().unwrap(), engine).unwrap();
+    let stopped_at = |limit: usize, prompt_cache: Option<PromptCache>| {
+        stop.store(false, Ordering::Relaxed);
+        let request = Request { prompt: ids.clone(), options: options.clone(), prompt_cache };
+        let mut generation = engine.submit(request).unwrap();
+        let (mut seen, mut token) = (Vec::new(), None);
+        while let Some(event) = generation.next_event() {
+            match event {
+                Event::Reading { done, total } => {
+                    assert_eq!(total, ids.len());
+                    seen.push(done);
+                    stop.store(done >= limit, Ordering::Relaxed);
+                }
+                Event::Delta(delta) => token = Some(delta.token.id),
+                Event::Read { .. } | Event::Finished(_) => {}
+            }
+        }
+        let reason = generation.finish_reason().unwrap();
+        assert_eq!(reason == FinishReason::Abort, token.is_none());
+        (token, generation.stats().unwrap().read_tokens, seen)
     };
-    let (whole, read, seen) = stopped_at(u64::MAX);
+    let (none, read, seen) = stopped_at(300, None);
+    assert!(none.is_none() && (256..600).contains(&read) || !compute_on_cpu(), "{read}: {seen:?}");
+    let (whole, read, seen) = stopped_at(usize::MAX, None);
     assert!(whole.is_some() && read == ids.len() && seen.is_sorted(), "{seen:?}");
-    let (none, read, seen) = stopped_at(300);
-    assert!(none.is_none() && (300..512).contains(&read) || !compute_on_cpu(), "{read}: {seen:?}");
-    assert_eq!(stopped_at(u64::MAX).0, whole, "what was stopped leaves nothing behind");
 
     // What is cached of a prompt whose reading was stopped is as good as any.
-    let stop = Arc::new(AtomicBool::new(false));
-    let on_progress = &mut |done, _| stop.store(done > 400, Ordering::Relaxed);
-    let mut watch = Watch { on_progress, stop: &stop };
-    let cached = PromptCache::new(&model, &ids, CacheLimits::new(2048), 256, &mut watch).unwrap();
+    let prompt = ids.clone();
+    let cached = engine.call(move |model| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let on_progress = &mut |done, _| stop.store(done > 400, Ordering::Relaxed);
+        let mut watch = Watch { on_progress, stop: &stop };
+        PromptCache::new(model, &prompt, CacheLimits::new(2048), 256, &mut watch).unwrap()
+    });
+    let cached = cached.unwrap();
     assert_eq!(cached.ids(), &ids[..256]);
-    let mut watch = Watch::none();
-    let mut generation = generate_with_progress(&model, &tokenizer, &ids, &options, Some(&cached), &mut watch).unwrap();
-    assert_eq!(generation.next().transpose().unwrap().map(|piece| piece.token.id), whole);
-    assert_eq!(generation.stats().read_tokens, ids.len() - 256);
+    let (token, read, _) = stopped_at(usize::MAX, Some(cached));
+    assert_eq!((token, read), (whole, ids.len() - 256));
 }
 
 /// A copy of a fixture's checkpoint whose norms are f32.
@@ -307,11 +318,10 @@ fn a_prompt_cache_is_read_by_the_model_that_wrote_it_whole_and_by_no_other() {
     let other = load(fixture("checkpoints/llama-bf16"));
     let refused = PromptCache::load(&path, &other).unwrap_err().to_string();
     assert!(refused.contains("another model"), "{refused}");
-    let demo = Checkpoint::demo().unwrap();
-    let (model, tokenizer) = (Model::load(&demo, &mut Watch::none()).unwrap(), Tokenizer::load(&demo).unwrap());
-    let mut watch = Watch::none();
-    let refused =
-        generate_with_progress(&model, &tokenizer, &ids, &GenerateOptions::default(), Some(&cache), &mut watch).err();
+    let demo = Engine::load(Checkpoint::demo().unwrap(), EngineOptions::default()).unwrap();
+    let options = GenerateOptions::default();
+    let request = Request { prompt: ids.to_vec(), options, prompt_cache: Some(cache.clone()) };
+    let refused = demo.submit(request).unwrap().find_map(Result::err);
     assert!(refused.unwrap().to_string().contains("another model"));
 
     let model = load(scratch.path().to_owned());

@@ -1,6 +1,6 @@
 //! The sampler against f64 arithmetic: which tokens a filter keeps, what a penalty does, how often a token is drawn.
 
-use mlx_lm::generate::sampler::{Sampler, SamplerOptions, logprobs};
+use mlx_lm::generate::sampler::{Sampler, SamplerOptions, logprobs, sample};
 use mlx_rs::Array;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -17,12 +17,17 @@ fn sampler(options: SamplerOptions) -> Sampler {
     Sampler::new(options, VOCAB as i32).unwrap()
 }
 
+/// The token that a sampler chooses by logits `[1, V]`.
+fn chosen(sampler: &mut Sampler, logits: &Array) -> u32 {
+    sample(logits.clone(), &mut [sampler]).unwrap().0.item_cast()
+}
+
 /// How often each token comes in `n` draws from the same logits.
 fn draw(options: SamplerOptions, logits: &[f32], n: usize) -> Vec<usize> {
     let (mut sampler, logits) = (sampler(options), row(logits));
     let mut counts = vec![0; logits.size()];
     for _ in 0..n {
-        counts[sampler.sample(&logits).unwrap().item_cast::<u32>() as usize] += 1;
+        counts[chosen(&mut sampler, &logits) as usize] += 1;
     }
     counts
 }
@@ -112,7 +117,7 @@ fn the_chi_square_test_can_fail() {
 fn a_seed_gives_the_same_draws_and_another_seed_others() {
     let draws = |seed| {
         let mut sampler = sampler(SamplerOptions { temp: 1.0, seed, ..Default::default() });
-        (0..64).map(|_| sampler.sample(&row(&some_logits())).unwrap().item_cast::<u32>()).collect::<Vec<_>>()
+        (0..64).map(|_| chosen(&mut sampler, &row(&some_logits()))).collect::<Vec<_>>()
     };
     assert_eq!(draws(7), draws(7));
     assert_ne!(draws(7), draws(8));
@@ -180,7 +185,7 @@ proptest! {
         let mut sampler = sampler(options.clone());
         let (first, second) = history.split_at(cut.min(history.len()));
         for tokens in [first, second].into_iter().filter(|t| !t.is_empty()) {
-            sampler.observe(&Array::from_slice(tokens, &[1, tokens.len() as i32])).unwrap();
+            sampler.observe(&Array::from_slice(tokens, &[tokens.len() as i32])).unwrap();
         }
         let found: Vec<f32> = sampler.process(row(&logits)).unwrap().to_vec_cast().unwrap();
         for (found, expected) in found.iter().zip(penalized(&options, &logits, &history)) {
@@ -190,7 +195,7 @@ proptest! {
 
     #[test]
     fn greedy_is_the_largest_logit(logits in prop::collection::vec(-5.0f32..5.0, VOCAB)) {
-        let token = sampler(SamplerOptions::default()).sample(&row(&logits)).unwrap().item_cast::<u32>();
+        let token = chosen(&mut sampler(SamplerOptions::default()), &row(&logits));
         let largest = logits.iter().cloned().fold(f32::MIN, f32::max);
         prop_assert_eq!(logits[token as usize], largest);
     }

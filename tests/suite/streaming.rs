@@ -1,7 +1,8 @@
 //! The laws of the StreamingLLM cache, against oracles that share no arithmetic with it. Each test names the mistakes
 //! that it was seen to catch when they were made on purpose.
 
-use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
+use mlx_lm::backend::Phase;
+use mlx_lm::generate::kv_cache::{CacheLayer, CacheLimits, KvCache};
 use mlx_lm::{Checkpoint, Model, Watch};
 use mlx_rs::fast::scaled_dot_product_attention;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -9,6 +10,7 @@ use mlx_rs::{Array, Device, Dtype};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::process::Command;
+use std::sync::Arc;
 
 use crate::fixture;
 use crate::paper::Paper;
@@ -23,6 +25,10 @@ fn limits(context_size: i32, num_sink_tokens: i32, eviction_batch_percent: i32) 
 
 fn frequencies() -> Vec<f64> {
     (0..HEAD_DIM / 2).map(|i| 100f64.powf(-2.0 * i as f64 / HEAD_DIM as f64)).collect()
+}
+
+fn layers(n: usize, sliding_window: Option<i32>) -> Arc<[CacheLayer]> {
+    vec![CacheLayer { sliding_window, frequencies: Some(frequencies().into()) }; n].into()
 }
 
 /// The key or value that absolute token `token` has in a layer and head: any numbers, the same each time.
@@ -81,13 +87,13 @@ impl Held {
 fn feed(cache: &mut KvCache, held: &mut Held, n: usize, dtype: Dtype) {
     let offset = held.push(n, cache.limits());
     let first = held.seen - n;
-    let step = cache.reserve(n as i32).unwrap();
-    assert_eq!(step.offset as usize, offset);
+    let at = cache.reserve(n as i32, Phase::Prefill).unwrap();
+    assert_eq!(at.offset as usize, offset);
     for layer in 0..LAYERS {
         let keys = array(n, |head, i| rotated(raw(first + i, layer, head, false), offset + i));
         let values = array(n, |head, i| raw(first + i, layer, head, true));
         let (keys, values) = (keys.as_dtype(dtype).unwrap(), values.as_dtype(dtype).unwrap());
-        cache.update(layer, &step, keys, values).unwrap();
+        cache.update(layer, &at, keys, values).unwrap();
     }
 }
 
@@ -133,7 +139,7 @@ proptest! {
     ) {
         let limits = limits(c, s.min(c - 2), percent);
         crate::compute_on_cpu();
-        let mut cache = KvCache::new(LAYERS, limits, None, frequencies());
+        let mut cache = KvCache::new(limits, layers(LAYERS, None));
         let mut held = Held::default();
         for n in sizes {
             feed(&mut cache, &mut held, n.min(limits.window() as usize), Dtype::Float32);
@@ -148,7 +154,7 @@ fn keys_stay_right_over_twenty_contexts() {
     let limits = limits(256, 4, 10);
     for (dtype, most) in [(Dtype::Float32, 1e-4), (Dtype::Bfloat16, 0.015)] {
         crate::compute_on_cpu();
-        let mut cache = KvCache::new(LAYERS, limits, None, frequencies());
+        let mut cache = KvCache::new(limits, layers(LAYERS, None));
         let mut held = Held::default();
         let mut worst = 0f64;
         while held.seen < 20 * 256 {
@@ -171,13 +177,8 @@ fn tokens(range: std::ops::Range<usize>, vocab_size: i32) -> Vec<u32> {
     range.map(|i| ((i * i * 7 + i * 3 + 11) % vocab_size as usize) as u32).collect()
 }
 
-fn row(ids: &[u32]) -> Array {
-    Array::from_slice(ids, &[1, ids.len() as i32])
-}
-
 fn last_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Vec<f32> {
-    let hidden = model.forward(&row(ids), cache).unwrap();
-    floats(&model.logits(&hidden).unwrap().try_index((0, -1, ..)).unwrap())
+    floats(&crate::prefill(model, ids, cache).try_index((-1, ..)).unwrap())
 }
 
 const MODELS: [&str; 6] = [
@@ -244,14 +245,15 @@ fn attention(cache: &mut KvCache, held: &mut Held, n: usize) -> Vec<Vec<f32>> {
     const TOKENS: usize = 128;
     held.push(n, cache.limits());
     let first = held.seen - n;
-    let step = cache.reserve(n as i32).unwrap();
+    let at = cache.reserve(n as i32, Phase::Prefill).unwrap();
     let names: Vec<f32> = (first..first + n).flat_map(|t| (0..TOKENS).map(move |k| f32::from(k == t))).collect();
     let values = Array::from_slice(&names, &[1, 1, n as i32, TOKENS as i32]);
     let zeros = Array::from_slice(&vec![0f32; n * 2], &[1, 1, n as i32, 2]);
-    let (keys, values) = cache.update(0, &step, zeros.clone(), values).unwrap();
+    let (keys, values) = cache.update(0, &at, zeros.clone(), values).unwrap();
     let keys = mlx_rs::ops::broadcast_to(keys.try_index((.., .., .., ..1)).unwrap(), values.shape()).unwrap();
     let queries = mlx_rs::ops::zeros::<f32>(&[1, 1, n as i32, TOKENS as i32]).unwrap();
-    let seen = scaled_dot_product_attention(queries, keys, values, 1.0, step.mask(), None).unwrap();
+    let mask = cache.mask(0, &at).unwrap();
+    let seen = scaled_dot_product_attention(queries, keys, values, 1.0, mask.as_mlx(), None).unwrap();
     floats(&seen).chunks(TOKENS).map(<[f32]>::to_vec).collect()
 }
 
@@ -262,7 +264,8 @@ fn every_query_sees_the_sinks_and_what_it_should_and_nothing_else() {
     for window in [None, Some(6)] {
         let limits = limits(16, 3, 25);
         crate::compute_on_cpu();
-        let mut cache = KvCache::new(1, limits, window, vec![1.0]);
+        let mut cache =
+            KvCache::new(limits, vec![CacheLayer { sliding_window: window, frequencies: Some([1.0].into()) }].into());
         let mut held = Held::default();
         for n in [5, 6, 1, 4, 6, 1, 1, 6, 5, 1, 6, 3, 6] {
             let weights = attention(&mut cache, &mut held, n);

@@ -11,36 +11,48 @@ pub(super) const KEYS: usize = 64;
 /// Queries times heads of one task, about.
 const ROWS: usize = 128;
 
-/// Which keys a query sees.
-#[derive(Debug, Clone, Copy)]
-pub enum Mask<'a> {
-    /// All.
-    All,
-    /// Those up to its own position, the queries being the last ones.
-    Causal,
-    /// Where `[L, T]` is true.
-    Table(&'a [bool]),
-}
-
-/// `[B, heads, tokens, D]` in memory: where each row begins; D lie together.
+/// `[heads, tokens, D]` in memory: where each row begins; D lie together.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads<'a> {
     /// From the first element to the last.
     pub values: Floats<'a>,
-    /// B, heads, tokens, D.
-    pub shape: [usize; 4],
-    /// Numbers from one batch, head and token to the next.
-    pub strides: [usize; 3],
+    /// Heads, tokens, D.
+    pub shape: [usize; 3],
+    /// Numbers from one head and token to the next.
+    pub strides: [usize; 2],
 }
 
 impl Heads<'_> {
-    pub(super) fn row(&self, b: usize, head: usize, token: usize) -> usize {
-        b * self.strides[0] + head * self.strides[1] + token * self.strides[2]
+    pub(super) fn row(&self, head: usize, token: usize) -> usize {
+        head * self.strides[0] + token * self.strides[1]
     }
 
     pub(super) fn check(&self) {
-        let last = (0..3).map(|i| (self.shape[i] - 1) * self.strides[i]).sum::<usize>() + self.shape[3];
+        let last = (0..2).map(|i| (self.shape[i] - 1) * self.strides[i]).sum::<usize>() + self.shape[2];
         assert!(self.shape.iter().all(|&n| n > 0) && last <= self.values.len(), "{:?}", self.shape);
+    }
+}
+
+/// Queries of one sequence with all its keys and values. The queries are the last tokens; each sees those before it, and
+/// itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'a> {
+    /// `[H, L, D]`.
+    pub queries: Heads<'a>,
+    /// `[H / group, T, D]`.
+    pub keys: Heads<'a>,
+    /// Of the same shape.
+    pub values: Heads<'a>,
+    /// How many tokens a query sees, itself included; `None` for all.
+    pub window: Option<usize>,
+    /// How many first tokens it sees besides.
+    pub sinks: usize,
+}
+
+impl Span<'_> {
+    /// The first token that a window lets a query at this position see.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
@@ -246,13 +258,10 @@ unsafe fn add_tile<S: Simd, const R: usize, const V: usize>(
     }
 }
 
-/// `softmax(scale · q · kᵀ) · v`, to `y` `[B, L, heads, D]`.
+/// `softmax(scale · q · kᵀ) · v` of each span, to `y` `[tokens of all spans, H, D]`.
 pub(super) struct Attention<'a> {
-    pub q: Heads<'a>,
-    pub k: Heads<'a>,
-    pub v: Heads<'a>,
+    pub spans: &'a [Span<'a>],
     pub scale: f32,
-    pub mask: Mask<'a>,
     pub y: FloatsMut<'a>,
 }
 
@@ -267,21 +276,27 @@ impl Op for Attention<'_> {
 
 impl Attention<'_> {
     pub fn by<P: TileProduct>(self, product: P) {
-        let Attention { q, k, v, scale, mask, y } = self;
-        let [batch, n_heads, length, _] = q.shape;
-        let n_kv_heads = k.shape[1];
-        let queries = (ROWS / (n_heads / n_kv_heads)).clamp(1, length);
-        let blocks = length.div_ceil(queries);
+        let Attention { spans, scale, y } = self;
+        let mut tasks = Vec::new();
+        let mut token = 0;
+        for span in spans {
+            let ([n_heads, length, _], n_kv_heads) = (span.queries.shape, span.keys.shape[0]);
+            let queries = (ROWS / (n_heads / n_kv_heads)).clamp(1, length);
+            // The last queries see the most keys: begin with them, so that no thread is left with them at the end.
+            for first in (0..length).step_by(queries).rev() {
+                let n = queries.min(length - first);
+                tasks.extend((0..n_kv_heads).map(|kv_head| (span, kv_head, first, n, token)));
+            }
+            token += length;
+        }
         typed!(FloatsMut, y, y => {
             let y = Shared(y.as_mut_ptr());
-            threads::for_each(batch * n_kv_heads * blocks, |task| {
-                // The last queries see the most keys: begin with them, so that no thread is left with them at the end.
-                let block = blocks - 1 - task / (batch * n_kv_heads);
-                let (b, kv_head) = (task % (batch * n_kv_heads) / n_kv_heads, task % n_kv_heads);
-                let first = block * queries;
-                let n = queries.min(length - first);
-                // SAFETY: this task alone writes the rows of these queries and heads.
-                product.simd().run(Block { product, q, k, v, scale, mask, y, b, kv_head, first, n });
+            threads::for_each(tasks.len(), |task| {
+                let (span, kv_head, first, n, token) = tasks[task];
+                let row = span.queries.shape[0] * span.queries.shape[2];
+                // SAFETY: y has a row for each token; this task alone writes the rows of these queries and heads.
+                let y = Shared(unsafe { y.at(token * row) });
+                product.simd().run(Block { product, span, scale, y, kv_head, first, n });
             });
         });
     }
@@ -290,13 +305,9 @@ impl Attention<'_> {
 /// Queries `first..first + n` of the heads that share one head of keys and values.
 struct Block<'a, P, E> {
     product: P,
-    q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
+    span: &'a Span<'a>,
     scale: f32,
-    mask: Mask<'a>,
     y: Shared<E>,
-    b: usize,
     kv_head: usize,
     first: usize,
     n: usize,
@@ -314,23 +325,23 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
 
     #[inline(always)]
     fn with<S: Simd>(self, _: S) {
-        let Block { product, q, k, v, scale, mask, y, b, kv_head, first, n } = self;
+        let Block { product, span, scale, y, kv_head, first, n } = self;
         let s = product.simd();
-        let [_, n_heads, length, width] = q.shape;
-        let (tokens, group) = (k.shape[2], n_heads / k.shape[1]);
+        let [n_heads, length, width] = span.queries.shape;
+        let (tokens, group) = (span.keys.shape[1], n_heads / span.keys.shape[0]);
         let padded = width.next_multiple_of(P::WIDTH);
         let rows = n * group;
         let rows_of = |heads: &Heads<'a>, head, token| Rows {
             values: heads.values,
-            first: heads.row(b, head, token),
-            stride: heads.strides[2],
+            first: heads.row(head, token),
+            stride: heads.strides[1],
             width,
         };
         // `[rows, padded]`, whole tiles of rows, whose rest are zeros or nothing.
         let mut queries = Scratch::<P::Number>::zeros(rows.next_multiple_of(P::ROWS) * padded);
         let mut row_of_floats = Scratch::<f32>::new(width);
         for (row, to) in queries.chunks_exact_mut(padded).take(rows).enumerate() {
-            let query = rows_of(&q, kv_head * group + row % group, first + row / group);
+            let query = rows_of(&span.queries, kv_head * group + row % group, first + row / group);
             query.load(s, 0, &mut row_of_floats);
             // SAFETY: the row has room for the width.
             unsafe { store_all(s, &row_of_floats, Shared(to.as_mut_ptr())) };
@@ -342,15 +353,18 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
         let mut keys = Scratch::<P::Number>::new(KEYS * padded);
         let mut values = Scratch::<P::Number>::new(KEYS * padded);
         let nothing = exp(s, s.splat(f32::NEG_INFINITY));
-        let visible = |row: usize| match mask {
-            Mask::Causal => tokens - length + first + row / group + 1,
-            Mask::All | Mask::Table(_) => tokens,
-        };
-        let last = visible(rows - 1);
+        let position = |row: usize| tokens - length + first + row / group;
+        let end = position(rows - 1) + 1;
         let ready = product.ready();
-        for from in (0..last).step_by(KEYS) {
-            let count = KEYS.min(last - from);
-            let (k_rows, v_rows) = (rows_of(&k, kv_head, from), rows_of(&v, kv_head, from));
+        let mut is_first = true;
+        // Blocks begin at multiples of KEYS in the cache, whatever is seen of them, so that the order of sums does not depend
+        // on how a prompt is cut.
+        for from in (0..end).step_by(KEYS) {
+            if from >= span.sinks && from + KEYS <= span.first_seen(position(0)) {
+                continue;
+            }
+            let count = KEYS.min(end - from);
+            let (k_rows, v_rows) = (rows_of(&span.keys, kv_head, from), rows_of(&span.values, kv_head, from));
             product.columns(&k_rows, count, padded, &mut keys);
             product.rows(&v_rows, count, padded, &mut values);
             // Memory works while these are multiplied.
@@ -362,26 +376,26 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
                 product.multiply(&ready, &queries[part.clone()], &keys, KEYS, n, true, &mut scores);
                 for r in 0..n {
                     let scores = &mut scores[r * KEYS..(r + 1) * KEYS];
-                    scores[visible(row + r).saturating_sub(from).min(count)..].fill(f32::NEG_INFINITY);
-                    if let Mask::Table(table) = mask {
-                        let table = &table[(first + (row + r) / group) * tokens + from..][..count];
-                        for (score, seen) in scores.iter_mut().zip(table) {
-                            *score = if *seen { *score } else { f32::NEG_INFINITY };
-                        }
+                    let position = position(row + r);
+                    scores[(position + 1).saturating_sub(from).min(count)..].fill(f32::NEG_INFINITY);
+                    let hidden = span.sinks.max(from)..span.first_seen(position).min(from + KEYS);
+                    if !hidden.is_empty() {
+                        scores[hidden.start - from..hidden.end - from].fill(f32::NEG_INFINITY);
                     }
                     let output = &mut outputs[(row + r) * padded..(row + r + 1) * padded];
                     let weights = &mut weights[r * KEYS..(r + 1) * KEYS];
                     soften(s, scores, scale, nothing, &mut states[row + r], weights, output);
                 }
-                product.multiply(&ready, &weights, &values, padded, n, from == 0, &mut outputs[part]);
+                product.multiply(&ready, &weights, &values, padded, n, is_first, &mut outputs[part]);
             }
+            is_first = false;
         }
         for row in 0..rows {
-            let at = ((b * length + first + row / group) * n_heads + kv_head * group + row % group) * width;
+            let at = ((first + row / group) * n_heads + kv_head * group + row % group) * width;
             let factor = 1.0 / states[row].sum;
             let output = &mut outputs[row * padded..row * padded + width];
             output.iter_mut().for_each(|x| *x *= factor);
-            // SAFETY: this task alone writes the rows of these queries and heads, which lie in y `[B, L, heads, D]`.
+            // SAFETY: this task alone writes the rows of these queries and heads, which lie in y `[L, heads, D]`.
             unsafe { store_all(s, output, Shared(y.at(at))) };
         }
     }

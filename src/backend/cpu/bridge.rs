@@ -36,27 +36,51 @@ pub(crate) struct View {
     strides: [i64; DIMS],
 }
 
+/// What a node makes. Laid out as `mlx_lm_output` of `primitive.cpp`.
+#[repr(C)]
+pub(crate) struct Output {
+    dtype: i32,
+    item_size: i32,
+    ndim: i32,
+    shape: [i32; DIMS],
+    donor: i32,
+}
+
+impl Output {
+    pub fn new(shape: &[i32], dtype: Dtype) -> Self {
+        let mut padded = [0; DIMS];
+        padded[..shape.len()].copy_from_slice(shape);
+        let item_size = item_size(dtype) as i32;
+        Output { dtype: dtype as i32, item_size, ndim: shape.len() as i32, shape: padded, donor: -1 }
+    }
+
+    /// In the memory of input number `donor`, if that has this shape and type and nothing else refers to it; see
+    /// [`View::is_at`].
+    pub fn in_place_of(self, donor: usize) -> Self {
+        Output { donor: donor as i32, ..self }
+    }
+}
+
 #[cfg(cpu_kernels)]
 #[repr(C)]
 struct Closure {
     name: *const c_char,
     state: *mut c_void,
-    call: unsafe extern "C" fn(*mut c_void, *const View, usize, *mut View),
+    call: unsafe extern "C" fn(*mut c_void, *const View, usize, *mut View, usize),
     drop: unsafe extern "C" fn(*mut c_void),
 }
 
 #[cfg(cpu_kernels)]
 unsafe extern "C" {
-    fn mlx_lm_leaf(
+    fn mlx_lm_node(
         inputs: *const mlx_sys::mlx_array,
         n_inputs: usize,
-        shape: *const i32,
-        ndim: usize,
-        dtype: i32,
-        item_size: i32,
+        outputs: *const Output,
+        n_outputs: usize,
         stream: mlx_sys::mlx_stream,
         closure: Closure,
-    ) -> mlx_sys::mlx_array;
+        results: *mut mlx_sys::mlx_array,
+    ) -> bool;
 
     fn mlx_lm_borrow(
         data: *const c_void,
@@ -164,68 +188,86 @@ fn panicked(panic: Box<dyn Any + Send>) -> Error {
     }
 }
 
-/// Nodes are only asked for where this module's kernels may compute.
-#[cfg(not(cpu_kernels))]
+/// A [`node`] with one output.
 pub(crate) fn leaf<F>(name: &'static CStr, inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Result<Array>
 where
     F: Fn(&[View], &mut View) + Send + Sync + 'static,
 {
+    let mut outputs = node(name, inputs, &[Output::new(shape, dtype)], move |inputs, outputs| {
+        run(inputs, &mut outputs[0]);
+    })?;
+    Ok(outputs.remove(0))
+}
+
+/// Nodes are only asked for where this module's kernels may compute.
+#[cfg(not(cpu_kernels))]
+pub(crate) fn node<F>(name: &'static CStr, inputs: &[&Array], outputs: &[Output], run: F) -> Result<Vec<Array>>
+where
+    F: Fn(&[View], &mut [View]) + Send + Sync + 'static,
+{
     unreachable!("this build's MLX does not run on the CPU")
 }
 
-/// A node of `shape` and `dtype` that `run` computes from `inputs`, each of at most four dimensions. `run` must write all
-/// of the output. `name` says what it computes, in messages.
+/// Arrays that `run` computes from `inputs`, each of at most four dimensions. `run` must write all of an output, bar one that
+/// took over the memory of an input. `name` says what it computes, in messages.
 ///
 /// # Errors
 /// When there is no memory for a node. What goes wrong in `run` is told by [`failure`].
 #[cfg(cpu_kernels)]
-pub(crate) fn leaf<F>(name: &'static CStr, inputs: &[&Array], shape: &[i32], dtype: Dtype, run: F) -> Result<Array>
+pub(crate) fn node<F>(name: &'static CStr, inputs: &[&Array], outputs: &[Output], run: F) -> Result<Vec<Array>>
 where
-    F: Fn(&[View], &mut View) + Send + Sync + 'static,
+    F: Fn(&[View], &mut [View]) + Send + Sync + 'static,
 {
     struct State<F> {
         run: F,
         fate: Arc<Fate>,
     }
-    unsafe extern "C" fn call<F: Fn(&[View], &mut View)>(
+    unsafe extern "C" fn call<F: Fn(&[View], &mut [View])>(
         state: *mut c_void,
         inputs: *const View,
         n_inputs: usize,
-        output: *mut View,
+        outputs: *mut View,
+        n_outputs: usize,
     ) {
         // SAFETY: `state` is the `State` below, alive until `drop`; the others are `primitive.cpp`'s for this call.
-        let (State { run, fate }, inputs, output) =
-            unsafe { (&*state.cast::<State<F>>(), slice::from_raw_parts(inputs, n_inputs), &mut *output) };
-        if !fate.run(|| run(inputs, output)) {
-            output.poison();
+        let (State { run, fate }, inputs, outputs) = unsafe {
+            (
+                &*state.cast::<State<F>>(),
+                slice::from_raw_parts(inputs, n_inputs),
+                slice::from_raw_parts_mut(outputs, n_outputs),
+            )
+        };
+        if !fate.run(|| run(inputs, outputs)) {
+            outputs[0].poison();
         }
     }
     unsafe extern "C" fn drop<F>(state: *mut c_void) {
         // SAFETY: `state` came from `Box::into_raw` below, and `primitive.cpp` calls this once, after the last call.
         unsafe { std::mem::drop(Box::from_raw(state.cast::<State<F>>())) }
     }
-    assert!(shape.len() <= DIMS && inputs.iter().all(|input| input.ndim() <= DIMS));
+    assert!(inputs.iter().all(|input| input.ndim() <= DIMS));
     let handles: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
     let state = Box::new(State { run, fate: FATE.with_borrow(Arc::clone) });
     let closure = Closure { name: name.as_ptr(), state: Box::into_raw(state).cast(), call: call::<F>, drop: drop::<F> };
-    // SAFETY: the handles live through the call, which copies what they refer to; the array it returns is new and ours.
+    let mut results = Vec::with_capacity(outputs.len());
+    // SAFETY: the handles live through the call, which copies what they refer to; the arrays that it writes are new and
+    // ours, one for each output, and it writes all or none.
     unsafe {
-        let array = mlx_lm_leaf(
+        let made = mlx_lm_node(
             handles.as_ptr(),
             handles.len(),
-            shape.as_ptr(),
-            shape.len(),
-            dtype as i32,
-            item_size(dtype) as i32,
+            outputs.as_ptr(),
+            outputs.len(),
             StreamOrDevice::default().as_ref().as_ptr(),
             closure,
+            results.as_mut_ptr(),
         );
-        match array.ctx.is_null() {
-            true => {
-                Err(Error::OutOfMemory(format!("a node of MLX's graph, {}, could not be made", name.to_string_lossy())))
-            }
-            false => Ok(Array::from_ptr(array)),
+        if !made {
+            let name = name.to_string_lossy();
+            return Err(Error::OutOfMemory(format!("a node of MLX's graph, {name}, could not be made")));
         }
+        results.set_len(outputs.len());
+        Ok(results.into_iter().map(|array| Array::from_ptr(array)).collect())
     }
 }
 
@@ -237,6 +279,11 @@ impl View {
     /// Elements between neighbours of each dimension.
     pub fn strides(&self) -> &[i64] {
         &self.strides[..self.ndim as usize]
+    }
+
+    /// Whether both are the same memory.
+    pub fn is_at(&self, other: &View) -> bool {
+        self.data == other.data
     }
 
     fn len(&self) -> usize {
@@ -324,13 +371,6 @@ impl View {
         }
     }
 
-    /// Truth values in row-major order.
-    pub fn flags(&self) -> &[bool] {
-        assert!(self.dtype == Dtype::Bool as i32 && self.is_contiguous());
-        // SAFETY: the type was checked; MLX writes 0 and 1 only.
-        unsafe { self.slice() }
-    }
-
     /// Make an output that was not computed what nobody takes for a result: floats are NaN, ids beyond any vocabulary.
     pub fn poison(&mut self) {
         let bytes =
@@ -346,11 +386,12 @@ impl View {
         unsafe { slice::from_raw_parts_mut(self.data.cast(), self.len()) }
     }
 
-    /// The elements of an output: the only view that [`leaf`] gives out to be changed.
+    /// The elements of an output: the only view that [`node`] gives out to be changed. No input of the same memory
+    /// ([`View::is_at`]) may be looked at while they are in use.
     pub fn floats_mut(&mut self) -> FloatsMut<'_> {
         let n = self.len();
-        // SAFETY: `primitive.cpp` allocated it for these elements, and no other view refers to it; whatever bits it holds
-        // are numbers of these types.
+        // SAFETY: `primitive.cpp` allocated it for these elements, or took it over from an input, which the caller does not look
+        // at; whatever bits it holds are numbers of these types.
         unsafe {
             match self.dtype {
                 t if t == Dtype::Float32 as i32 => FloatsMut::F32(slice::from_raw_parts_mut(self.data.cast(), n)),

@@ -135,14 +135,49 @@ impl<X: Element, Y: Element> Op for RmsRow<'_, X, Y> {
     }
 }
 
+/// Cosines and sines of rotations, a row for each token.
+pub struct Turns {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// Numbers of a row.
+    half: usize,
+}
+
+impl Turns {
+    /// Of tokens at `positions`, for components that turn by `frequencies` radians a position. Rotated vectors are multiplied
+    /// with `factor`.
+    pub fn new(frequencies: &[f64], factor: f32, positions: &[usize]) -> Self {
+        let half = frequencies.len();
+        let mut turns = Turns { cos: vec![0.0; half * positions.len()], sin: vec![0.0; half * positions.len()], half };
+        let (cos, sin) = (Shared(turns.cos.as_mut_ptr()), Shared(turns.sin.as_mut_ptr()));
+        share_rows(positions.len(), 16 * half, |tokens| {
+            for token in tokens {
+                for (i, frequency) in frequencies.iter().enumerate() {
+                    let (s, c) = (frequency * positions[token] as f64).sin_cos();
+                    // SAFETY: this task alone writes this row.
+                    unsafe {
+                        cos.at(token * half + i).write((c * f64::from(factor)) as f32);
+                        sin.at(token * half + i).write((s * f64::from(factor)) as f32);
+                    }
+                }
+            }
+        });
+        turns
+    }
+
+    /// Components of a vector that they turn.
+    pub(super) fn width(&self) -> usize {
+        2 * self.half
+    }
+}
+
 /// See [`super::Kernels::rope`].
 pub(super) struct Rotate<'a> {
     pub x: Heads<'a>,
     pub norm: Option<(Floats<'a>, f32)>,
-    pub frequencies: &'a [f64],
-    pub offset: usize,
-    pub factor: f32,
+    pub turns: Option<(&'a Turns, usize)>,
     pub y: FloatsMut<'a>,
+    pub strides: [usize; 2],
 }
 
 impl Op for Rotate<'_> {
@@ -150,10 +185,8 @@ impl Op for Rotate<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let Rotate { x, norm, frequencies, offset, factor, y } = self;
-        let [batch, heads, length, width] = x.shape;
-        let (cos, sin) = turns(frequencies, offset, length, f64::from(factor));
-        let half = frequencies.len();
+        let Rotate { x, norm, turns, y, strides } = self;
+        let [heads, length, width] = x.shape;
         let norm = norm.map(|(weight, eps)| {
             let weight: Vec<f32> = typed!(Floats, weight, w => w.iter().map(|w| w.to_f32()).collect());
             (weight, eps)
@@ -161,48 +194,32 @@ impl Op for Rotate<'_> {
         typed!(FloatsMut, y, y => {
             let values = same_type(y, x.values);
             let y = Shared(y.as_mut_ptr());
-            share_rows(batch * heads * length, width, |rows| {
+            share_rows(heads * length, width, |rows| {
                 let mut normed = vec![0.0; width];
                 for row in rows {
                     // Token by token, as the heads lie in x.
-                    let (b, t, h) = (row / heads / length, row / heads % length, row % heads);
-                    let from = x.row(b, h, t);
+                    let (token, head) = (row / heads, row % heads);
+                    let from = x.row(head, token);
+                    let (cos, sin) = match turns {
+                        Some((Turns { cos, sin, half }, first)) => {
+                            let row = (first + token) * half..(first + token + 1) * half;
+                            (&cos[row.clone()], &sin[row])
+                        }
+                        None => (&[][..], &[][..]),
+                    };
                     s.run(RotateRow {
                         x: &values[from..from + width],
                         norm: norm.as_ref().map(|(weight, eps)| (weight.as_slice(), *eps)),
                         normed: &mut normed,
-                        cos: &cos[t * half..(t + 1) * half],
-                        sin: &sin[t * half..(t + 1) * half],
+                        cos,
+                        sin,
                         y,
-                        first: ((b * heads + h) * length + t) * width,
+                        first: head * strides[0] + token * strides[1],
                     });
                 }
             });
         });
     }
-}
-
-/// Positions from one that is computed as it is to the next; those between are turned on from it.
-const EXACT: usize = 32;
-
-/// Cosines and sines `[length, frequencies]` of each frequency times the positions from `offset` on, times `factor`.
-fn turns(frequencies: &[f64], offset: usize, length: usize, factor: f64) -> (Vec<f32>, Vec<f32>) {
-    let mut cosines = vec![0.0; length * frequencies.len()];
-    let mut sines = cosines.clone();
-    for (i, frequency) in frequencies.iter().enumerate() {
-        // A decode step has one position.
-        let (step_sin, step_cos) = if length > 1 { frequency.sin_cos() } else { (0.0, 1.0) };
-        let (mut sin, mut cos) = (0.0, 1.0);
-        for t in 0..length {
-            (sin, cos) = match t % EXACT {
-                0 => (frequency * (offset + t) as f64).sin_cos(),
-                _ => (sin * step_cos + cos * step_sin, cos * step_cos - sin * step_sin),
-            };
-            cosines[t * frequencies.len() + i] = (cos * factor) as f32;
-            sines[t * frequencies.len() + i] = (sin * factor) as f32;
-        }
-    }
-    (cosines, sines)
 }
 
 /// Normalise and rotate a row, or only write it where there are no angles.

@@ -11,6 +11,7 @@ use crate::backend::Epilogue;
 use crate::backend::cpu::fixed::Fixed;
 use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
 use crate::backend::cpu::isa::{Op, Simd};
+use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{
     Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, load_all, same_type, typed,
@@ -19,13 +20,17 @@ use crate::backend::cpu::unpack;
 
 /// The most rows of one task.
 const BLOCK: usize = 256;
+/// Rows that several vectors meet one after another, while they are in the first-level cache.
+const ROWS: usize = 16;
+/// Vectors that share the unpacking of a row.
+const TOKENS: usize = 4;
 /// Bytes that are asked for ahead of a weight whose rows are read one after another. Rows side by side, which share the
 /// loads of x, read memory at two thirds of the speed when several are in one page, and faster when x is long.
 const AHEAD: usize = 4096;
 /// Columns from which rows are read four side by side.
 const LONG: usize = 6144;
 
-/// `x` `[m, columns]`, `y` `[m, width]`; m small, since every vector goes through the weights on its own.
+/// `x` `[m, columns]`, `y` `[m, width]`; m small. The sums of a vector are made in the same order whatever m is.
 pub(super) struct Gemv<'a> {
     pub x: Floats<'a>,
     pub fused: FusedLayers<'a>,
@@ -39,15 +44,21 @@ impl Op for Gemv<'_> {
     fn with<S: Simd>(self, s: S) {
         let Gemv { x, fused, y } = self;
         let columns = fused.layers[0].weight.columns;
+        let tokens = x.len() / columns;
         let mut prepared: Vec<(Layout, Vec<Prepared>)> = Vec::new();
         let mut prepared_for = Vec::new();
         for layer in fused.layers {
-            let layout = Layout::of(s, &layer.weight, &x);
+            let layout = Layout::of(s, &layer.weight, &x, tokens);
             let known = prepared.iter().position(|(known, _)| *known == layout);
             prepared_for.push(known.unwrap_or(prepared.len()));
             if known.is_none() {
-                let tokens = 0..x.len() / columns;
-                prepared.push((layout, tokens.map(|i| s.run(Prepare { x: &x, i, columns, layout })).collect()));
+                let mut vectors: Vec<Prepared> = (0..tokens).map(|_| Prepared::default()).collect();
+                let to = Shared(vectors.as_mut_ptr());
+                threads::for_each(tokens, |i| {
+                    // SAFETY: this task alone writes this vector.
+                    unsafe { *to.at(i) = s.run(Prepare { x: &x, i, columns, layout }) };
+                });
+                prepared.push((layout, vectors));
             }
         }
         let width = fused.width();
@@ -57,19 +68,23 @@ impl Op for Gemv<'_> {
             threads::for_each(tasks.len(), |i| {
                 let task = &tasks[i];
                 let n = task.rows.len();
-                for token in 0..prepared[0].1.len() {
-                    let mut sums = [[0.0; BLOCK]; 2];
-                    for (i, (layer, sums)) in fused.layers_of(task).iter().zip(&mut sums).enumerate() {
-                        let (layout, x) = &prepared[prepared_for[task.layer + i]];
-                        let (first, sums) = (task.rows.start, &mut sums[..n]);
-                        s.run(AddRows { w: &layer.weight, x: &x[token], layout: *layout, first, sums });
-                        layer.add_bias(task.rows.clone(), n, sums);
-                    }
+                // For one layer or two, `[tokens, n]`.
+                let mut sums = [Scratch::<f32>::new(tokens * n), Scratch::new(0)];
+                if fused.epilogue == Epilogue::SwiGlu {
+                    sums[1] = Scratch::new(tokens * n);
+                }
+                for (i, (layer, sums)) in fused.layers_of(task).iter().zip(&mut sums).enumerate() {
+                    let (layout, x) = &prepared[prepared_for[task.layer + i]];
+                    s.run(Products { w: &layer.weight, x, layout: *layout, first: task.rows.start, n, sums });
+                    layer.add_bias(task.rows.clone(), n, sums);
+                }
+                for token in 0..tokens {
                     let [sums, other] = &sums;
-                    let multiplied = (fused.epilogue == Epilogue::SwiGlu).then_some(&other[..n]);
+                    let part = token * n..(token + 1) * n;
+                    let multiplied = (fused.epilogue == Epilogue::SwiGlu).then(|| &other[part.clone()]);
                     // SAFETY: a row of y has `width` numbers, and this task alone writes these.
                     let y = Shared(unsafe { y.at(token * width + task.at) });
-                    s.run(Finish { sums: &sums[..n], multiplied, y });
+                    s.run(Finish { sums: &sums[part], multiplied, y });
                 }
             });
         });
@@ -85,20 +100,33 @@ struct Layout {
     lanes: usize,
     /// Values that share a scale; 0 for none.
     group: usize,
-    /// Whether x becomes whole numbers.
-    fixed: bool,
+    numbers: Numbers,
+}
+
+/// What products are made of. Both kinds of whole numbers give the same sums, which are exact.
+#[derive(Clone, Copy, PartialEq)]
+enum Numbers {
+    Floats,
+    /// Of 16 bits, as their two bytes: weights are unpacked with the fewest instructions.
+    Bytes,
+    /// Of 16 bits, in pairs: products take the fewest instructions, once a row is unpacked for several vectors.
+    Pairs,
 }
 
 impl Layout {
-    fn of<S: Simd>(_: S, w: &Matrix, x: &Floats) -> Self {
+    fn of<S: Simd>(_: S, w: &Matrix, x: &Floats, tokens: usize) -> Self {
         match w.values {
             Values::Affine(Affine { bits: bits @ (2 | 4 | 8), group_size, .. }) => Layout {
                 fields: 32 / bits as usize,
                 lanes: S::LANES,
                 group: group_size,
-                fixed: x.bits() == 16 && S::has_word_dots(bits),
+                numbers: match (x.bits() == 16 && S::has_word_dots(bits), tokens) {
+                    (false, _) => Numbers::Floats,
+                    (true, 1) => Numbers::Bytes,
+                    (true, _) => Numbers::Pairs,
+                },
             },
-            _ => Layout { fields: 1, lanes: S::LANES, group: 0, fixed: false },
+            _ => Layout { fields: 1, lanes: S::LANES, group: 0, numbers: Numbers::Floats },
         }
     }
 }
@@ -110,7 +138,9 @@ struct Prepared {
     values: Vec<f32>,
     /// For each vector of words, the rows of [`Simd::word_dots`]; `values` is empty then.
     bytes: Vec<i8>,
-    /// Of `bytes`, for each group.
+    /// For each vector of words, the first two fields' values of all lanes, then the next two's, …; `values` is empty then.
+    pairs: Vec<u32>,
+    /// Of the whole numbers, for each group.
     scales: Vec<f32>,
     /// Of the values of each group.
     sums: Vec<f32>,
@@ -132,7 +162,7 @@ impl Op for Prepare<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) -> Prepared {
-        let Prepare { x, i, columns, layout: Layout { fields, lanes, group, fixed } } = self;
+        let Prepare { x, i, columns, layout: Layout { fields, lanes, group, numbers: kind } } = self;
         let chunk = fields * lanes;
         let mut natural = vec![0.0; columns.next_multiple_of(chunk.max(lanes * group))];
         typed!(Floats, x, x => load_all(s, &x[i * columns..(i + 1) * columns], &mut natural[..columns]));
@@ -142,14 +172,16 @@ impl Op for Prepare<'_> {
         let vectors = group / fields;
         let group_of =
             (0..vectors).map(|c| std::array::from_fn(|l| ((c * lanes + l % lanes) / vectors) as u32)).collect();
-        if fixed {
+        if kind != Numbers::Floats {
             let Fixed { numbers, scales, sums } = Fixed::new(s, &natural, group);
-            let bytes = match fields {
-                4 => halves::<1>(&numbers, lanes),
-                8 => halves::<2>(&numbers, lanes),
-                _ => halves::<4>(&numbers, lanes),
-            };
-            return Prepared { bytes, scales, sums, group_of, ..Prepared::default() };
+            let mut prepared = Prepared { scales, sums, group_of, ..Prepared::default() };
+            match (kind, fields) {
+                (Numbers::Pairs, _) => prepared.pairs = pairs(&numbers, fields, lanes),
+                (_, 4) => prepared.bytes = halves::<1>(&numbers, lanes),
+                (_, 8) => prepared.bytes = halves::<2>(&numbers, lanes),
+                _ => prepared.bytes = halves::<4>(&numbers, lanes),
+            }
+            return prepared;
         }
         let sums = natural.chunks(group).map(|group| group.iter().sum()).collect();
         let mut values = Vec::with_capacity(natural.len());
@@ -178,36 +210,54 @@ fn halves<const PER_BYTE: usize>(numbers: &[i16], lanes: usize) -> Vec<i8> {
     bytes
 }
 
-/// Add the products of rows `first..` to `sums`.
-struct AddRows<'a> {
+/// Numbers as [`Simd::pairs`] meets them.
+#[inline(always)]
+fn pairs(numbers: &[i16], fields: usize, lanes: usize) -> Vec<u32> {
+    let mut pairs = vec![0; numbers.len() / 2];
+    let vectors = pairs.chunks_exact_mut(fields / 2 * lanes);
+    for (to, numbers) in vectors.zip(numbers.chunks_exact(fields * lanes)) {
+        for (j, to) in to.chunks_exact_mut(lanes).enumerate() {
+            for (lane, to) in to.iter_mut().enumerate() {
+                let at = lane * fields + 2 * j;
+                *to = u32::from(numbers[at] as u16) | u32::from(numbers[at + 1] as u16) << 16;
+            }
+        }
+    }
+    pairs
+}
+
+/// The products of rows `first..first + n` with all of x, to `sums` `[x.len(), n]`.
+struct Products<'a> {
     w: &'a Matrix<'a>,
-    x: &'a Prepared,
+    x: &'a [Prepared],
     layout: Layout,
     first: usize,
+    n: usize,
     sums: &'a mut [f32],
 }
 
-impl Op for AddRows<'_> {
+impl Op for Products<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let AddRows { w, x, layout, first, sums } = self;
+        let Products { w, x, layout, first, n, sums } = self;
+        assert!(sums.len() == x.len() * n);
         match w.values {
             Values::Dense(values) => typed!(Floats, values, values => {
-                for (sum, row) in sums.iter_mut().zip(values[first * w.columns..].chunks_exact(w.columns)) {
-                    *sum += dot(s, row, &x.values);
+                for (i, row) in values[first * w.columns..].chunks_exact(w.columns).take(n).enumerate() {
+                    dots(s, row, x, n, &mut sums[i..]);
                 }
             }),
             Values::Affine(affine) => match affine.bits {
-                2 => affine_block::<S, 2>(s, w, affine, x, layout, first, sums),
-                4 => affine_block::<S, 4>(s, w, affine, x, layout, first, sums),
-                8 => affine_block::<S, 8>(s, w, affine, x, layout, first, sums),
+                2 => affine_block::<S, 2>(s, w, affine, x, layout, first, n, sums),
+                4 => affine_block::<S, 4>(s, w, affine, x, layout, first, n, sums),
+                8 => affine_block::<S, 8>(s, w, affine, x, layout, first, n, sums),
                 _ => {
                     let mut values = vec![0.0; w.columns];
-                    for (i, sum) in sums.iter_mut().enumerate() {
+                    for i in 0..n {
                         unpack::row(w, first + i, 0, &mut values);
-                        *sum += dot(s, &values, &x.values);
+                        dots(s, &values, x, n, &mut sums[i..]);
                     }
                 }
             },
@@ -215,22 +265,49 @@ impl Op for AddRows<'_> {
     }
 }
 
-/// The product of a row with x.
+/// The products of a row with each of x, to every `n`th of `sums`.
 #[inline(always)]
-fn dot<S: Simd, E: Element>(s: S, row: &[E], x: &[f32]) -> f32 {
-    let x = &x[..row.len()];
-    let mut sums = [s.splat(0.0); 2];
+fn dots<S: Simd, E: Element>(s: S, row: &[E], x: &[Prepared], n: usize, sums: &mut [f32]) {
+    let (fours, rest) = x.as_chunks::<TOKENS>();
+    for (i, x) in fours.iter().enumerate() {
+        let products = dot::<S, E, TOKENS>(s, row, [&x[0].values, &x[1].values, &x[2].values, &x[3].values]);
+        for t in 0..TOKENS {
+            sums[(i * TOKENS + t) * n] = products[t];
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        let [product] = dot::<S, E, 1>(s, row, [&x.values]);
+        sums[(fours.len() * TOKENS + i) * n] = product;
+    }
+}
+
+/// The products of a row with B vectors.
+#[inline(always)]
+fn dot<S: Simd, E: Element, const B: usize>(s: S, row: &[E], x: [&[f32]; B]) -> [f32; B] {
+    for x in x {
+        assert!(x.len() >= row.len());
+    }
+    let mut sums = [[s.splat(0.0); 2]; B];
     let whole = row.len() / (2 * S::LANES) * 2 * S::LANES;
     for k in (0..whole).step_by(2 * S::LANES) {
         s.prefetch(row.as_ptr().wrapping_add(k).wrapping_byte_add(AHEAD));
-        for (half, sum) in sums.iter_mut().enumerate() {
+        for half in 0..2 {
             let at = k + half * S::LANES;
-            // SAFETY: `at + LANES` stays within the row and x.
-            unsafe { *sum = s.fma(E::load(s, row.as_ptr().add(at)), s.load(x.as_ptr().add(at)), *sum) };
+            // SAFETY: `at + LANES` stays within the row and each of x.
+            unsafe {
+                let w = E::load(s, row.as_ptr().add(at));
+                for b in 0..B {
+                    sums[b][half] = s.fma(w, s.load(x[b].as_ptr().add(at)), sums[b][half]);
+                }
+            }
         }
     }
-    let rest = row[whole..].iter().zip(&x[whole..]).map(|(w, x)| w.to_f32() * x);
-    s.sum(s.add(sums[0], sums[1])) + rest.sum::<f32>()
+    let mut products = [0.0; B];
+    for b in 0..B {
+        let rest = row[whole..].iter().zip(&x[b][whole..]).map(|(w, x)| w.to_f32() * x);
+        products[b] = s.sum(s.add(sums[b][0], sums[b][1])) + rest.sum::<f32>();
+    }
+    products
 }
 
 /// The rows of an affine weight, by type.
@@ -245,13 +322,15 @@ struct AffineRows<'a, E> {
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn affine_block<S: Simd, const BITS: u32>(
     s: S,
     w: &Matrix,
     affine: Affine,
-    x: &Prepared,
+    x: &[Prepared],
     layout: Layout,
     first: usize,
+    n: usize,
     sums: &mut [f32],
 ) {
     typed!(Floats, affine.scales, scales => {
@@ -262,70 +341,111 @@ fn affine_block<S: Simd, const BITS: u32>(
             words: w.columns / layout.fields,
             groups: w.columns / layout.group,
         };
-        let mut done = 0;
-        if w.columns >= LONG {
-            for sums in sums.as_chunks_mut::<4>().0 {
-                let products = if layout.fixed {
-                    affine_rows::<S, _, BITS, true, 4>(s, &rows, x, layout, first + done)
-                } else {
-                    affine_rows::<S, _, BITS, false, 4>(s, &rows, x, layout, first + done)
-                };
-                for (sum, product) in sums.iter_mut().zip(products) {
-                    *sum += product;
-                }
-                done += 4;
-            }
-        }
-        for (i, sum) in sums.iter_mut().enumerate().skip(done) {
-            let [product] = if layout.fixed {
-                affine_rows::<S, _, BITS, true, 1>(s, &rows, x, layout, first + i)
-            } else {
-                affine_rows::<S, _, BITS, false, 1>(s, &rows, x, layout, first + i)
-            };
-            *sum += product;
+        match layout.numbers {
+            Numbers::Floats => products::<S, _, BITS, FLOATS>(s, &rows, x, layout, first, n, sums),
+            Numbers::Bytes => products::<S, _, BITS, BYTES>(s, &rows, x, layout, first, n, sums),
+            Numbers::Pairs => products::<S, _, BITS, PAIRS>(s, &rows, x, layout, first, n, sums),
         }
     });
 }
 
-/// The products of rows `row..row + R` with x.
+/// [`Numbers`] as parameters.
+const FLOATS: u8 = 0;
+const BYTES: u8 = 1;
+const PAIRS: u8 = 2;
+
 #[inline(always)]
-fn affine_rows<S: Simd, E: Element, const BITS: u32, const FIXED: bool, const R: usize>(
+fn products<S: Simd, E: Element, const BITS: u32, const NUMBERS: u8>(
     s: S,
     w: &AffineRows<E>,
-    x: &Prepared,
+    x: &[Prepared],
+    layout: Layout,
+    first: usize,
+    n: usize,
+    sums: &mut [f32],
+) {
+    let (fours, rest) = x.as_chunks::<TOKENS>();
+    let mut done = 0;
+    if let [x] = x
+        && w.words * layout.fields >= LONG
+    {
+        while done + 4 <= n {
+            let products = affine_rows::<S, _, BITS, NUMBERS, 4, 1>(s, w, [x], layout, first + done);
+            for r in 0..4 {
+                sums[done + r] = products[r][0];
+            }
+            done += 4;
+        }
+    }
+    while done < n {
+        let rows = ROWS.min(n - done);
+        for (i, x) in fours.iter().enumerate() {
+            for row in done..done + rows {
+                let [products] = affine_rows::<S, _, BITS, NUMBERS, 1, TOKENS>(s, w, x.each_ref(), layout, first + row);
+                for t in 0..TOKENS {
+                    sums[(i * TOKENS + t) * n + row] = products[t];
+                }
+            }
+        }
+        for (i, x) in rest.iter().enumerate() {
+            for row in done..done + rows {
+                let [[product]] = affine_rows::<S, _, BITS, NUMBERS, 1, 1>(s, w, [x], layout, first + row);
+                sums[(fours.len() * TOKENS + i) * n + row] = product;
+            }
+        }
+        done += rows;
+    }
+}
+
+/// The products of rows `row..row + R` with B vectors.
+#[inline(always)]
+fn affine_rows<S: Simd, E: Element, const BITS: u32, const NUMBERS: u8, const R: usize, const B: usize>(
+    s: S,
+    w: &AffineRows<E>,
+    x: [&Prepared; B],
     layout: Layout,
     row: usize,
-) -> [f32; R] {
+) -> [[f32; B]; R] {
     let fields = (32 / BITS) as usize;
     // One vector of scales serves so many vectors of words.
     let chunks = layout.group / fields;
     let padded = w.words.next_multiple_of(chunks * S::LANES) * fields;
-    assert!(if FIXED { x.bytes.len() >= 2 * padded } else { x.values.len() >= padded });
-    assert!(!FIXED || x.scales.len() == x.sums.len());
-    assert!(x.group_of.len() == chunks && x.sums.len() >= w.groups.next_multiple_of(S::LANES));
+    for x in x {
+        let enough = match NUMBERS {
+            BYTES => x.bytes.len() >= 2 * padded,
+            PAIRS => x.pairs.len() >= padded / 2,
+            _ => x.values.len() >= padded,
+        };
+        assert!(enough);
+        assert!(NUMBERS == FLOATS || x.scales.len() == x.sums.len());
+        assert!(x.group_of.len() == chunks && x.sums.len() >= w.groups.next_multiple_of(S::LANES));
+    }
     assert!(w.packed.len() >= (row + R) * w.words);
     assert!(w.scales.len() >= (row + R) * w.groups && w.biases.len() >= (row + R) * w.groups);
     let ahead = if R == 1 { AHEAD } else { R * w.words * 4 };
 
-    let mut acc = [s.splat(0.0); R];
+    let mut acc = [[s.splat(0.0); B]; R];
     for first_group in (0..w.groups).step_by(S::LANES) {
         let n_groups = (w.groups - first_group).min(S::LANES);
         let first_word = first_group * chunks;
         // SAFETY: `n_groups` and `n_words` lie in the rows; x has values for whole vectors of groups and their words.
         unsafe {
-            let mut scale = [s.splat(0.0); R];
+            let mut scale = [[s.splat(0.0); B]; R];
             for r in 0..R {
                 let at = (row + r) * w.groups + first_group;
                 let (scales, biases) = (w.scales.as_ptr().add(at), w.biases.as_ptr().add(at));
                 s.prefetch(scales.wrapping_byte_add(AHEAD));
                 s.prefetch(biases.wrapping_byte_add(AHEAD));
-                scale[r] = load_first(s, scales, n_groups);
-                acc[r] = s.fma(load_first(s, biases, n_groups), s.load(x.sums.as_ptr().add(first_group)), acc[r]);
-                if FIXED {
-                    scale[r] = s.mul(scale[r], s.load(x.scales.as_ptr().add(first_group)));
+                let (scales, biases) = (load_first(s, scales, n_groups), load_first(s, biases, n_groups));
+                for b in 0..B {
+                    acc[r][b] = s.fma(biases, s.load(x[b].sums.as_ptr().add(first_group)), acc[r][b]);
+                    scale[r][b] = match NUMBERS {
+                        FLOATS => scales,
+                        _ => s.mul(scales, s.load(x[b].scales.as_ptr().add(first_group))),
+                    };
                 }
             }
-            for (c, group_of) in x.group_of.iter().enumerate() {
+            for (c, group_of) in x[0].group_of.iter().enumerate() {
                 let word = first_word + c * S::LANES;
                 if word >= w.words {
                     break;
@@ -338,28 +458,64 @@ fn affine_rows<S: Simd, E: Element, const BITS: u32, const FIXED: bool, const R:
                     s.prefetch(at.wrapping_byte_add(ahead));
                     words[r] = load_first_words(s, at, n_words);
                 }
-                let mut dots = [s.splat(0.0); R];
-                if FIXED {
-                    for r in 0..R {
-                        dots[r] = s.word_dots::<BITS>(words[r], x.bytes.as_ptr().add(2 * word * fields));
-                    }
-                } else {
-                    for j in 0..fields {
-                        let x = s.load(x.values.as_ptr().add(word * fields + j * S::LANES));
+                let dots = match NUMBERS {
+                    BYTES => {
+                        let mut dots = [[s.splat(0.0); B]; R];
                         for r in 0..R {
-                            dots[r] = s.fma(s.field::<BITS>(words[r], j as u32), x, dots[r]);
+                            for b in 0..B {
+                                dots[r][b] = s.word_dots::<BITS>(words[r], x[b].bytes.as_ptr().add(2 * word * fields));
+                            }
                         }
+                        dots
                     }
-                }
+                    PAIRS => {
+                        let mut dots = [[s.splat_word(0); B]; R];
+                        for j in 0..fields / 2 {
+                            for r in 0..R {
+                                let pairs = s.pairs::<BITS>(words[r], 2 * j as u32);
+                                for b in 0..B {
+                                    let at = word * fields / 2 + j * S::LANES;
+                                    let x = s.load_words(x[b].pairs.as_ptr().add(at));
+                                    dots[r][b] = s.dot_pairs(pairs, x, dots[r][b]);
+                                }
+                            }
+                        }
+                        // Loops, since a closure is not compiled for the instruction set.
+                        let mut floats = [[s.splat(0.0); B]; R];
+                        for r in 0..R {
+                            for b in 0..B {
+                                floats[r][b] = s.to_floats(dots[r][b]);
+                            }
+                        }
+                        floats
+                    }
+                    _ => {
+                        let mut dots = [[s.splat(0.0); B]; R];
+                        for j in 0..fields {
+                            for r in 0..R {
+                                let field = s.field::<BITS>(words[r], j as u32);
+                                for b in 0..B {
+                                    let x = s.load(x[b].values.as_ptr().add(word * fields + j * S::LANES));
+                                    dots[r][b] = s.fma(field, x, dots[r][b]);
+                                }
+                            }
+                        }
+                        dots
+                    }
+                };
                 for r in 0..R {
-                    acc[r] = s.fma(dots[r], s.permute(scale[r], group_of), acc[r]);
+                    for b in 0..B {
+                        acc[r][b] = s.fma(dots[r][b], s.permute(scale[r][b], group_of), acc[r][b]);
+                    }
                 }
             }
         }
     }
-    let mut sums = [0.0; R];
+    let mut sums = [[0.0; B]; R];
     for r in 0..R {
-        sums[r] = s.sum(acc[r]);
+        for b in 0..B {
+            sums[r][b] = s.sum(acc[r][b]);
+        }
     }
     sums
 }

@@ -10,6 +10,8 @@
 #![allow(clippy::needless_range_loop)] // loops with a constant count over arrays of vectors, which become registers
 
 mod attention;
+mod block;
+mod block_node;
 mod bridge;
 pub(crate) use bridge::Interruptible;
 mod elementwise;
@@ -25,14 +27,15 @@ mod threads;
 mod types;
 mod unpack;
 
-pub use attention::{Heads, Mask};
+pub use attention::{Heads, Span};
+pub use elementwise::Turns;
 use gemm::epilogue::FusedLayers;
 #[cfg(target_arch = "x86_64")]
 use isa::amx;
 use isa::{Op, Simd};
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
-use super::{Epilogue, Filter};
+use super::{Epilogue, Filter, NO_TOKEN, Phase};
 use crate::error::{Error, Result};
 
 /// A set of kernels, the slowest first.
@@ -121,11 +124,22 @@ impl Kernels {
         self.run(sampling::Sample { logits, filter, key }).map(|token| token as u32)
     }
 
-    /// Linear layers with one input: `x` `[m, columns]` to `y` `[m, width]`, whose rows are the layers' outputs as `epilogue` says.
+    /// The log-probability of `token` to `values[0]`, and those of the most likely tokens to the other values, largest first
+    /// and ties by id, with their ids: as many as `ids` has room for; -∞ where there are no more.
+    ///
+    /// # Panics
+    /// When there are not as many ids as values but one.
+    pub fn logprobs(self, logits: Floats, token: u32, values: &mut [f32], ids: &mut [u32]) {
+        assert_eq!(values.len(), 1 + ids.len());
+        self.run(sampling::LogProbs { logits, token, values, ids });
+    }
+
+    /// Linear layers with one input: `x` `[m, columns]` to `y` `[m, width]`, whose rows are the layers' outputs as `epilogue`
+    /// says. A row's numbers are the same whatever the other rows are.
     ///
     /// # Panics
     /// When the sizes do not fit together.
-    pub fn linear(self, x: Floats, layers: &[Layer], epilogue: Epilogue, y: FloatsMut) {
+    pub fn linear(self, x: Floats, layers: &[Layer], epilogue: Epilogue, phase: Phase, y: FloatsMut) {
         let (fused, columns) = (FusedLayers { layers, epilogue }, layers[0].weight.columns);
         for Layer { weight, bias } in layers {
             weight.check();
@@ -134,8 +148,7 @@ impl Kernels {
         assert!(epilogue == Epilogue::Concat || layers.len() == 2 && layers[0].weight.rows == layers[1].weight.rows);
         let m = x.len() / columns;
         assert!(x.len() == m * columns && y.len() == m * fused.width());
-        // Unpacking a weight costs about as much as two products with it.
-        if m <= 4 {
+        if phase == Phase::Decode {
             return self.run(gemv::Gemv { x, fused, y });
         }
         #[cfg(target_arch = "x86_64")]
@@ -177,10 +190,10 @@ impl Kernels {
         self.run(elementwise::RmsNorm { x, weight, eps, y });
     }
 
-    /// Rotary position embedding of the half-split kind: `y` `[B, H, L, D]`, contiguous and of the type of `x`, has the rows
-    /// of `x` with component i turned with component i + D/2 by `frequencies[i]` radians times the token's position, which
-    /// counts from `offset`, and all multiplied with `factor` (arXiv 2104.09864; the factor is YaRN's). Before, each row is
-    /// normalised as by [`Kernels::rms_norm`], where `norm` has a weight `[D]` and eps. Without frequencies nothing turns.
+    /// Rotary position embedding of the half-split kind: rows of `y`, `strides` apart from one head and token to the next and
+    /// of the type of `x`, are those of `x` `[H, L, D]` with components i and i + D/2 turned as `turns` say, from a row of
+    /// theirs on (arXiv 2104.09864); without turns, as they are. Before, each row is normalised as by
+    /// [`Kernels::rms_norm`], where `norm` has a weight `[D]` and eps.
     ///
     /// # Panics
     /// When the sizes do not fit together.
@@ -188,45 +201,48 @@ impl Kernels {
         self,
         x: Heads,
         norm: Option<(Floats, f32)>,
-        frequencies: &[f64],
-        offset: usize,
-        factor: f32,
+        turns: Option<(&Turns, usize)>,
         y: FloatsMut,
+        strides: [usize; 2],
     ) {
         x.check();
-        let width = x.shape[3];
-        assert!(y.len() == x.shape.iter().product::<usize>());
-        assert!(frequencies.is_empty() || width == 2 * frequencies.len());
+        let [heads, length, width] = x.shape;
+        assert!((heads - 1) * strides[0] + (length - 1) * strides[1] + width <= y.len());
+        assert!(strides[1] >= width && (strides[0] >= length * strides[1] || strides[1] >= heads * strides[0]));
+        assert!(turns.is_none_or(|(turns, _)| turns.width() == width));
         assert!(norm.is_none_or(|(weight, _)| weight.len() == width));
-        self.run(elementwise::Rotate { x, norm, frequencies, offset, factor, y });
+        self.run(elementwise::Rotate { x, norm, turns, y, strides });
     }
 
-    /// `softmax(scale · q · kᵀ) · v`: `q` `[B, H, L, D]`, `k` and `v` `[B, H / group, T, D]`, `y` `[B, L, H, D]`, which is
-    /// contiguous. A query that sees no key gets NaN.
+    /// `softmax(scale · q · kᵀ) · v` of each span, to `y` `[tokens of all spans, H, D]`.
     ///
     /// # Panics
     /// When the sizes do not fit together.
-    pub fn attention(self, q: Heads, k: Heads, v: Heads, scale: f32, mask: Mask, y: FloatsMut) {
-        [&q, &k, &v].into_iter().for_each(Heads::check);
-        let ([b, h, l, d], [_, kv, t, _]) = (q.shape, k.shape);
-        assert!(k.shape == v.shape && k.shape == [b, kv, t, d] && h % kv == 0 && l <= t && y.len() == b * h * l * d);
-        assert!(!matches!(mask, Mask::Table(table) if table.len() != l * t));
-        let attention = attention::Attention { q, k, v, scale, mask, y };
+    pub fn attention(self, spans: &[Span], scale: f32, phase: Phase, y: FloatsMut) {
+        let mut numbers = 0;
+        for Span { queries, keys, values, .. } in spans {
+            [queries, keys, values].into_iter().for_each(Heads::check);
+            let ([h, l, d], [kv, t, _]) = (queries.shape, keys.shape);
+            assert!(values.shape == keys.shape && keys.shape == [kv, t, d] && h % kv == 0 && l <= t);
+            numbers += h * l * d;
+        }
+        assert_eq!(y.len(), numbers);
+        let attention = attention::Attention { spans, scale, y };
         #[cfg(target_arch = "x86_64")]
-        if self == Kernels::Amx && amx::attends(&q, &k, &v) {
+        if self == Kernels::Amx && phase == Phase::Prefill && spans.iter().all(amx::attends) {
             return attention.by(amx::Amx::detect().expect("chosen where it runs"));
         }
         self.run(attention);
     }
 
-    /// Row `ids[i]` of `w` as row i of `y` `[ids.len(), columns]`.
+    /// Row `ids[i]` of `w` as row i of `y` `[ids.len(), columns]`. What stands for no token gives no numbers, in its row alone.
     ///
     /// # Panics
-    /// When an id is not below `w.rows`, or the sizes do not fit together.
+    /// When another id is not below `w.rows`, or the sizes do not fit together.
     pub fn embed(self, ids: &[u32], w: &Matrix, y: FloatsMut) {
         w.check();
         assert!(y.len() == ids.len() * w.columns);
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= w.rows) {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= w.rows && id != NO_TOKEN) {
             fail(Error::Input(format!("token {id} has no embedding; the vocabulary ends at {}", w.rows - 1)));
         }
         unpack::rows(ids, w, y);

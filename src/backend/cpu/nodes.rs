@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::{Array, Dtype};
 
-use super::bridge::{self, View, leaf};
-use super::types::{Element, same_type, typed};
-use super::{Affine, Heads, Kernels, Layer, Mask, Matrix, Values};
-use crate::backend::{Backend, Epilogue, Filter, HeadSlice, Linear, NO_TOKEN, Norm, Packing, Rotation, Weight};
+use super::bridge::{self, Output, View, leaf, node};
+use super::types::Shared;
+use super::{Affine, FloatsMut, Kernels, Layer, Matrix, Values, block_node, threads};
+use crate::backend::{Backend, Block, CachedSpan, Choice, Epilogue, Linear, NO_TOKEN, Norm, Packing, Phase, Weight};
 use crate::error::Result;
 use crate::mapped::Mapped;
 
 /// The type that MLX gives the result of an operation on two types of floats.
-fn promoted(a: Dtype, b: Dtype) -> Dtype {
+pub(super) fn promoted(a: Dtype, b: Dtype) -> Dtype {
     if a == b { a } else { Dtype::Float32 }
 }
 
@@ -37,32 +36,22 @@ fn matrix(views: &[View], packing: Option<Packing>) -> Matrix<'_> {
 }
 
 impl Backend for Kernels {
-    fn linear(&self, x: &Array, layers: &[Linear], epilogue: Epilogue) -> Option<Result<Array>> {
+    fn blocks(&self, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Option<Result<Array>> {
+        Some(block_node::blocks(*self, x, blocks, spans))
+    }
+
+    fn linear(&self, x: &Array, layers: &[Linear], epilogue: Epilogue, phase: Phase) -> Option<Result<Array>> {
         let kernels = *self;
-        let mut inputs = vec![x];
-        // For each layer, how it is packed, and whether it has a bias.
-        let mut kinds = Vec::new();
-        let mut dtype = x.dtype();
-        let mut width = 0;
-        for Linear { weight, bias } in layers {
-            inputs.extend(weight.arrays());
-            inputs.extend(*bias);
-            kinds.push((weight.packing(), bias.is_some()));
-            dtype = promoted(dtype, weight.dtype());
-            width += weight.arrays()[0].dim(0);
-        }
-        let mut shape = x.shape().to_vec();
-        *shape.last_mut().expect("x has a dimension") = if epilogue == Epilogue::SwiGlu { width / 2 } else { width };
-        Some(leaf(c"a linear layer's output", &inputs, &shape, dtype, move |inputs, output| {
-            let (x, mut rest) = inputs.split_first().expect("x is an input");
-            let mut layers = Vec::with_capacity(kinds.len());
-            for &(packing, has_bias) in &kinds {
-                let (weight, after) = rest.split_at(if packing.is_some() { 3 } else { 1 });
-                let (bias, after) = after.split_at(usize::from(has_bias));
-                layers.push(Layer { weight: matrix(weight, packing), bias: bias.first().map(View::floats) });
-                rest = after;
-            }
-            x.contiguous(|x| kernels.linear(x, &layers, epilogue, output.floats_mut()));
+        let mut inputs = Inputs::default();
+        let x_at = inputs.push(x);
+        let places: Vec<LayerAt> = layers.iter().map(|layer| inputs.push_layer(layer)).collect();
+        let dtype = layers.iter().fold(x.dtype(), |dtype, layer| promoted(dtype, layer.weight.dtype()));
+        let width: i32 = layers.iter().map(|layer| layer.weight.arrays()[0].dim(0)).sum();
+        let width = if epilogue == Epilogue::SwiGlu { width / 2 } else { width };
+        let shape = [x.dim(0), width];
+        Some(leaf(c"a linear layer's output", &inputs.arrays, &shape, dtype, move |inputs, output| {
+            let layers: Vec<Layer> = places.iter().map(|place| place.layer(inputs)).collect();
+            inputs[x_at].contiguous(|x| kernels.linear(x, &layers, epilogue, phase, output.floats_mut()));
         }))
     }
 
@@ -75,13 +64,10 @@ impl Backend for Kernels {
             Some(packing) => arrays[1].dim(1) * packing.group_size,
         };
         let inputs: Vec<&Array> = [ids].into_iter().chain(arrays).collect();
-        let shape = [ids.dim(0), ids.dim(1), columns];
+        let shape = [ids.dim(0), columns];
         Some(leaf(c"embeddings", &inputs, &shape, weight.dtype(), move |inputs, output| {
             let ids = inputs[0].contiguous_words();
-            match ids.contains(&NO_TOKEN) {
-                true => output.poison(),
-                false => kernels.embed(&ids, &matrix(&inputs[1..], packing), output.floats_mut()),
-            }
+            kernels.embed(&ids, &matrix(&inputs[1..], packing), output.floats_mut());
         }))
     }
 
@@ -93,105 +79,63 @@ impl Backend for Kernels {
         }))
     }
 
-    fn heads(&self, projected: &Array, slice: HeadSlice) -> Option<Result<Array>> {
+    fn sample(&self, logits: &Array, choices: &[Choice]) -> Option<Result<Array>> {
         let kernels = *self;
-        let HeadSlice { first, count, head_dim, norm, rotation } = slice;
-        let (frequencies, offset, factor) = match rotation {
-            Some(Rotation { frequencies, offset, factor }) => (frequencies.to_vec(), offset, factor),
-            None => (Vec::new(), 0, 1.0),
-        };
-        let inputs: Vec<&Array> = [projected].into_iter().chain(norm.map(|norm| norm.weight)).collect();
-        let eps = norm.map_or(0.0, |norm| norm.eps);
-        let shape = [projected.dim(0), count, projected.dim(1), head_dim];
-        Some(leaf(c"queries, keys or values", &inputs, &shape, projected.dtype(), move |inputs, output| {
-            let (x, norm) = (&inputs[0], inputs.get(1).map(|weight| (weight.floats(), eps)));
-            let &[b, l, width] = x.shape() else { panic!("projections have three dimensions, not {:?}", x.shape()) };
-            let &[sb, sl, _] = x.strides() else { unreachable!("as many strides as dimensions") };
-            assert!((first + count) * head_dim <= width);
-            let values = x.floats().from((first * head_dim) as usize);
-            let shape = [b, count, l, head_dim].map(|n| n as usize);
-            let heads = Heads { values, shape, strides: [sb as usize, head_dim as usize, sl as usize] };
-            kernels.rope(heads, norm, &frequencies, offset as usize, factor, output.floats_mut());
-        }))
-    }
-
-    fn attention(
-        &self,
-        queries: &Array,
-        keys: &Array,
-        values: &Array,
-        scale: f32,
-        mask: Option<&ScaledDotProductAttentionMask>,
-    ) -> Option<Result<Array>> {
-        let kernels = *self;
-        let causal = matches!(mask, Some(ScaledDotProductAttentionMask::Causal));
-        let table = match mask {
-            Some(ScaledDotProductAttentionMask::Array(table)) => Some(*table),
-            _ => None,
-        };
-        let inputs: Vec<&Array> = [queries, keys, values].into_iter().chain(table).collect();
-        let shape = [queries.dim(0), queries.dim(2), queries.dim(1) * queries.dim(3)];
-        Some(leaf(c"attention's output", &inputs, &shape, queries.dtype(), move |inputs, output| {
-            let mask = match inputs.get(3) {
-                Some(table) => Mask::Table(table.flags()),
-                None if causal => Mask::Causal,
-                None => Mask::All,
-            };
-            let [q, k, v] = [0, 1, 2].map(|i| heads(&inputs[i]));
-            kernels.attention(q, k, v, scale, mask, output.floats_mut());
-        }))
-    }
-
-    fn add(&self, a: &Array, b: &Array) -> Option<Result<Array>> {
-        let kernels = *self;
-        (a.dtype() == b.dtype()).then(|| {
-            leaf(c"hidden states", &[a, b], a.shape(), a.dtype(), move |inputs, output| {
-                inputs[0].contiguous(|a| inputs[1].contiguous(|b| kernels.add(a, b, output.floats_mut())));
-            })
-        })
-    }
-
-    fn append(&self, buffer: &Array, n: i32, new: &Array, capacity: i32) -> Option<Result<Array>> {
-        if buffer.dtype() != new.dtype() {
-            return None;
+        let mut inputs = Inputs::default();
+        inputs.push(logits);
+        let mut places = Vec::with_capacity(choices.len());
+        for choice in choices {
+            places.push(match choice {
+                Choice::Greedy => None,
+                Choice::Random { filter, key } => Some((*filter, inputs.push(key))),
+            });
         }
-        // An empty array has no memory to look at.
-        let inputs: Vec<&Array> = [new].into_iter().chain((n > 0).then_some(buffer)).collect();
-        let shape = [new.dim(0), new.dim(1), capacity, new.dim(3)];
-        Some(leaf(c"keys or values in the cache", &inputs, &shape, new.dtype(), move |inputs, output| {
-            let numbers_of = |view: &View| (view.shape()[2] * view.shape()[3]) as usize;
-            let (row, kept) = (numbers_of(output), n as usize * output.shape()[3] as usize);
-            typed!(FloatsMut, output.floats_mut(), output => {
-                for (view, start, size) in [(inputs.get(1), 0, kept), (inputs.first(), kept, numbers_of(&inputs[0]))] {
-                    let Some(view) = view else { continue };
-                    view.contiguous(|from| {
-                        let from = same_type(output, from).chunks_exact(numbers_of(view));
-                        for (to, from) in output.chunks_exact_mut(row).zip(from) {
-                            to[start..start + size].copy_from_slice(&from[..size]);
-                        }
-                    });
-                }
-                let end = kept + numbers_of(&inputs[0]);
-                output.chunks_exact_mut(row).for_each(|row| row[end..].fill(Element::from_f32(0.0)));
+        let shape = [places.len() as i32];
+        Some(leaf(c"tokens", &inputs.arrays, &shape, Dtype::Uint32, move |inputs, output| {
+            let key_of = |key: usize| {
+                let &[a, b] = inputs[key].words() else { panic!("a key has two words") };
+                [a, b]
+            };
+            let choices: Vec<_> = places.iter().map(|place| place.map(|(filter, key)| (filter, key_of(key)))).collect();
+            inputs[0].contiguous(|logits| {
+                let n = logits.len() / choices.len();
+                let tokens = Shared(output.words_mut().as_mut_ptr());
+                threads::for_each(choices.len(), |i| {
+                    let row = logits.part(i * n..(i + 1) * n);
+                    let token = match choices[i] {
+                        None => kernels.argmax(row),
+                        Some((filter, key)) => kernels.sample(row, filter, key),
+                    };
+                    // SAFETY: this task alone writes this token.
+                    unsafe { tokens.at(i).write(token.unwrap_or(NO_TOKEN)) };
+                });
             });
         }))
     }
 
-    fn argmax(&self, logits: &Array) -> Option<Result<Array>> {
+    fn logprobs(&self, logits: &Array, tokens: &Array, top: usize) -> Option<Result<(Array, Array)>> {
         let kernels = *self;
-        Some(leaf(c"a token", &[logits], &[1], Dtype::Uint32, move |inputs, output| {
-            let token = inputs[0].contiguous(|logits| kernels.argmax(logits));
-            output.words_mut()[0] = token.unwrap_or(NO_TOKEN);
-        }))
-    }
-
-    fn sample(&self, logits: &Array, filter: Filter, key: &Array) -> Option<Result<Array>> {
-        let kernels = *self;
-        Some(leaf(c"a token", &[logits, key], &[1], Dtype::Uint32, move |inputs, output| {
-            let &[a, b] = inputs[1].words() else { panic!("a key has two words") };
-            let token = inputs[0].contiguous(|logits| kernels.sample(logits, filter, [a, b]));
-            output.words_mut()[0] = token.unwrap_or(NO_TOKEN);
-        }))
+        let rows = logits.dim(0);
+        let outputs =
+            [Output::new(&[rows, 1 + top as i32], Dtype::Float32), Output::new(&[rows, top as i32], Dtype::Uint32)];
+        Some(
+            node(c"log-probabilities", &[logits, tokens], &outputs, move |inputs, outputs| {
+                let [values, ids] = outputs else { unreachable!("two outputs") };
+                let FloatsMut::F32(values) = values.floats_mut() else { unreachable!("made as f32") };
+                let (ids, tokens) = (ids.words_mut(), inputs[1].contiguous_words());
+                inputs[0].contiguous(|logits| {
+                    let n = logits.len() / tokens.len();
+                    for (i, token) in tokens.iter().enumerate() {
+                        let (values, ids) = (&mut values[i * (1 + top)..][..1 + top], &mut ids[i * top..][..top]);
+                        kernels.logprobs(logits.part(i * n..(i + 1) * n), *token, values, ids);
+                    }
+                });
+            })
+            .map(|mut made| {
+                let ids = made.pop().expect("two outputs");
+                (made.pop().expect("two outputs"), ids)
+            }),
+        )
     }
 
     fn borrow(&self, map: &Arc<Mapped>, bytes: &[u8], shape: &[i32], dtype: Dtype) -> Option<Array> {
@@ -199,7 +143,6 @@ impl Backend for Kernels {
     }
 
     fn computes_by_layer(&self, tokens: i32) -> bool {
-        // MLX takes memory for operations long before it computes them on a CPU: for a chunk of a prompt, for most layers.
         tokens >= 64
     }
 
@@ -213,11 +156,36 @@ impl Backend for Kernels {
     }
 }
 
-/// `[B, H, L, D]` of any strides, if the components of a row lie together.
-fn heads(view: &View) -> Heads<'_> {
-    let &[b, h, l, d] = view.shape() else { panic!("heads have four dimensions, not {:?}", view.shape()) };
-    let &[sb, sh, sl, sd] = view.strides() else { unreachable!("as many strides as dimensions") };
-    assert!(sd == 1 || d == 1, "a row's components lie {sd} apart");
-    let shape = [b, h, l, d].map(|n| n as usize);
-    Heads { values: view.floats(), shape, strides: [sb, sh, sl].map(|stride| stride as usize) }
+/// The inputs of a node.
+#[derive(Default)]
+pub(super) struct Inputs<'a> {
+    pub arrays: Vec<&'a Array>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Its number.
+    pub fn push(&mut self, array: &'a Array) -> usize {
+        self.arrays.push(array);
+        self.arrays.len() - 1
+    }
+
+    pub fn push_layer(&mut self, Linear { weight, bias }: &Linear<'a>) -> LayerAt {
+        let first = self.arrays.len();
+        self.arrays.extend(weight.arrays());
+        LayerAt { weight: first, packing: weight.packing(), bias: bias.map(|bias| self.push(bias)) }
+    }
+}
+
+/// Which inputs of a node are a linear layer.
+#[derive(Clone, Copy)]
+pub(super) struct LayerAt {
+    weight: usize,
+    packing: Option<Packing>,
+    bias: Option<usize>,
+}
+
+impl LayerAt {
+    pub fn layer<'a>(&self, inputs: &'a [View]) -> Layer<'a> {
+        Layer { weight: matrix(&inputs[self.weight..], self.packing), bias: self.bias.map(|at| inputs[at].floats()) }
+    }
 }

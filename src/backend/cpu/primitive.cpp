@@ -30,8 +30,18 @@ struct mlx_lm_closure {
   // What it computes, for messages.
   const char* name;
   void* state;
-  void (*call)(void* state, const mlx_lm_view* inputs, size_t n_inputs, mlx_lm_view* output);
+  void (*call)(void* state, const mlx_lm_view* inputs, size_t n_inputs, mlx_lm_view* outputs, size_t n_outputs);
   void (*drop)(void* state);
+};
+
+// `Output` of bridge.rs.
+struct mlx_lm_output {
+  int dtype;
+  int item_size;
+  int ndim;
+  int shape[4];
+  // The input whose memory it takes over where nothing else refers to it; -1 for none.
+  int donor;
 };
 }
 
@@ -76,11 +86,12 @@ struct Closure : mlx_lm_closure {
   ~Closure() { drop(state); }
 };
 
-class Leaf : public mx::Primitive {
+class Node : public mx::Primitive {
  public:
-  Leaf(mx::Stream stream, std::shared_ptr<Closure> closure) : Primitive(stream), closure_(std::move(closure)) {}
+  Node(mx::Stream stream, std::shared_ptr<Closure> closure, std::vector<int> donors)
+      : Primitive(stream), closure_(std::move(closure)), donors_(std::move(donors)) {}
 
-  const char* name() const override { return "mlx_lm::Leaf"; }
+  const char* name() const override { return "mlx_lm::Node"; }
 
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
     throw std::runtime_error("CPU kernels do not run on a GPU");
@@ -88,21 +99,35 @@ class Leaf : public mx::Primitive {
 
   // MLX keeps the buffers of inputs and outputs until all that is dispatched here has run; not the arrays.
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    try {
-      outputs[0].set_data(mx::allocator::malloc(outputs[0].nbytes()));
-    } catch (const std::runtime_error&) {
-      throw std::runtime_error(wanted(outputs[0].nbytes(), closure_->name));
+    std::vector<mlx_lm_view> from, to;
+    for (const auto& input : inputs) from.push_back(view(input));
+    for (size_t i = 0; i < outputs.size(); i++) {
+      auto& output = outputs[i];
+      if (donors_[i] >= 0 && can_take(inputs[donors_[i]], output)) {
+        output.copy_shared_buffer(inputs[donors_[i]]);
+      } else {
+        try {
+          output.set_data(mx::allocator::malloc(output.nbytes()));
+        } catch (const std::runtime_error&) {
+          throw std::runtime_error(wanted(output.nbytes(), closure_->name));
+        }
+      }
+      to.push_back(view(output));
     }
-    std::vector<mlx_lm_view> views;
-    for (const auto& input : inputs) views.push_back(view(input));
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [closure = closure_, views = std::move(views), output = view(outputs[0])]() mutable {
-          closure->call(closure->state, views.data(), views.size(), &output);
+        [closure = closure_, from = std::move(from), to = std::move(to)]() mutable {
+          closure->call(closure->state, from.data(), from.size(), to.data(), to.size());
         });
   }
 
  private:
+  static bool can_take(const mx::array& input, const mx::array& output) {
+    return input.is_donatable() && input.flags().row_contiguous && input.shape() == output.shape() &&
+        input.dtype() == output.dtype() && input.buffer_size() >= output.nbytes();
+  }
+
   std::shared_ptr<Closure> closure_;
+  std::vector<int> donors_;
 };
 
 } // namespace
@@ -130,17 +155,30 @@ extern "C" mlx_array mlx_lm_borrow(
   return mlx_array{nullptr};
 }
 
-// Null when there is no memory for it.
-extern "C" mlx_array mlx_lm_leaf(
-    const mlx_array* inputs, size_t n_inputs, const int* shape, size_t ndim, int dtype, int item_size,
-    mlx_stream stream, mlx_lm_closure closure) try {
+// False when there is no memory for it; `results` has room for as many arrays as there are outputs.
+extern "C" bool mlx_lm_node(
+    const mlx_array* inputs, size_t n_inputs, const mlx_lm_output* outputs, size_t n_outputs, mlx_stream stream,
+    mlx_lm_closure closure, mlx_array* results) try {
   auto owned = std::make_shared<Closure>(closure);
   std::vector<mx::array> arrays;
+  arrays.reserve(n_inputs);
   for (size_t i = 0; i < n_inputs; i++) arrays.push_back(*static_cast<mx::array*>(inputs[i].ctx));
-  mx::Dtype type(static_cast<mx::Dtype::Val>(dtype), item_size);
-  auto primitive = std::make_shared<Leaf>(*static_cast<mx::Stream*>(stream.ctx), std::move(owned));
-  auto* array = new mx::array(mx::Shape(shape, shape + ndim), type, std::move(primitive), std::move(arrays));
-  return mlx_array{array};
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+  std::vector<int> donors;
+  for (size_t i = 0; i < n_outputs; i++) {
+    const auto& output = outputs[i];
+    shapes.emplace_back(output.shape, output.shape + output.ndim);
+    dtypes.emplace_back(static_cast<mx::Dtype::Val>(output.dtype), output.item_size);
+    donors.push_back(output.donor);
+  }
+  auto primitive =
+      std::make_shared<Node>(*static_cast<mx::Stream*>(stream.ctx), std::move(owned), std::move(donors));
+  auto made = mx::array::make_arrays(std::move(shapes), dtypes, std::move(primitive), arrays);
+  std::vector<std::unique_ptr<mx::array>> boxed;
+  for (auto& array : made) boxed.push_back(std::make_unique<mx::array>(std::move(array)));
+  for (size_t i = 0; i < n_outputs; i++) results[i] = mlx_array{boxed[i].release()};
+  return true;
 } catch (const std::exception&) {
-  return mlx_array{nullptr};
+  return false;
 }

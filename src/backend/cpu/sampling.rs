@@ -83,6 +83,54 @@ impl Op for Sample<'_> {
     }
 }
 
+/// See [`super::Kernels::logprobs`].
+pub(super) struct LogProbs<'a> {
+    pub logits: Floats<'a>,
+    pub token: u32,
+    pub values: &'a mut [f32],
+    pub ids: &'a mut [u32],
+}
+
+impl Op for LogProbs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) {
+        let LogProbs { logits, token, values, ids } = self;
+        let n = logits.len();
+        let mut row = Scratch::new(n.next_multiple_of(S::LANES));
+        typed!(Floats, logits, logits => load_all(s, logits, &mut row[..n]));
+        row[n..].fill(f32::NEG_INFINITY);
+        let Some(largest) = largest(s, &row) else {
+            values.fill(f32::NAN);
+            return ids.fill(0);
+        };
+        let mut weights = Scratch::new(row.len());
+        let sum: f64 = weigh(s, &row, largest, 1.0, f32::MIN, &mut weights).iter().sum();
+        let logprob = |logit: f32| (f64::from(logit) - f64::from(largest) - sum.ln()) as f32;
+        values[0] = row[..n].get(token as usize).map_or(f32::NAN, |logit| logprob(*logit));
+        let (k, mut found) = (ids.len(), Vec::with_capacity(2 * ids.len() + 1));
+        let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        // What is not above the least of k larger ones, which come before it, is not among the k largest.
+        let mut least = f32::NEG_INFINITY;
+        for (id, &logit) in (0..).zip(&row[..n]) {
+            if k > 0 && logit > least {
+                found.push((id, logit));
+                if found.len() > 2 * k {
+                    found.select_nth_unstable_by(k - 1, order);
+                    found.truncate(k);
+                    least = found[k - 1].1;
+                }
+            }
+        }
+        found.sort_unstable_by(order);
+        found.resize(k, (0, f32::NEG_INFINITY));
+        for (i, (id, logit)) in found.into_iter().enumerate() {
+            (ids[i], values[1 + i]) = (id, logprob(logit));
+        }
+    }
+}
+
 /// How many numbers are added up in f32; their sums are added up in f64.
 const PART: usize = 1024;
 

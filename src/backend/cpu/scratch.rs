@@ -22,6 +22,7 @@ pub(super) unsafe trait Plain: Copy {}
 unsafe impl Plain for f32 {}
 unsafe impl Plain for i32 {}
 unsafe impl Plain for u32 {}
+unsafe impl Plain for half::f16 {}
 unsafe impl Plain for half::bf16 {}
 
 /// `len` numbers that have any values at first, from the beginning of a page on.

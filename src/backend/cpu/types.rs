@@ -1,8 +1,11 @@
 //! What kernels read and write: slices of the three floating-point types, and weights.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::scratch::Scratch;
 use crate::backend::{BITS, GROUP_SIZES};
 
 /// A floating-point type of checkpoints and activations.
@@ -71,6 +74,54 @@ pub enum FloatsMut<'a> {
     Bf16(&'a mut [bf16]),
 }
 
+/// Which of the three types numbers are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Kind {
+    /// The type that MLX gives the result of an operation on both.
+    pub fn promoted(self, other: Kind) -> Kind {
+        if self == other { self } else { Kind::F32 }
+    }
+}
+
+/// Numbers of one of the three types, in memory to calculate in.
+pub(super) enum Buffer {
+    F32(Scratch<f32>),
+    F16(Scratch<f16>),
+    Bf16(Scratch<bf16>),
+}
+
+impl Buffer {
+    pub fn new(kind: Kind, len: usize) -> Self {
+        match kind {
+            Kind::F32 => Buffer::F32(Scratch::new(len)),
+            Kind::F16 => Buffer::F16(Scratch::new(len)),
+            Kind::Bf16 => Buffer::Bf16(Scratch::new(len)),
+        }
+    }
+
+    pub fn floats(&self) -> Floats<'_> {
+        match self {
+            Buffer::F32(x) => Floats::F32(x),
+            Buffer::F16(x) => Floats::F16(x),
+            Buffer::Bf16(x) => Floats::Bf16(x),
+        }
+    }
+
+    pub fn floats_mut(&mut self) -> FloatsMut<'_> {
+        match self {
+            Buffer::F32(x) => FloatsMut::F32(x),
+            Buffer::F16(x) => FloatsMut::F16(x),
+            Buffer::Bf16(x) => FloatsMut::Bf16(x),
+        }
+    }
+}
+
 /// Evaluate an expression with `$slice` bound to the slice inside, whatever its type.
 macro_rules! typed {
     ($enum:ident, $floats:expr, $slice:ident => $body:expr) => {
@@ -115,6 +166,19 @@ pub(super) unsafe fn store_all<S: Simd, E: Element>(s: S, from: &[f32], to: Shar
     }
 }
 
+/// Numbers of one type to as many of another.
+pub(super) fn convert(from: Floats, to: FloatsMut) {
+    match (from, to) {
+        (Floats::F32(from), FloatsMut::F32(to)) => to.copy_from_slice(from),
+        (Floats::F16(from), FloatsMut::F16(to)) => to.copy_from_slice(from),
+        (Floats::Bf16(from), FloatsMut::Bf16(to)) => to.copy_from_slice(from),
+        (from, to) => typed!(Floats, from, from => typed!(FloatsMut, to, to => {
+            assert_eq!(from.len(), to.len());
+            from.iter().zip(to).for_each(|(from, to)| *to = Element::from_f32(from.to_f32()));
+        })),
+    }
+}
+
 /// The slice inside `floats`, which are of the type of the other slice.
 pub(super) fn same_type<'a, E: Element>(_: &[E], floats: Floats<'a>) -> &'a [E] {
     E::slice(floats)
@@ -131,12 +195,20 @@ impl Floats<'_> {
         self.len() == 0
     }
 
-    /// Those from number `first` on.
-    pub fn from(self, first: usize) -> Self {
+    /// A part of them.
+    pub fn part(self, range: Range<usize>) -> Self {
         match self {
-            Floats::F32(x) => Floats::F32(&x[first..]),
-            Floats::F16(x) => Floats::F16(&x[first..]),
-            Floats::Bf16(x) => Floats::Bf16(&x[first..]),
+            Floats::F32(x) => Floats::F32(&x[range]),
+            Floats::F16(x) => Floats::F16(&x[range]),
+            Floats::Bf16(x) => Floats::Bf16(&x[range]),
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Floats::F32(_) => Kind::F32,
+            Floats::F16(_) => Kind::F16,
+            Floats::Bf16(_) => Kind::Bf16,
         }
     }
 
@@ -153,6 +225,24 @@ impl Floats<'_> {
 }
 
 impl FloatsMut<'_> {
+    /// A part of them.
+    pub fn part(&mut self, range: Range<usize>) -> FloatsMut<'_> {
+        match self {
+            FloatsMut::F32(y) => FloatsMut::F32(&mut y[range]),
+            FloatsMut::F16(y) => FloatsMut::F16(&mut y[range]),
+            FloatsMut::Bf16(y) => FloatsMut::Bf16(&mut y[range]),
+        }
+    }
+
+    /// To be read.
+    pub fn floats(&self) -> Floats<'_> {
+        match self {
+            FloatsMut::F32(y) => Floats::F32(y),
+            FloatsMut::F16(y) => Floats::F16(y),
+            FloatsMut::Bf16(y) => Floats::Bf16(y),
+        }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         typed!(FloatsMut, self, y => y.len())
@@ -227,8 +317,15 @@ pub struct Layer<'a> {
 }
 
 impl Layer<'_> {
+    /// The type of its numbers, or of its scales.
+    pub(super) fn kind(&self) -> Kind {
+        match self.weight.values {
+            Values::Dense(values) | Values::Affine(Affine { scales: values, .. }) => values.kind(),
+        }
+    }
+
     /// Add the bias of `rows`, if there is one, to each row of `sums` `[tokens, width]`, in its first numbers.
-    pub(super) fn add_bias(&self, rows: std::ops::Range<usize>, width: usize, sums: &mut [f32]) {
+    pub(super) fn add_bias(&self, rows: Range<usize>, width: usize, sums: &mut [f32]) {
         let Some(bias) = self.bias else { return };
         typed!(Floats, bias, bias => {
             for sums in sums.chunks_exact_mut(width) {

@@ -1,5 +1,6 @@
 //! Weights to f32: single rows, in plain Rust for any width; and panels, whose rows lie side by side.
 
+use crate::backend::NO_TOKEN;
 use crate::backend::cpu::isa::Simd;
 use crate::backend::cpu::types::{Affine, Element, FloatsMut, Matrix, Values, same_type, typed};
 
@@ -31,7 +32,10 @@ pub(super) fn rows(ids: &[u32], w: &Matrix, y: FloatsMut) {
     typed!(FloatsMut, y, y => {
         let mut values = vec![0.0; w.columns];
         for (&id, y) in ids.iter().zip(y.chunks_exact_mut(w.columns)) {
-            row(w, id as usize, 0, &mut values);
+            match id {
+                NO_TOKEN => values.fill(f32::NAN),
+                _ => row(w, id as usize, 0, &mut values),
+            }
             for (y, value) in y.iter_mut().zip(&values) {
                 *y = Element::from_f32(*value);
             }

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use crate::backend::cpu::attention::{self, Heads, KEYS};
+use crate::backend::cpu::attention::{self, KEYS};
 use crate::backend::cpu::gemm::{Microkernel, Panel};
 use crate::backend::cpu::isa::{Avx512, Simd};
 use crate::backend::cpu::scratch::Scratch;
@@ -353,11 +353,10 @@ unsafe fn fields<const BITS: u32>(
     });
 }
 
-/// Whether attention can be computed so. Fewer queries are not worth what has to be done to keys and values.
-pub(in crate::backend::cpu) fn attends(q: &Heads, k: &Heads, v: &Heads) -> bool {
-    let [_, _, length, width] = q.shape;
-    let all_bf16 = [q, k, v].into_iter().all(|heads| matches!(heads.values, Floats::Bf16(_)));
-    all_bf16 && width.is_multiple_of(STEP) && length > 4
+/// Whether attention can be computed so.
+pub(in crate::backend::cpu) fn attends(span: &attention::Span) -> bool {
+    let heads = [span.queries, span.keys, span.values];
+    heads.iter().all(|heads| matches!(heads.values, Floats::Bf16(_))) && span.queries.shape[2].is_multiple_of(STEP)
 }
 
 /// Numbers of `count` rows from `first` on, as words of two; a row of zeros for each of the others.

@@ -1,0 +1,162 @@
+//! A transformer block on the hidden states of packed spans: normalise, project, rotate, store, attend, project, add;
+//! normalise, SwiGLU MLP, add. Each step is one of the kernels; what lies between them never leaves the memory to calculate in.
+
+use std::ops::Range;
+
+use super::types::{Buffer, Kind};
+use super::{Floats, FloatsMut, Heads, Kernels, Layer, Span, Turns};
+use crate::backend::{Epilogue, Phase, Positions};
+
+/// The weights and settings of [`crate::backend::Block`].
+pub(super) struct Block<'a> {
+    pub input_layernorm: (Floats<'a>, f32),
+    pub projections: [Layer<'a>; 3],
+    pub qk_norm: Option<[(Floats<'a>, f32); 2]>,
+    /// A row for each token of the pass.
+    pub turns: Option<&'a Turns>,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+    pub o_proj: Layer<'a>,
+    pub post_attention_layernorm: (Floats<'a>, f32),
+    /// Gate and up.
+    pub expansion: [Layer<'a>; 2],
+    pub down_proj: Layer<'a>,
+}
+
+/// A span's keys and values, `[n_kv_heads, capacity, head_dim]`.
+pub(super) struct SpanCache<'a> {
+    pub positions: Positions,
+    pub keys: FloatsMut<'a>,
+    pub values: FloatsMut<'a>,
+}
+
+/// Neighbouring spans that are computed alike.
+struct Run {
+    phase: Phase,
+    spans: Range<usize>,
+    tokens: Range<usize>,
+}
+
+fn runs(spans: &[SpanCache]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut token = 0;
+    for (i, SpanCache { positions, .. }) in spans.iter().enumerate() {
+        let end = token + positions.tokens as usize;
+        match runs.last_mut().filter(|run| run.phase == positions.phase) {
+            Some(run) => (run.spans.end, run.tokens.end) = (i + 1, end),
+            None => runs.push(Run { phase: positions.phase, spans: i..i + 1, tokens: token..end }),
+        }
+        token = end;
+    }
+    runs
+}
+
+impl Kernels {
+    /// Hidden states `[N, D]` to the same.
+    pub(super) fn block(self, block: &Block, spans: &mut [SpanCache], x: Buffer) -> Buffer {
+        let runs = runs(spans);
+        let n = runs.last().map_or(0, |run| run.tokens.end);
+        let head_dim = block.head_dim;
+        let [n_heads, n_kv_heads, _] = block.projections.map(|layer| layer.weight.rows / head_dim);
+
+        let normed = self.normed(&x, block.input_layernorm);
+        let projected = self.projected(&normed, &block.projections, Epilogue::Concat, &runs);
+        let width = (n_heads + 2 * n_kv_heads) * head_dim;
+        let heads = |first: usize, count: usize, tokens: Range<usize>| Heads {
+            values: projected.floats().part(tokens.start * width + first * head_dim..tokens.end * width),
+            shape: [count, tokens.len(), head_dim],
+            strides: [head_dim, width],
+        };
+        let norms = block.qk_norm.map_or([None; 2], |norms| norms.map(Some));
+        let kind = projected.floats().kind();
+        let mut queries = Buffer::new(kind, n * n_heads * head_dim);
+        let turns = block.turns.map(|turns| (turns, 0));
+        self.rope(heads(0, n_heads, 0..n), norms[0], turns, queries.floats_mut(), [head_dim, n_heads * head_dim]);
+        let mut token = 0;
+        for SpanCache { positions, keys, values } in spans.iter_mut() {
+            let tokens = token..token + positions.tokens as usize;
+            let strides = [positions.capacity as usize * head_dim, head_dim];
+            let from = positions.offset as usize * head_dim;
+            let turns = block.turns.map(|turns| (turns, token));
+            let new_keys = heads(n_heads, n_kv_heads, tokens.clone());
+            self.rope(new_keys, norms[1], turns, keys.part(from..keys.len()), strides);
+            let new_values = heads(n_heads + n_kv_heads, n_kv_heads, tokens.clone());
+            self.rope(new_values, None, None, values.part(from..values.len()), strides);
+            token = tokens.end;
+        }
+
+        let attended = self.attended(block, spans, &queries, n_heads, &runs);
+        let x = self.sum(x, self.projected(&attended, &[block.o_proj], Epilogue::Concat, &runs));
+        let normed = self.normed(&x, block.post_attention_layernorm);
+        let expanded = self.projected(&normed, &block.expansion, Epilogue::SwiGlu, &runs);
+        self.sum(x, self.projected(&expanded, &[block.down_proj], Epilogue::Concat, &runs))
+    }
+
+    fn normed(self, x: &Buffer, (weight, eps): (Floats, f32)) -> Buffer {
+        let x = x.floats();
+        let mut y = Buffer::new(x.kind().promoted(weight.kind()), x.len());
+        self.rms_norm(x, weight, eps, y.floats_mut());
+        y
+    }
+
+    fn projected(self, x: &Buffer, layers: &[Layer], epilogue: Epilogue, runs: &[Run]) -> Buffer {
+        let x = x.floats();
+        let rows: usize = layers.iter().map(|layer| layer.weight.rows).sum();
+        let width = if epilogue == Epilogue::SwiGlu { rows / 2 } else { rows };
+        let columns = layers[0].weight.columns;
+        let kind = layers.iter().fold(x.kind(), |kind, layer| kind.promoted(layer.kind()));
+        let mut y = Buffer::new(kind, x.len() / columns * width);
+        for Run { phase, tokens, .. } in runs {
+            let part = |size| tokens.start * size..tokens.end * size;
+            self.linear(x.part(part(columns)), layers, epilogue, *phase, y.floats_mut().part(part(width)));
+        }
+        y
+    }
+
+    fn attended(self, block: &Block, spans: &[SpanCache], queries: &Buffer, n_heads: usize, runs: &[Run]) -> Buffer {
+        let queries = queries.floats();
+        let (head_dim, row) = (block.head_dim, n_heads * block.head_dim);
+        let mut y = Buffer::new(queries.kind(), queries.len());
+        for run in runs {
+            let mut attending = Vec::with_capacity(run.spans.len());
+            let mut first = run.tokens.start;
+            for SpanCache { positions, keys, values } in &spans[run.spans.clone()] {
+                let (tokens, capacity) = (positions.tokens as usize, positions.capacity as usize);
+                let strides = [capacity * head_dim, head_dim];
+                let shape = [keys.len() / strides[0], positions.end() as usize, head_dim];
+                let queries = queries.part(first * row..(first + tokens) * row);
+                attending.push(Span {
+                    queries: Heads { values: queries, shape: [n_heads, tokens, head_dim], strides: [head_dim, row] },
+                    keys: Heads { values: keys.floats(), shape, strides },
+                    values: Heads { values: values.floats(), shape, strides },
+                    window: block.window,
+                    sinks: positions.sinks as usize,
+                });
+                first += tokens;
+            }
+            let part = run.tokens.start * row..run.tokens.end * row;
+            self.attention(&attending, block.scale, run.phase, y.floats_mut().part(part));
+        }
+        y
+    }
+
+    /// `a + b`.
+    fn sum(self, a: Buffer, b: Buffer) -> Buffer {
+        let kind = a.floats().kind().promoted(b.floats().kind());
+        let (a, b) = (in_kind(a, kind), in_kind(b, kind));
+        let mut y = Buffer::new(kind, a.floats().len());
+        self.add(a.floats(), b.floats(), y.floats_mut());
+        y
+    }
+}
+
+/// The numbers in a wider type, where they are not of it.
+fn in_kind(x: Buffer, kind: Kind) -> Buffer {
+    if x.floats().kind() == kind {
+        return x;
+    }
+    let mut wide = Buffer::new(kind, x.floats().len());
+    super::types::convert(x.floats(), wide.floats_mut());
+    wide
+}

@@ -1,0 +1,170 @@
+//! Transformer blocks as one node of MLX's graph, which takes over the caches' memory.
+
+use mlx_rs::{Array, Dtype};
+
+use super::bridge::{Output, View, node};
+use super::nodes::{Inputs, LayerAt, promoted};
+use super::types::{Buffer, convert};
+use super::{Floats, Kernels, Turns, block};
+use crate::backend::{Block, CachedSpan, Linear, Norm, Positions, Rotation};
+use crate::error::Result;
+
+/// Which inputs are a normalisation.
+type NormAt = (usize, f32);
+
+/// Which inputs of the node are a block's, and its settings.
+struct BlockAt {
+    input_layernorm: NormAt,
+    projections: [LayerAt; 3],
+    qk_norm: Option<[NormAt; 2]>,
+    rotation: Option<usize>,
+    head_dim: i32,
+    scale: f32,
+    window: Option<i32>,
+    o_proj: LayerAt,
+    post_attention_layernorm: NormAt,
+    expansion: [LayerAt; 2],
+    down_proj: LayerAt,
+}
+
+impl BlockAt {
+    /// `rotations` are those that are known already, each once.
+    fn new<'a>(inputs: &mut Inputs<'a>, block: &Block<'a>, rotations: &mut Vec<Rotation>) -> Self {
+        fn norm<'a>(inputs: &mut Inputs<'a>, norm: Norm<'a>) -> NormAt {
+            (inputs.push(norm.weight), norm.eps)
+        }
+        let mut rotation_at = |rotation: &Rotation| {
+            let known = rotations.iter().position(|known| known == rotation);
+            known.unwrap_or_else(|| {
+                rotations.push(rotation.clone());
+                rotations.len() - 1
+            })
+        };
+        BlockAt {
+            input_layernorm: norm(inputs, block.input_layernorm),
+            projections: block.projections.map(|layer| inputs.push_layer(&layer)),
+            qk_norm: block.qk_norm.map(|norms| norms.map(|weight| norm(inputs, weight))),
+            rotation: block.rotation.map(&mut rotation_at),
+            head_dim: block.head_dim,
+            scale: block.scale,
+            window: block.window,
+            o_proj: inputs.push_layer(&block.o_proj),
+            post_attention_layernorm: norm(inputs, block.post_attention_layernorm),
+            expansion: [block.gate_proj, block.up_proj].map(|layer| inputs.push_layer(&layer)),
+            down_proj: inputs.push_layer(&block.down_proj),
+        }
+    }
+
+    fn block<'a>(&self, inputs: &'a [View], turns: &'a [Turns]) -> block::Block<'a> {
+        let norm = |(at, eps): NormAt| -> (Floats<'a>, f32) { (inputs[at].floats(), eps) };
+        block::Block {
+            input_layernorm: norm(self.input_layernorm),
+            projections: self.projections.map(|at| at.layer(inputs)),
+            qk_norm: self.qk_norm.map(|norms| norms.map(norm)),
+            turns: self.rotation.map(|at| &turns[at]),
+            head_dim: self.head_dim as usize,
+            scale: self.scale,
+            window: self.window.map(|window| window as usize),
+            o_proj: self.o_proj.layer(inputs),
+            post_attention_layernorm: norm(self.post_attention_layernorm),
+            expansion: self.expansion.map(|at| at.layer(inputs)),
+            down_proj: self.down_proj.layer(inputs),
+        }
+    }
+}
+
+/// The types of a block's keys and values, and of its output.
+fn types(x: Dtype, block: &Block) -> (Dtype, Dtype) {
+    let normed = |x, norm: Norm| promoted(x, norm.weight.dtype());
+    let projected = |x, layers: &[Linear]| layers.iter().fold(x, |x, layer| promoted(x, layer.weight.dtype()));
+    let cached = projected(normed(x, block.input_layernorm), &block.projections);
+    let x = promoted(x, projected(cached, &[block.o_proj]));
+    let expanded = projected(normed(x, block.post_attention_layernorm), &[block.gate_proj, block.up_proj]);
+    (cached, promoted(x, projected(expanded, &[block.down_proj])))
+}
+
+/// See [`crate::backend::Backend::blocks`].
+pub(super) fn blocks(kernels: Kernels, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Result<Array> {
+    let mut rotations = Vec::new();
+    let taken: Vec<Vec<_>> =
+        spans.iter_mut().map(|span| span.layers.iter_mut().map(Option::take).collect::<Vec<_>>()).collect();
+    let mut inputs = Inputs::default();
+    inputs.push(x);
+    let mut outputs = Vec::new();
+    // For each block, its weights; and for each span, which inputs are its keys and values, if it has any.
+    let mut places = Vec::new();
+    let mut dtype = x.dtype();
+    for (i, block) in blocks.iter().enumerate() {
+        let at = BlockAt::new(&mut inputs, block, &mut rotations);
+        let (cached, after) = types(dtype, block);
+        dtype = after;
+        let n_kv_heads = block.projections[1].weight.arrays()[0].dim(0) / block.head_dim;
+        let mut caches = Vec::new();
+        for (span, taken) in spans.iter().zip(&taken) {
+            let made = || Output::new(&[1, n_kv_heads, span.positions.capacity, block.head_dim], cached);
+            let at = taken[i].as_ref().map(|(keys, values)| (inputs.push(keys), inputs.push(values)));
+            match at {
+                Some((keys, values)) => outputs.extend([made().in_place_of(keys), made().in_place_of(values)]),
+                None => outputs.extend([made(), made()]),
+            }
+            caches.push(at);
+        }
+        places.push((at, caches));
+    }
+    outputs.insert(0, Output::new(x.shape(), dtype));
+    let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
+    let arrays = std::mem::take(&mut inputs.arrays);
+    let run = move |inputs: &[View], outputs: &mut [View]| {
+        let of_tokens: Vec<usize> = positions.iter().flat_map(|at| at.offset as usize..at.end() as usize).collect();
+        let turns: Vec<Turns> =
+            rotations.iter().map(|rotation| Turns::new(&rotation.frequencies, rotation.factor, &of_tokens)).collect();
+        let (output, caches) = outputs.split_first_mut().expect("hidden states are the first output");
+        let mut x = inputs[0].contiguous(|x| {
+            let mut hidden_states = Buffer::new(x.kind(), x.len());
+            convert(x, hidden_states.floats_mut());
+            hidden_states
+        });
+        for ((at, cached), outputs) in places.iter().zip(caches.chunks_exact_mut(2 * positions.len())) {
+            let block = at.block(inputs, &turns);
+            let mut spans = Vec::with_capacity(positions.len());
+            for ((positions, at), outputs) in positions.iter().zip(cached).zip(outputs.chunks_exact_mut(2)) {
+                let [keys, values] = outputs else { unreachable!("two outputs a span") };
+                if let Some((old_keys, old_values)) = at {
+                    for (old, new) in [(&inputs[*old_keys], &mut *keys), (&inputs[*old_values], &mut *values)] {
+                        if !new.is_at(old) {
+                            copy_rows(old, new, positions.offset as usize);
+                        }
+                    }
+                }
+                let (keys, values) = (keys.floats_mut(), values.floats_mut());
+                spans.push(block::SpanCache { positions: *positions, keys, values });
+            }
+            x = kernels.block(&block, &mut spans, x);
+        }
+        convert(x.floats(), output.floats_mut());
+    };
+    let mut made = node(c"transformer blocks", &arrays, &outputs, run)?.into_iter();
+    let output = made.next().expect("hidden states are the first output");
+    for i in 0..blocks.len() {
+        for span in &mut *spans {
+            span.layers[i] = made.next().zip(made.next());
+        }
+    }
+    Ok(output)
+}
+
+/// The first `n` tokens of each head of a cache to another, larger one.
+fn copy_rows(from: &View, to: &mut View, n: usize) {
+    let &[1, heads, capacity, head_dim] = to.shape() else { panic!("caches are [1, H, capacity, D]") };
+    let (row, capacity) = (head_dim as usize, capacity as usize);
+    let &[_, stride, of_token, 1] = from.strides() else { panic!("tokens of a cache lie {:?} apart", from.strides()) };
+    assert!(of_token as usize == row || n <= 1);
+    let mut to = to.floats_mut();
+    if n > 0 {
+        for head in 0..heads as usize {
+            let start = head * stride as usize;
+            let to = to.part(head * capacity * row..(head * capacity + n) * row);
+            convert(from.floats().part(start..start + n * row), to);
+        }
+    }
+}

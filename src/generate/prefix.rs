@@ -1,0 +1,84 @@
+//! Caches of sequences that ended, for later ones that begin with the same tokens: by ids, the least recently used go first.
+
+use std::collections::VecDeque;
+
+use super::kv_cache::{CacheLimits, KvCache};
+
+/// Fewer common tokens are not worth a copy of a cache.
+pub(super) const WORTHWHILE: usize = 16;
+
+/// How many first tokens both have.
+pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// What a sequence left, or has so far.
+#[derive(Debug)]
+pub(super) struct Prefix {
+    /// The tokens that the cache holds.
+    pub ids: Vec<u32>,
+    /// How many first ones were prefilled: those behind may differ in the last bits from what prefilling them would give.
+    pub prefilled: usize,
+    pub cache: KvCache,
+}
+
+/// The most recently used last.
+#[derive(Debug)]
+pub(super) struct PrefixCache {
+    entries: VecDeque<Prefix>,
+    bytes_per_token: u64,
+    /// Only what was prefilled is given out.
+    deterministic: bool,
+}
+
+impl PrefixCache {
+    pub fn new(bytes_per_token: u64, deterministic: bool) -> Self {
+        PrefixCache { entries: VecDeque::new(), bytes_per_token, deterministic }
+    }
+
+    fn usable(&self, prefix: &Prefix, prompt: &[u32]) -> usize {
+        let most = if self.deterministic { prefix.prefilled } else { prefix.ids.len() };
+        common(&prefix.ids[..most.min(prefix.ids.len())], prompt)
+    }
+
+    /// How many first tokens of `prompt` an entry has.
+    pub fn longest(&self, prompt: &[u32]) -> usize {
+        self.entries.iter().map(|prefix| self.usable(prefix, prompt)).max().unwrap_or(0)
+    }
+
+    /// The longest beginning of `prompt` that an entry has, under other limits.
+    pub fn get(&mut self, prompt: &[u32], limits: CacheLimits) -> Option<Prefix> {
+        let length = |i: &usize| self.usable(&self.entries[*i], prompt);
+        let best = (0..self.entries.len()).max_by_key(length).filter(|i| length(i) >= WORTHWHILE)?;
+        let shared = length(&best);
+        let entry = self.entries.remove(best).expect("it is there");
+        let cache = entry.cache.beginning(shared as i32, limits);
+        let found = Prefix { ids: entry.ids[..shared].to_vec(), prefilled: entry.prefilled.min(shared), cache };
+        self.entries.push_back(entry);
+        Some(found)
+    }
+
+    /// Keep what a sequence left. An entry that is the beginning of it goes.
+    pub fn put(&mut self, prefix: Prefix) {
+        if prefix.ids.len() < WORTHWHILE {
+            return;
+        }
+        self.entries.retain(|entry| common(&entry.ids, &prefix.ids) < entry.ids.len());
+        self.entries.push_back(prefix);
+    }
+
+    fn bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| u64::from(entry.cache.capacity().unsigned_abs()) * self.bytes_per_token).sum()
+    }
+
+    /// Let go until what is left takes at most so many bytes.
+    pub fn shrink(&mut self, bytes: u64) {
+        while self.bytes() > bytes {
+            self.entries.pop_front();
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+}
