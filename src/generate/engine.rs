@@ -3,38 +3,29 @@
 //! Callers talk to it through queues: [`Engine::submit`] hands in a [`Request`] and gives a [`Generation`], whose events come as
 //! they are made; dropping it aborts the request.
 
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use mlx_rs::Dtype;
-use mlx_rs::memory::clear_cache;
 
-use super::generator::{Step, Token, submit};
-use super::kv_cache::CacheLimits;
 use super::options::GenerateOptions;
-use super::output::{Delta, FinishReason, Output, Stats};
-use super::prefix::{Prefix, PrefixCache, WORTHWHILE, common};
+use super::output::{Delta, FinishReason, Stats};
 use super::prompt_cache::PromptCache;
-use super::scheduler::{Id, Plan, Scheduler, SchedulerOptions};
-use super::sequence::{Next, Sequence};
+use super::worker::Worker;
 use super::{Prepared, prepare};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::models::config::DecoderConfig;
-use crate::ops;
 use crate::tokenizer::Tokenizer;
 use crate::watch::Watch;
 
-/// Events that a caller has not taken yet from which on its sequence waits, and down to which it does.
-const PATIENCE: (usize, usize) = (256, 128);
-/// MLX keeps freed buffers for reuse; they are dropped once in so many passes.
-const CLEAR_CACHE_EVERY: usize = 256;
+/// Deltas that a caller has not taken yet from which on its sequence waits, and down to which it does.
+pub(super) const PATIENCE: (usize, usize) = (256, 128);
 
 /// How an engine works.
 #[derive(Debug, Clone)]
@@ -110,7 +101,8 @@ pub struct Finished {
     pub stats: Stats,
 }
 
-enum Command {
+/// What callers ask of the engine's thread.
+pub(super) enum Command {
     Submit(Box<Submission>),
     /// A caller took events, or went away.
     Wake,
@@ -118,22 +110,23 @@ enum Command {
     ShutDown,
 }
 
-struct Submission {
-    prepared: Prepared,
-    options: GenerateOptions,
-    prompt_cache: Option<PromptCache>,
-    to: Sender<Event>,
-    link: Arc<Link>,
-    submitted: Instant,
+/// A request that was checked.
+pub(super) struct Submission {
+    pub prepared: Prepared,
+    pub options: GenerateOptions,
+    pub prompt_cache: Option<PromptCache>,
+    pub to: Sender<Event>,
+    pub link: Arc<Link>,
+    pub submitted: Instant,
 }
 
 /// What a request's two ends share.
 #[derive(Debug, Default)]
-struct Link {
+pub(super) struct Link {
     /// Deltas that were not taken yet.
-    queued: AtomicUsize,
+    pub queued: AtomicUsize,
     /// Nobody will take any more.
-    is_gone: AtomicBool,
+    pub is_gone: AtomicBool,
 }
 
 /// A model on its own thread. Dropped, it aborts what is under way and waits for the thread.
@@ -248,7 +241,7 @@ fn ended() -> Error {
     Error::Internal("the engine's thread has ended".into())
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     Error::Internal(message.unwrap_or("no message").to_owned())
 }
@@ -317,401 +310,4 @@ impl Drop for Generation {
             let _ = self.commands.send(Command::Wake);
         }
     }
-}
-
-/// A request on the engine's side.
-struct Active<'t> {
-    id: Id,
-    sequence: Sequence,
-    output: Output<'t>,
-    limits: CacheLimits,
-    /// How many of the prompt's first tokens were, or will be, prefilled.
-    prefilled: usize,
-    /// Tokens that were evicted while the prompt was prefilled.
-    evicted: u64,
-    /// Whether it has yet to look for tokens that were read before.
-    is_fresh: bool,
-    /// Tokens still to be submitted.
-    left: usize,
-    /// Those generated, as long as the cache holds them all.
-    generated: Vec<u32>,
-    to: Sender<Event>,
-    link: Arc<Link>,
-}
-
-impl Active<'_> {
-    /// Whether its cache may serve others, and be served by them: no token of the prompt is evicted.
-    fn shares(&self) -> bool {
-        self.sequence.prompt.len() <= self.limits.context_size as usize
-    }
-
-    fn send(&self, event: Event) {
-        let _ = self.to.send(event); // whoever is gone is aborted before the next pass
-    }
-}
-
-/// The engine's thread.
-struct Worker<'t> {
-    model: &'t Model,
-    tokenizer: &'t Tokenizer,
-    stop: Arc<AtomicBool>,
-    cache_memory: u64,
-    bytes_per_token: u64,
-    scheduler: Scheduler,
-    next_id: Id,
-    waiting: Vec<(Id, Submission)>,
-    active: Vec<Active<'t>>,
-    prefixes: PrefixCache,
-    /// The last pass that was submitted, and whose tokens it chooses.
-    last: Option<(Step, Vec<Id>)>,
-    passes: usize,
-}
-
-impl<'t> Worker<'t> {
-    fn new(model: &'t Model, tokenizer: &'t Tokenizer, options: &EngineOptions) -> Self {
-        let EngineOptions { parallel, prefill_budget, cache_memory, deterministic, ref stop } = *options;
-        let cache_memory = cache_memory.unwrap_or_else(free_memory);
-        let bytes_per_token = model.cache_bytes_per_token();
-        let (parallel, prefill_budget) = (parallel.max(1), prefill_budget.max(1));
-        Worker {
-            model,
-            tokenizer,
-            stop: Arc::clone(stop),
-            cache_memory,
-            bytes_per_token,
-            scheduler: Scheduler::new(SchedulerOptions { parallel, prefill_budget, cache_memory }),
-            next_id: 0,
-            waiting: Vec::new(),
-            active: Vec::new(),
-            prefixes: PrefixCache::new(bytes_per_token, deterministic),
-            last: None,
-            passes: 0,
-        }
-    }
-
-    fn run(mut self, commands: &Receiver<Command>) {
-        let stop = Arc::clone(&self.stop);
-        let _interruptible = ops::interruptible(&stop);
-        let mut has_work = false;
-        loop {
-            // Everything that has come; where there is nothing to do, the next that comes.
-            let mut next = if has_work { commands.try_recv() } else { commands.recv().map_err(TryRecvError::from) };
-            while let Ok(command) = next {
-                match command {
-                    Command::Submit(submission) => self.queue(*submission),
-                    Command::Call(call) => {
-                        // Whoever called finds that no result comes.
-                        let _ = catch_unwind(AssertUnwindSafe(|| call(self.model)));
-                    }
-                    Command::Wake => {}
-                    Command::ShutDown => return self.end_all(&Error::Interrupted),
-                }
-                next = commands.try_recv();
-            }
-            if matches!(next, Err(TryRecvError::Disconnected)) {
-                return self.end_all(&Error::Interrupted);
-            }
-            let done = catch_unwind(AssertUnwindSafe(|| self.pass())).unwrap_or_else(|panic| Err(panicked(&*panic)));
-            has_work = done.unwrap_or_else(|error| {
-                self.end_all(&error);
-                false
-            });
-        }
-    }
-
-    fn queue(&mut self, submission: Submission) {
-        let id = self.next_id;
-        self.next_id += 1;
-        let Prepared { read, limits, max_tokens, .. } = &submission.prepared;
-        let tokens = read.len().saturating_add(*max_tokens).min(limits.context_size as usize).next_multiple_of(256);
-        match self.scheduler.queue(id, tokens as u64 * self.bytes_per_token) {
-            Ok(()) => self.waiting.push((id, submission)),
-            Err(error) => refuse(&submission, error),
-        }
-    }
-
-    /// Compute once; whether there is more to do right away.
-    fn pass(&mut self) -> Result<bool> {
-        if self.stop.load(Ordering::Relaxed) && !(self.active.is_empty() && self.waiting.is_empty()) {
-            return Err(Error::Interrupted);
-        }
-        self.drop_those_gone();
-        self.admit();
-        let held = self.share_prefixes();
-        for active in &self.active {
-            let queued = active.link.queued.load(Ordering::Acquire);
-            if queued >= PATIENCE.0 || queued < PATIENCE.1 {
-                self.scheduler.pause(active.id, queued >= PATIENCE.0);
-            }
-        }
-        let mut plan = self.scheduler.plan(|id| held.contains(&id));
-        plan.decode.retain(|id| self.active.iter().any(|active| active.id == *id && active.left > 0));
-        let last = self.last.take();
-        if !plan.is_empty() {
-            self.last = self.submit(&plan, last.as_ref().map(|(step, _)| step))?;
-        }
-        let goes_on = !plan.is_empty() || last.is_some();
-        if let Some((step, ids)) = last {
-            self.deliver(step, &ids, &plan.decode)?;
-        }
-        self.passes += 1;
-        if self.passes.is_multiple_of(CLEAR_CACHE_EVERY) {
-            clear_cache()?;
-        }
-        // A prompt of which nothing is to follow ends when it is read.
-        let done = |active: &Active| active.output.is_empty_answer() && active.sequence.to_prefill() == 0;
-        for id in self.active.iter().filter(|active| done(active)).map(|active| active.id).collect::<Vec<_>>() {
-            self.finish(id, FinishReason::Length);
-        }
-        Ok(goes_on)
-    }
-
-    fn drop_those_gone(&mut self) {
-        let is_gone = |link: &Link| link.is_gone.load(Ordering::Acquire);
-        let waiting = self.waiting.iter().filter(|(_, s)| is_gone(&s.link)).map(|(id, _)| *id);
-        let active = self.active.iter().filter(|active| is_gone(&active.link)).map(|active| active.id);
-        for id in waiting.chain(active).collect::<Vec<_>>() {
-            self.scheduler.remove(id);
-            self.waiting.retain(|(waiting, _)| *waiting != id);
-            self.active.retain(|active| active.id != id);
-        }
-    }
-
-    /// Take in what waits, as far as there is room.
-    fn admit(&mut self) {
-        while let Some(id) = self.scheduler.admissible() {
-            let at = self.waiting.iter().position(|(waiting, _)| *waiting == id).expect("it waits");
-            let (_, submission) = self.waiting.remove(at);
-            let started = self.start(id, &submission);
-            match started {
-                Ok(active) => {
-                    let whole_chunks = !active.shares();
-                    self.scheduler.start(active.sequence.to_prefill(), active.sequence.chunk_size, whole_chunks);
-                    self.active.push(active);
-                }
-                Err(error) => {
-                    self.scheduler.remove(id);
-                    refuse(&submission, error);
-                }
-            }
-        }
-        self.prefixes.shrink(self.cache_memory - self.scheduler.used());
-    }
-
-    fn start(&self, id: Id, submission: &Submission) -> Result<Active<'t>> {
-        let Submission { prepared, options, prompt_cache, to, link, submitted } = submission;
-        let Prepared { read, limits, max_tokens, .. } = prepared;
-        let cache = match prompt_cache {
-            Some(_) if read.len() < prepared.prompt_tokens => {
-                log::warn!("the prompt was truncated, so the prompt cache is not used");
-                self.model.new_cache(*limits)
-            }
-            Some(cached) => cached.resume(self.model, *limits, read)?,
-            None => self.model.new_cache(*limits),
-        };
-        let vocab_size = self.model.config().vocab_size;
-        let output = Output::new(self.tokenizer, options, prepared, cache.seen() as usize, *submitted);
-        let is_fresh = cache.is_empty();
-        let sequence =
-            Sequence::new(read.clone(), cache, &options.sampler, vocab_size, options.logprobs, options.prefill_step)?;
-        Ok(Active {
-            id,
-            prefilled: if is_fresh { read.len() - 1 } else { 0 },
-            sequence,
-            output,
-            limits: *limits,
-            evicted: 0,
-            is_fresh,
-            left: *max_tokens,
-            generated: Vec::new(),
-            to: to.clone(),
-            link: Arc::clone(link),
-        })
-    }
-
-    /// Let sequences that have not begun to read go on from what others have read. Gives those that had better wait, since
-    /// another is about to read what they begin with.
-    fn share_prefixes(&mut self) -> HashSet<Id> {
-        let mut held = HashSet::new();
-        for i in 0..self.active.len() {
-            let (before, rest) = self.active.split_at_mut(i);
-            let active = &mut rest[0];
-            if !active.is_fresh || !active.shares() {
-                continue;
-            }
-            let prompt = &active.sequence.prompt[..active.sequence.prompt.len() - 1];
-            // What another has read, and will have read.
-            let shared = |other: &Active| common(&other.sequence.prompt[..other.prefilled], prompt);
-            let read = |other: &Active| shared(other).min(other.sequence.read());
-            let others = || before.iter().filter(|other| other.shares() && other.sequence.cache.evicted() == 0);
-            let kept = self.prefixes.longest(prompt);
-            let best = others().max_by_key(|other| read(other));
-            let now = best.map_or(0, read).max(kept);
-            if others().map(shared).max().is_some_and(|later| later >= now + WORTHWHILE) {
-                held.insert(active.id);
-                continue;
-            }
-            active.is_fresh = false;
-            let found = match best.filter(|other| read(other) > kept && read(other) >= WORTHWHILE) {
-                Some(other) => {
-                    let n = read(other);
-                    let cache = other.sequence.cache.beginning(n as i32, active.limits);
-                    Some(Prefix { ids: Vec::new(), prefilled: n, cache })
-                }
-                None => self.prefixes.get(prompt, active.limits),
-            };
-            if let Some(Prefix { cache, prefilled, .. }) = found {
-                let n = cache.seen() as usize;
-                if prefilled < n {
-                    active.prefilled = prefilled;
-                }
-                active.output.resumed(n);
-                active.sequence.cache = cache;
-                active.sequence.next = Next::Prompt(n);
-                self.scheduler.skip(active.id, active.sequence.to_prefill());
-            }
-        }
-        held
-    }
-
-    fn submit(&mut self, plan: &Plan, last: Option<&Step>) -> Result<Option<(Step, Vec<Id>)>> {
-        let (mut decoding, mut prefilling, mut lookers) = (Vec::new(), Vec::new(), Vec::new());
-        for active in &mut self.active {
-            if plan.decode.contains(&active.id) {
-                active.left -= 1;
-                decoding.push(&mut active.sequence);
-            } else if let Some((_, n)) = plan.prefill.iter().find(|(id, _)| *id == active.id) {
-                lookers.push((active.to.clone(), active.sequence.read(), *n, active.sequence.prompt.len()));
-                prefilling.push((&mut active.sequence, *n));
-            }
-        }
-        let layers = self.model.config().num_hidden_layers as usize;
-        let mut tell = |layer: usize| {
-            for (to, before, n, total) in &lookers {
-                let _ = to.send(Event::Reading { done: before + n * layer / layers, total: *total });
-            }
-        };
-        tell(0);
-        let step = submit(self.model, &mut decoding, &mut prefilling, last, &mut tell)?;
-        for active in self.active.iter_mut().filter(|active| plan.prefill.iter().any(|(id, _)| *id == active.id)) {
-            active.evicted = active.sequence.cache.evicted();
-        }
-        let ids = plan.decode.clone();
-        Ok(step.map(|step| (step, ids)))
-    }
-
-    /// Read the tokens of a pass; `next` are the sequences of the one that was submitted after it.
-    fn deliver(&mut self, step: Step, ids: &[Id], next: &[Id]) -> Result<()> {
-        for (&id, token) in ids.iter().zip(step.read(self.model)?) {
-            let Some(active) = self.active.iter_mut().find(|active| active.id == id) else {
-                continue; // it ended meanwhile
-            };
-            let token = match token {
-                Ok(token) => token,
-                Err(error) => {
-                    self.end(id, error);
-                    continue;
-                }
-            };
-            if !next.contains(&id) {
-                active.sequence.next = Next::Token(token.id);
-            }
-            match active.sequence.cache.evicted() {
-                0 => active.generated.push(token.id),
-                _ => active.generated = Vec::new(),
-            }
-            self.tell(id, token);
-        }
-        Ok(())
-    }
-
-    fn tell(&mut self, id: Id, token: Token) {
-        let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
-        if !active.output.has_begun() {
-            active.send(Event::Read { evicted: active.output.left_out() + active.evicted });
-        }
-        match active.output.push(self.tokenizer, token) {
-            Ok((delta, reason)) => {
-                active.link.queued.fetch_add(1, Ordering::AcqRel);
-                active.send(Event::Delta(delta));
-                if let Some(reason) = reason {
-                    self.finish(id, reason);
-                }
-            }
-            Err(error) => self.end(id, error),
-        }
-    }
-
-    fn take(&mut self, id: Id) -> Active<'t> {
-        self.scheduler.remove(id);
-        let at = self.active.iter().position(|active| active.id == id).expect("it is under way");
-        self.active.remove(at)
-    }
-
-    /// A sequence is complete; its cache stays for others.
-    fn finish(&mut self, id: Id, reason: FinishReason) {
-        let Active { sequence, output, to, prefilled, generated, .. } = self.take(id);
-        let evicted = sequence.cache.evicted();
-        let _ = to.send(Event::Finished(output.finish(reason, None, evicted, sequence.read())));
-        let mut ids = sequence.prompt;
-        ids.extend(generated);
-        ids.truncate(sequence.cache.len() as usize);
-        if evicted == 0 && sequence.cache.len() as usize == ids.len() {
-            self.prefixes.put(Prefix { prefilled: prefilled.min(ids.len()), ids, cache: sequence.cache });
-            self.prefixes.shrink(self.cache_memory - self.scheduler.used());
-        }
-    }
-
-    /// A sequence ends with an error, or is aborted.
-    fn end(&mut self, id: Id, error: Error) {
-        let Active { sequence, output, to, .. } = self.take(id);
-        let (reason, error) = match error {
-            Error::Interrupted => (FinishReason::Abort, None),
-            error => (FinishReason::Error, Some(error)),
-        };
-        let finished = output.finish(reason, error, sequence.cache.evicted(), sequence.read());
-        let _ = to.send(Event::Finished(finished));
-    }
-
-    /// Everything under way ends: a pass failed, and what it computed is of no use. So may be what was kept of late.
-    fn end_all(&mut self, error: &Error) {
-        if let Some((step, _)) = self.last.take() {
-            let _ = step.read(self.model); // nothing computes any more after this
-        }
-        while let Some(active) = self.active.first() {
-            let id = active.id;
-            self.end(id, error.duplicate());
-        }
-        if matches!(error, Error::Interrupted) {
-            for (id, submission) in std::mem::take(&mut self.waiting) {
-                self.scheduler.remove(id);
-                refuse(&submission, Error::Interrupted);
-            }
-        }
-        self.prefixes.clear();
-    }
-}
-
-/// Tell a caller that nothing will come of its request.
-fn refuse(submission: &Submission, error: Error) {
-    let stats = Stats { prompt_tokens: submission.prepared.prompt_tokens, ..Stats::default() };
-    let (reason, error) = match error {
-        Error::Interrupted => (FinishReason::Abort, None),
-        error => (FinishReason::Error, Some(error)),
-    };
-    let _ = submission.to.send(Event::Finished(Finished { reason, error, held_back: String::new(), stats }));
-}
-
-/// What the system has left, less a quarter: in bytes.
-fn free_memory() -> u64 {
-    let available = || {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
-    };
-    let of_mlx = || {
-        let (limit, active) = (mlx_rs::memory::memory_limit(), mlx_rs::memory::active_memory());
-        limit.unwrap_or(8 << 30).saturating_sub(active.unwrap_or(0)) as u64
-    };
-    available().unwrap_or_else(of_mlx) / 4 * 3
 }

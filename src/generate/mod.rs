@@ -13,6 +13,7 @@ pub mod sequence;
 mod output;
 mod prefix;
 mod stop;
+mod worker;
 
 use mlx_rs::Dtype;
 
