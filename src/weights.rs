@@ -23,6 +23,14 @@ pub struct Weights<'f> {
     progress: RefCell<Progress<'f>>,
     /// Where missing tensors are reported against.
     origin: PathBuf,
+    /// Where there are no files, what is asked for.
+    record: Option<Record>,
+}
+
+/// What a model asks of its weights: the one description of its architecture.
+struct Record {
+    is_quantized: bool,
+    asked: RefCell<Vec<TensorEntry>>,
 }
 
 struct Progress<'f> {
@@ -68,7 +76,24 @@ impl<'f> Weights<'f> {
             tensors: tensors.into(),
             progress: Progress { taken_bytes: 0, total_bytes, watch: watch.reborrow() }.into(),
             origin: files.first().map_or_else(PathBuf::new, |f| f.path.clone()),
+            record: None,
         })
+    }
+
+    /// Weights of no file, which have whatever is asked for and keep a record of it: built from them, a model is a description
+    /// of its tensors. `is_quantized` says how linear layers and embeddings find themselves.
+    pub fn recording(is_quantized: bool, watch: &'f mut Watch) -> Self {
+        Weights {
+            tensors: RefCell::default(),
+            progress: Progress { taken_bytes: 0, total_bytes: 0, watch: watch.reborrow() }.into(),
+            origin: PathBuf::new(),
+            record: Some(Record { is_quantized, asked: RefCell::default() }),
+        }
+    }
+
+    /// What was asked for, one after another as in a file: 16-bit floats and packed values.
+    pub fn into_record(self) -> Vec<TensorEntry> {
+        self.record.map_or_else(Vec::new, |record| record.asked.into_inner())
     }
 
     /// The names below `name`: `weights.scope("model").get("norm.weight", …)`.
@@ -104,6 +129,15 @@ impl<'f> Weights<'f> {
     }
 
     fn take(&self, name: &str, shape: &[i32], kind: Kind) -> Result<Array> {
+        if let Some(Record { asked, .. }) = &self.record {
+            let mut asked = asked.borrow_mut();
+            let start = asked.last().map_or(0, |last| last.bytes.end);
+            let dtype = if matches!(kind, Kind::Packed) { FileDtype::U32 } else { FileDtype::BF16 };
+            let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
+            let bytes = (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64;
+            asked.push(TensorEntry { name: name.to_owned(), dtype, shape, bytes: start..start + bytes });
+            return Ok(Array::from_int(0));
+        }
         let expected = match kind {
             Kind::Float => "F32, F16 or BF16",
             Kind::Packed => "U32 (packed quantized values)",
@@ -167,7 +201,10 @@ impl<'w, 'f> Scope<'w, 'f> {
 
     /// Whether the checkpoint holds `name` and no layer took it.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.tensors.borrow().contains_key(self.full(name).as_str())
+        match &self.weights.record {
+            Some(record) => record.is_quantized && name == "scales",
+            None => self.weights.tensors.borrow().contains_key(self.full(name).as_str()),
+        }
     }
 
     /// The shape of `name` in its file, when it is there.

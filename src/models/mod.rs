@@ -79,7 +79,8 @@ impl Model {
         let map = architecture.config(bits);
         let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
         let identity = format!("synthetic {architecture:?}, {bits} bits");
-        Model::build(config, &[synthetic::weights(&map, bits)?], identity, &mut Watch::none())
+        let weights = synthetic::weights(&config, bits)?;
+        Model::build(config, &[weights], identity, &mut Watch::none())
     }
 
     fn build(config: DecoderConfig, files: &[WeightFile], identity: String, watch: &mut Watch) -> Result<Self> {

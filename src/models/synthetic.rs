@@ -4,9 +4,13 @@ use memmap2::MmapMut;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use super::config::DecoderConfig;
+use super::decoder::Decoder;
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
 use crate::tensor_index::{TensorEntry, TensorIndex};
+use crate::watch::Watch;
+use crate::weights::Weights;
 
 /// An architecture that can be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,52 +65,18 @@ impl Architecture {
     }
 }
 
-/// A safetensors file in memory, with the tensors of a model of this configuration.
-pub(super) fn weights(config: &Map<String, Value>, bits: u32) -> Result<WeightFile<'static>> {
-    let size = |key: &str| config.get(key).and_then(Value::as_u64).map(|n| n as usize);
-    let of = |key: &str| size(key).unwrap_or_else(|| panic!("{key}"));
-    let (hidden, inner, vocabulary) = (of("hidden_size"), of("intermediate_size"), of("vocab_size"));
-    let (heads, kv_heads) = (of("num_attention_heads"), of("num_key_value_heads"));
-    let head_dim = size("head_dim").unwrap_or(hidden / heads);
-
-    let mut tensors = Vec::new();
+/// A safetensors file in memory, with the tensors that a model of this configuration asks for.
+pub(super) fn weights(config: &DecoderConfig, bits: u32) -> Result<WeightFile<'static>> {
+    let mut watch = Watch::none();
+    let weights = Weights::recording(bits != 16, &mut watch);
+    Decoder::load(&weights.scope(""), config)?;
+    let mut tensors = weights.into_record();
+    // Packed values are read by words.
+    tensors.sort_by_key(|tensor| tensor.dtype != Dtype::U32);
     let mut end = 0;
-    let mut add = |name: String, dtype: Dtype, shape: Vec<usize>| {
-        let start = end;
-        end += (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64;
-        tensors.push(TensorEntry { name, dtype, shape, bytes: start..end });
-    };
-    let mut linear = |name: String, output: usize, input: usize| {
-        if bits == 16 {
-            return add(format!("{name}.weight"), Dtype::BF16, vec![output, input]);
-        }
-        add(format!("{name}.weight"), Dtype::U32, vec![output, input / 32 * bits as usize]);
-        add(format!("{name}.scales"), Dtype::BF16, vec![output, input / GROUP]);
-        add(format!("{name}.biases"), Dtype::BF16, vec![output, input / GROUP]);
-    };
-    linear("model.embed_tokens".into(), vocabulary, hidden);
-    if config["tie_word_embeddings"] == false {
-        linear("lm_head".into(), vocabulary, hidden);
-    }
-    for layer in 0..of("num_hidden_layers") {
-        let name = |module: &str| format!("model.layers.{layer}.{module}");
-        linear(name("self_attn.q_proj"), heads * head_dim, hidden);
-        linear(name("self_attn.k_proj"), kv_heads * head_dim, hidden);
-        linear(name("self_attn.v_proj"), kv_heads * head_dim, hidden);
-        linear(name("self_attn.o_proj"), hidden, heads * head_dim);
-        linear(name("mlp.gate_proj"), inner, hidden);
-        linear(name("mlp.up_proj"), inner, hidden);
-        linear(name("mlp.down_proj"), hidden, inner);
-    }
-    add("model.norm.weight".into(), Dtype::BF16, vec![hidden]);
-    for layer in 0..of("num_hidden_layers") {
-        let name = |module: &str| format!("model.layers.{layer}.{module}.weight");
-        add(name("input_layernorm"), Dtype::BF16, vec![hidden]);
-        add(name("post_attention_layernorm"), Dtype::BF16, vec![hidden]);
-        if config["model_type"] == "qwen3" {
-            add(name("self_attn.q_norm"), Dtype::BF16, vec![head_dim]);
-            add(name("self_attn.k_norm"), Dtype::BF16, vec![head_dim]);
-        }
+    for TensorEntry { bytes, .. } in &mut tensors {
+        *bytes = end..end + (bytes.end - bytes.start);
+        end = bytes.end;
     }
     let io = Error::io("<synthetic>".as_ref());
     let mut map = MmapMut::map_anon(end as usize).map_err(&io)?;
