@@ -7,6 +7,8 @@
 //! Activations of 16 bits become whole numbers of 16 bits with a scale for each group (see [`crate::backend::cpu::fixed`]), which vector
 //! instructions for bytes multiply twice as fast. Activations in f32 stay floats.
 
+use std::ops::Range;
+
 use crate::backend::Epilogue;
 use crate::backend::cpu::fixed::Fixed;
 use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
@@ -22,7 +24,7 @@ use crate::backend::cpu::unpack;
 const BLOCK: usize = 256;
 /// Rows that several vectors meet one after another, while they are in the first-level cache.
 const ROWS: usize = 16;
-/// Vectors that share the unpacking of a row.
+/// Vectors that share the loads of a row of numbers.
 const TOKENS: usize = 4;
 /// Bytes that are asked for ahead of a weight whose rows are read one after another. Rows side by side, which share the
 /// loads of x, read memory at two thirds of the speed when several are in one page, and faster when x is long.
@@ -210,7 +212,7 @@ fn halves<const PER_BYTE: usize>(numbers: &[i16], lanes: usize) -> Vec<i8> {
     bytes
 }
 
-/// Numbers as [`Simd::pairs`] meets them.
+/// Numbers as [`Simd::half_fields`] meets them: value j of a word with the one half a word behind it.
 #[inline(always)]
 fn pairs(numbers: &[i16], fields: usize, lanes: usize) -> Vec<u32> {
     let mut pairs = vec![0; numbers.len() / 2];
@@ -218,8 +220,8 @@ fn pairs(numbers: &[i16], fields: usize, lanes: usize) -> Vec<u32> {
     for (to, numbers) in vectors.zip(numbers.chunks_exact(fields * lanes)) {
         for (j, to) in to.chunks_exact_mut(lanes).enumerate() {
             for (lane, to) in to.iter_mut().enumerate() {
-                let at = lane * fields + 2 * j;
-                *to = u32::from(numbers[at] as u16) | u32::from(numbers[at + 1] as u16) << 16;
+                let at = lane * fields + j;
+                *to = u32::from(numbers[at] as u16) | u32::from(numbers[at + fields / 2] as u16) << 16;
             }
         }
     }
@@ -354,6 +356,7 @@ const FLOATS: u8 = 0;
 const BYTES: u8 = 1;
 const PAIRS: u8 = 2;
 
+/// The products of rows `first..first + n` with all of x, to `sums` `[x.len(), n]`.
 #[inline(always)]
 fn products<S: Simd, E: Element, const BITS: u32, const NUMBERS: u8>(
     s: S,
@@ -364,7 +367,6 @@ fn products<S: Simd, E: Element, const BITS: u32, const NUMBERS: u8>(
     n: usize,
     sums: &mut [f32],
 ) {
-    let (fours, rest) = x.as_chunks::<TOKENS>();
     let mut done = 0;
     if let [x] = x
         && w.words * layout.fields >= LONG
@@ -378,23 +380,63 @@ fn products<S: Simd, E: Element, const BITS: u32, const NUMBERS: u8>(
         }
     }
     while done < n {
-        let rows = ROWS.min(n - done);
-        for (i, x) in fours.iter().enumerate() {
-            for row in done..done + rows {
-                let [products] = affine_rows::<S, _, BITS, NUMBERS, 1, TOKENS>(s, w, x.each_ref(), layout, first + row);
-                for t in 0..TOKENS {
-                    sums[(i * TOKENS + t) * n + row] = products[t];
-                }
-            }
+        let rows = done..n.min(done + ROWS);
+        done = rows.end;
+        let mut t = 0;
+        while t < x.len() {
+            let (rows, sums) = (rows.clone(), &mut sums[t * n..]);
+            t += match &x[t..] {
+                [a, b, c, d, ..] => rows_of::<S, _, BITS, NUMBERS, 4>(s, w, [a, b, c, d], layout, first, rows, n, sums),
+                [a, ..] => rows_of::<S, _, BITS, NUMBERS, 1>(s, w, [a], layout, first, rows, n, sums),
+                [] => unreachable!("there are more"),
+            };
         }
-        for (i, x) in rest.iter().enumerate() {
-            for row in done..done + rows {
-                let [[product]] = affine_rows::<S, _, BITS, NUMBERS, 1, 1>(s, w, [x], layout, first + row);
-                sums[(fours.len() * TOKENS + i) * n + row] = product;
-            }
-        }
-        done += rows;
     }
+}
+
+/// Some rows with B vectors, to `sums` `[B, n]`; B.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn rows_of<S: Simd, E: Element, const BITS: u32, const NUMBERS: u8, const B: usize>(
+    s: S,
+    w: &AffineRows<E>,
+    x: [&Prepared; B],
+    layout: Layout,
+    first: usize,
+    rows: Range<usize>,
+    n: usize,
+    sums: &mut [f32],
+) -> usize {
+    let pairs = rows.len() / 2;
+    for row in (rows.start..rows.end).step_by(2).take(if B > 1 { pairs } else { 0 }) {
+        // Two rows share the loads of the vectors.
+        let products = affine_rows::<S, _, BITS, NUMBERS, 2, B>(s, w, x, layout, first + row);
+        for r in 0..2 {
+            for t in 0..B {
+                sums[t * n + row + r] = products[r][t];
+            }
+        }
+    }
+    for row in rows.start + if B > 1 { 2 * pairs } else { 0 }..rows.end {
+        let [products] = affine_rows::<S, _, BITS, NUMBERS, 1, B>(s, w, x, layout, first + row);
+        for t in 0..B {
+            sums[t * n + row] = products[t];
+        }
+    }
+    B
+}
+
+/// A loop of at most eight rounds whose index is a constant in each, as shifts want it.
+macro_rules! unrolled {
+    ($j:ident < $n:expr, $body:block) => {
+        unrolled!(@ $j, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident, $n:expr, $body:block, $($value:literal)*) => {
+        $({
+            let $j: usize = $value;
+            if $j < $n $body
+        })*
+    };
 }
 
 /// The products of rows `row..row + R` with B vectors.
@@ -470,16 +512,15 @@ fn affine_rows<S: Simd, E: Element, const BITS: u32, const NUMBERS: u8, const R:
                     }
                     PAIRS => {
                         let mut dots = [[s.splat_word(0); B]; R];
-                        for j in 0..fields / 2 {
+                        unrolled!(j < fields / 2, {
                             for r in 0..R {
-                                let pairs = s.pairs::<BITS>(words[r], 2 * j as u32);
+                                let pairs = s.half_fields::<BITS>(words[r], j as u32);
                                 for b in 0..B {
-                                    let at = word * fields / 2 + j * S::LANES;
-                                    let x = s.load_words(x[b].pairs.as_ptr().add(at));
+                                    let x = s.load_words(x[b].pairs.as_ptr().add(word * fields / 2 + j * S::LANES));
                                     dots[r][b] = s.dot_pairs(pairs, x, dots[r][b]);
                                 }
                             }
-                        }
+                        });
                         // Loops, since a closure is not compiled for the instruction set.
                         let mut floats = [[s.splat(0.0); B]; R];
                         for r in 0..R {

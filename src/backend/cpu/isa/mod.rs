@@ -100,6 +100,8 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     fn pairs<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
     /// The sum of the products of the two signed numbers of 16 bits in each lane, added to `sum`.
     fn dot_pairs(self, a: Self::U, b: Self::U, sum: Self::U) -> Self::U;
+    /// Value `index` of `BITS` bits (2, 4 or 8) of each half of each word, as two numbers of 16 bits.
+    fn half_fields<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
     /// Signed whole numbers as floats.
     fn to_floats(self, x: Self::U) -> Self::F;
     /// Lane `i` is lane `lanes[i]` of `table`.
@@ -265,6 +267,9 @@ impl Simd for Portable {
         unreachable!("floats are faster in plain Rust")
     }
     fn dot_pairs(self, _: Self::U, _: Self::U, _: Self::U) -> Self::U {
+        unreachable!("floats are faster in plain Rust")
+    }
+    fn half_fields<const BITS: u32>(self, _: Self::U, _: u32) -> Self::U {
         unreachable!("floats are faster in plain Rust")
     }
     fn to_floats(self, _: Self::U) -> Self::F {

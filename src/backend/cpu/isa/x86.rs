@@ -1,5 +1,6 @@
 //! The vectors of x86-64: 256 bits (AVX2) and 512 bits (AVX-512).
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Op, Simd, bf16, f16};
@@ -216,6 +217,13 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
         }
     }
     #[inline(always)]
+    fn half_fields<const BITS: u32>(self, words: __m256i, index: u32) -> __m256i {
+        unsafe {
+            let fields = _mm256_srl_epi32(words, _mm_cvtsi32_si128((index * BITS) as i32));
+            _mm256_and_si256(fields, _mm256_set1_epi16((1 << BITS) - 1))
+        }
+    }
+    #[inline(always)]
     fn to_floats(self, x: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(x) }
     }
@@ -235,6 +243,19 @@ impl Avx512 {
         let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
         (has && is_x86_feature_detected!("avx512vnni") && Avx2::detect().is_some()).then_some(Avx512(()))
     }
+}
+
+/// `sum` and the products of pairs. Not the intrinsic, which LLVM takes apart into a product and a sum where it thinks that the
+/// sum is waited for.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+fn dpwssd(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the instruction reads and writes these registers alone.
+    unsafe {
+        asm!("vpdpwssd {}, {}, {}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
 }
 
 // SAFETY, for every block below: an `Avx512` exists only where the machine has these instructions; pointers are the
@@ -424,7 +445,14 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn dot_pairs(self, a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
-        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+        unsafe { dpwssd(sum, a, b) }
+    }
+    #[inline(always)]
+    fn half_fields<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
+        unsafe {
+            let fields = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
+            _mm512_and_si512(fields, _mm512_set1_epi16((1 << BITS) - 1))
+        }
     }
     #[inline(always)]
     fn to_floats(self, x: __m512i) -> __m512 {
