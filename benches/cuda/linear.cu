@@ -42,7 +42,7 @@ kernel(Layers<LAYERS> layers, const unsigned short* x, unsigned short* y, int ve
   Layer all[LAYERS];
 #pragma unroll
   for (int i = 0; i < LAYERS; i++) all[i] = layers.of[i];
-  Gemv<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, SETS, WARPS, AHEAD>(all).run(x, y, vectors);
+  Gemv<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, SETS, WARPS, AHEAD>(all, Fused{}).run(x, y, vectors);
 }
 
 template <Type T>

@@ -25,6 +25,13 @@ struct Layer {
   int rows;
 };
 
+// What else a kernel does. Both may be null.
+struct Fused {
+  const unsigned short* norm;      // [columns]: the vectors are normalised by the root of their mean square, and get these factors
+  float eps;                       // added to the mean square
+  const unsigned short* residual;  // of y's shape, added to it
+};
+
 struct Words {
   unsigned of[4];
 };
@@ -128,10 +135,11 @@ struct Gemv {
   };
 
   const Layer (&layers)[LAYERS];
+  Fused fused;
   int warp, row, t;
 
-  __device__ Gemv(const Layer (&layers)[LAYERS])
-      : layers(layers), warp(threadIdx.x / 32), row(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {}
+  __device__ Gemv(const Layer (&layers)[LAYERS], Fused fused)
+      : layers(layers), fused(fused), warp(threadIdx.x / 32), row(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {}
 
   __device__ int tiles() const {
     if (SWIGLU) return (layers[0].rows + 7) / 8;
@@ -203,29 +211,57 @@ struct Gemv {
     }
   }
 
+  // Eight numbers of a vector or a norm.
+  __device__ static void load_eight(const unsigned short* from, float (&values)[8]) {
+    unsigned pairs[4];
+    if (reinterpret_cast<size_t>(from) % 16 == 0) {
+      uint4 four = *reinterpret_cast<const uint4*>(from);
+      pairs[0] = four.x, pairs[1] = four.y, pairs[2] = four.z, pairs[3] = four.w;
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; k++) pairs[k] = from[2 * k] | unsigned(from[2 * k + 1]) << 16;
+    }
+#pragma unroll
+    for (int k = 0; k < 8; k++) values[k] = to_float<T>(static_cast<unsigned short>(pairs[k / 2] >> 16 * (k % 2)));
+  }
+
+  // One over the root of a vector's mean square, by all threads; `sums` [WARPS] is theirs.
+  __device__ float inverse_rms(const unsigned short* x, float* sums) const {
+    float sum = 0;
+    for (int at = threadIdx.x; at < COLUMNS / 8; at += THREADS) {
+      float values[8];
+      load_eight(x + at * 8, values);
+#pragma unroll
+      for (int k = 0; k < 8; k++) sum = __fmaf_rn(values[k], values[k], sum);
+    }
+#pragma unroll
+    for (int k = 16; k; k /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, k));
+    if (threadIdx.x % 32 == 0) sums[warp] = sum;
+    __syncthreads();
+    sum = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) sum = __fadd_rn(sum, sums[w]);
+    return __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(COLUMNS)), fused.eps));
+  }
+
   // The vectors as digits, [vectors, 2, PITCH], in the order in which weights unpack, and [vectors, UNITS] of the scale and
   // the scaled sum.
-  __device__ void split(const unsigned short* x, int vectors, unsigned char* digits, float2* sums) const {
+  __device__ void split(const unsigned short* x, int vectors, unsigned char* digits, float2* sums, float* partial) const {
     constexpr int EIGHTS = GROUP / 8, ALL = COLUMNS / 8;
-    bool aligned = reinterpret_cast<size_t>(x) % 16 == 0;
     for (int vector = 0; vector < vectors; vector++) {
+      float factor = fused.norm ? inverse_rms(x + (size_t)vector * COLUMNS, partial + vector * WARPS) : 1;
       for (int at = threadIdx.x; at < ALL; at += THREADS) {
         unsigned lanes = ((1u << EIGHTS) - 1) << (threadIdx.x % 32 / EIGHTS * EIGHTS);  // which have the group
-        const unsigned short* from = x + (size_t)vector * COLUMNS + at * 8;
-        unsigned pairs[4];
-        if (aligned) {
-          uint4 four = *reinterpret_cast<const uint4*>(from);
-          pairs[0] = four.x, pairs[1] = four.y, pairs[2] = four.z, pairs[3] = four.w;
-        } else {
-#pragma unroll
-          for (int k = 0; k < 4; k++) pairs[k] = from[2 * k] | unsigned(from[2 * k + 1]) << 16;
-        }
         float values[8], most = 0;
+        load_eight(x + (size_t)vector * COLUMNS + at * 8, values);
+        if (fused.norm) {
+          float weights[8];
+          load_eight(fused.norm + at * 8, weights);
 #pragma unroll
-        for (int k = 0; k < 8; k++) {
-          values[k] = to_float<T>(static_cast<unsigned short>(pairs[k / 2] >> 16 * (k % 2)));
-          most = larger(most, fabsf(values[k]));
+          for (int k = 0; k < 8; k++) values[k] = __fmul_rn(__fmul_rn(values[k], factor), weights[k]);
         }
+#pragma unroll
+        for (int k = 0; k < 8; k++) most = larger(most, fabsf(values[k]));
 #pragma unroll
         for (int k = 1; k < EIGHTS; k *= 2) most = larger(most, __shfl_xor_sync(lanes, most, k));
         // So small, numbers count as zeros; ∞ and NaN make the scale, and so the products, no numbers.
@@ -316,7 +352,7 @@ struct Gemv {
       if (has(i)) load(chunks[i], rows, i);
 
     if (threadIdx.x < 8) reinterpret_cast<unsigned*>(shared)[threadIdx.x] = 0;
-    split(x, vectors, digits, x_sums);
+    split(x, vectors, digits, x_sums, partial);
     __syncthreads();
 
     // In the right side of the instruction a lane has a column, lane / 4; in its result a pair of them, t.
@@ -385,7 +421,9 @@ struct Gemv {
         float up = biased(total(partial, vector, i % ROWS + 8), layers[LAYERS - 1], r);
         value = __fmul_rn(__fdividef(value, __fadd_rn(1, __expf(-value))), up);
       }
-      y[(size_t)(first + vector) * width + before + r] = from_float<T>(value);
+      size_t to = (size_t)(first + vector) * width + before + r;
+      if (fused.residual) value = __fadd_rn(value, to_float<T>(fused.residual[to]));
+      y[to] = from_float<T>(value);
     }
   }
 };

@@ -70,9 +70,10 @@ impl Form {
         if self.chunks() >= 32 { 16 } else { 8 }
     }
 
-    /// Chunks that a warp has in registers.
+    /// Chunks that a warp has in registers: more for long rows of four bits, where one set leaves room.
     fn ahead(&self) -> i32 {
-        divided_up(self.chunks(), self.warps()).min(2)
+        let most = if self.packing.bits == 4 && self.sets == 1 { 4 } else { 2 };
+        divided_up(self.chunks(), self.warps()).min(most)
     }
 
     fn blocks_per_multiprocessor(&self) -> i32 {
@@ -171,7 +172,7 @@ impl Form {
             inputs.extend(has_bias.then_some(&bias));
         }
         let width = if self.swiglu { 1 } else { self.biases.len() as i32 };
-        let y = kernel.apply(&inputs, Launch { shape: &[1, width], dtype, blocks: 1, threads: bounds.0 })?;
+        let y = kernel.compile(&inputs, Launch { shape: &[1, width], dtype, blocks: 1, threads: bounds.0 })?;
         y.eval()?;
         Ok(kernel)
     }

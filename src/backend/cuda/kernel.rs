@@ -36,12 +36,21 @@ pub(super) fn attribute(attribute: Attribute) -> Option<i32> {
 }
 
 /// A custom kernel of MLX.
-pub(super) struct Kernel(mlx_sys::mlx_fast_cuda_kernel);
+///
+/// Each node of MLX's graph has a copy of its kernel's source, though MLX keeps what it once compiled by the kernel's name for
+/// as long as the process lives. So there are two of one name: what is compiled, and, for every node but the first, the same
+/// without the declarations, which are nearly all of the source.
+pub(super) struct Kernel {
+    whole: Handle,
+    body: Handle,
+}
+
+struct Handle(mlx_sys::mlx_fast_cuda_kernel);
 
 // SAFETY: it is a function object that is not changed after it is made, and calls only read it.
-unsafe impl Send for Kernel {}
+unsafe impl Send for Handle {}
 // SAFETY: as above.
-unsafe impl Sync for Kernel {}
+unsafe impl Sync for Handle {}
 
 /// What one use of a kernel makes.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +66,7 @@ impl Kernel {
     /// of a block, and the blocks that a multiprocessor must have room for; `shared` is the dynamic shared memory in bytes.
     ///
     /// # Errors
-    /// When MLX refuses. It compiles the kernel when that is first computed.
+    /// When MLX refuses. It compiles the kernel when that is first computed, which must be by [`Kernel::compile`].
     pub fn new(
         name: &str,
         inputs: &[String],
@@ -71,8 +80,31 @@ impl Kernel {
         let function = format!("custom_kernel_{name}");
         let header = format!("{header}\n#define {function} __launch_bounds__({}, {}) {function}\n", bounds.0, bounds.1);
         let body = format!("{body}#undef {function}\n");
+        let handle = |header: &str| Handle::new(name, inputs, header, &body, shared);
+        Ok(Kernel { whole: handle(&header)?, body: handle("")? })
+    }
+
+    /// A node whose computing compiles the kernel.
+    ///
+    /// # Errors
+    /// When MLX refuses it.
+    pub fn compile(&self, inputs: &[&Array], launch: Launch) -> Result<Array> {
+        self.whole.apply(inputs, launch)
+    }
+
+    /// A node that computes the compiled kernel's output.
+    ///
+    /// # Errors
+    /// When MLX refuses it.
+    pub fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Array> {
+        self.body.apply(inputs, launch)
+    }
+}
+
+impl Handle {
+    fn new(name: &str, inputs: &[String], header: &str, body: &str, shared: i32) -> Result<Self> {
         let text = |text: &str| CString::new(text).map_err(|_| Error::Internal("a kernel's source has a zero".into()));
-        let (name, header, body) = (text(name)?, text(&header)?, text(&body)?);
+        let (name, header, body) = (text(name)?, text(header)?, text(body)?);
         let inputs: Vec<CString> = inputs.iter().map(|input| text(input)).collect::<Result<_>>()?;
         let mut inputs: Vec<*const c_char> = inputs.iter().map(|input| input.as_ptr()).collect();
         let mut outputs = [c"y".as_ptr()];
@@ -88,15 +120,11 @@ impl Kernel {
         };
         match kernel.ctx.is_null() {
             true => Err(Error::Internal("MLX made no kernel".into())),
-            false => Ok(Kernel(kernel)),
+            false => Ok(Handle(kernel)),
         }
     }
 
-    /// A node that computes the kernel's output.
-    ///
-    /// # Errors
-    /// When MLX refuses it.
-    pub fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Array> {
+    fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Array> {
         let handles: Vec<mlx_sys::mlx_array> = inputs.iter().map(|input| input.as_ptr()).collect();
         let Launch { shape, dtype, blocks, threads } = launch;
         // SAFETY: the handles live through the calls, which copy what they refer to; what is made here is freed here, once,
@@ -134,7 +162,7 @@ impl Kernel {
     }
 }
 
-impl Drop for Kernel {
+impl Drop for Handle {
     fn drop(&mut self) {
         // SAFETY: it was made once and is freed once.
         unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.0) }
