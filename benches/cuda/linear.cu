@@ -18,6 +18,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../../src/backend/cuda/numbers.cu"
 #include "../../src/backend/cuda/gemv.cu"
 
 using namespace mlx_lm;

@@ -4,7 +4,7 @@
 //! `cargo test --test suite cuda`.
 
 use half::{bf16, f16};
-use mlx_lm::backend::cuda::{Affine, Gpu};
+use mlx_lm::backend::cuda::{Affine, Fused, Gpu};
 use mlx_lm::backend::{Epilogue, Packing};
 use mlx_rs::{Array, Device, Dtype};
 use rand::rngs::StdRng;
@@ -113,7 +113,7 @@ fn expected(x: &[f64], layers: &[Layer], epilogue: Epilogue) -> Vec<(f64, f64)> 
 
 fn compute(gpu: &Gpu, x: &Array, layers: &[Layer], epilogue: Epilogue) -> Option<Vec<f64>> {
     let operands: Vec<Affine> = layers.iter().map(Layer::operand).collect();
-    let y = gpu.affine(x, &operands, epilogue)?.unwrap();
+    let y = gpu.affine(x, &operands, epilogue, Fused::default())?.unwrap();
     let dtype = y.dtype();
     y.eval().unwrap();
     Some(match dtype {

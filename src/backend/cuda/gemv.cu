@@ -1,6 +1,5 @@
 //! Products of a few vectors with matrices of 4- or 8-bit weights, as MLX packs them: y = x · Wᵀ, on the tensor cores of any
-//! NVIDIA GPU from compute capability 8.0 on. `gemv.rs` writes the kernels that call this; it includes nothing, so that the
-//! run-time compiler takes it as it is.
+//! NVIDIA GPU from compute capability 8.0 on. `gemv.rs` writes the kernels that call this, behind `numbers.cu`.
 //!
 //! A weight is scale · q + bias with q in whole numbers, so a group's share of a product is scale · Σ q x + bias · Σ x. The
 //! vectors become whole numbers of 16 bits with a scale for each group of weights, two digits of eight bits each, and Σ q x
@@ -14,8 +13,6 @@
 //! unpacked weights, a set for V of them.
 
 namespace mlx_lm {
-
-enum class Type { F16, BF16 };
 
 struct Layer {
   const unsigned* words;          // [rows, columns · bits / 32]
@@ -35,24 +32,6 @@ struct Fused {
 struct Words {
   unsigned of[4];
 };
-
-template <Type T>
-__device__ float to_float(unsigned short bits) {
-  if constexpr (T == Type::BF16) return __uint_as_float(unsigned(bits) << 16);
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-  return value;
-}
-
-template <Type T>
-__device__ unsigned short from_float(float value) {
-  unsigned short bits;
-  if constexpr (T == Type::BF16)
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-  else
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-  return bits;
-}
 
 // What is read once and by one warp need not stay in the first-level cache.
 __device__ Words load_once(const void* from) {
@@ -234,8 +213,7 @@ struct Gemv {
 #pragma unroll
       for (int k = 0; k < 8; k++) sum = __fmaf_rn(values[k], values[k], sum);
     }
-#pragma unroll
-    for (int k = 16; k; k /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, k));
+    sum = sum_over_warp(sum);
     if (threadIdx.x % 32 == 0) sums[warp] = sum;
     __syncthreads();
     sum = 0;

@@ -1,17 +1,15 @@
 //! Linear layers with few vectors: which of the kernels that `gemv.cu` can make is meant, and its launch.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, Once, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use mlx_rs::{Array, Dtype, ops};
-use sha2::{Digest, Sha256};
 
-use super::kernel::{Kernel, Launch};
-use super::{Affine, Epilogue, Gpu};
+use super::kernel::{Compiled, Kernel, Launch, hash};
+use super::{Affine, Epilogue, Fused, Gpu};
 use crate::backend::Packing;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-const SOURCE: &str = include_str!("gemv.cu");
+const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("gemv.cu"));
 
 /// As many vectors are computed here; more are MLX's.
 const MAX_VECTORS: i32 = 8;
@@ -39,6 +37,10 @@ struct Form {
     /// For each layer, whether it has a bias.
     biases: Vec<bool>,
     swiglu: bool,
+    /// The bits of the norm's eps, if the vectors are normalised.
+    norm: Option<u32>,
+    /// Whether something is added to the result.
+    has_residual: bool,
     /// How many matrix instructions use a weight once it is unpacked.
     sets: i32,
     /// Dynamic shared memory in bytes.
@@ -103,11 +105,11 @@ impl Form {
     /// Unlike any other kernel's: MLX keeps compiled kernels by name, also on disk and for all GPUs.
     fn name(&self, gpu: &Gpu) -> String {
         static HASH: OnceLock<String> = OnceLock::new();
-        let hash = HASH.get_or_init(|| hex::encode(&Sha256::digest(SOURCE)[..6]));
+        let hash = HASH.get_or_init(|| hash(SOURCE));
         let Packing { group_size, bits } = self.packing;
         let biases: String = self.biases.iter().map(|&has| if has { 'b' } else { 'n' }).collect();
         format!(
-            "mlx_lm_gemv_{hash}_sm{}{}_q{bits}_{group_size}_{}_{}_{biases}_{}_{}_{}",
+            "mlx_lm_gemv_{hash}_sm{}{}_q{bits}_{group_size}_{}_{}_{biases}_{}_{}_{}_{:x}_{}",
             gpu.capability.0,
             gpu.capability.1,
             if self.is_bf16 { "bf16" } else { "f16" },
@@ -115,6 +117,8 @@ impl Form {
             if self.swiglu { "swiglu" } else { "concat" },
             self.sets,
             if self.shared > SHARED_WITHOUT_ASKING { self.shared } else { 0 },
+            self.norm.unwrap_or(0),
+            if self.has_residual { "r" } else { "n" },
         )
     }
 
@@ -124,15 +128,20 @@ impl Form {
             names.extend(["words", "scales", "biases"].map(|name| format!("{name}{i}")));
             names.extend(has_bias.then(|| format!("bias{i}")));
         }
+        names.extend(self.norm.map(|_| "norm".to_owned()));
+        names.extend(self.has_residual.then(|| "residual".to_owned()));
         names
     }
 
     /// The kernel's body. MLX writes the head, with a pointer for each input, and its shape where the body names that.
     fn body(&self) -> String {
         let numbers = |name: &str, i: usize| format!("reinterpret_cast<const unsigned short*>({name}{i})");
+        let or_null = |has: bool, name: &str| {
+            if has { format!("reinterpret_cast<const unsigned short*>({name})") } else { "nullptr".to_owned() }
+        };
         let layers: Vec<String> = (self.biases.iter().enumerate())
             .map(|(i, &has_bias)| {
-                let bias = if has_bias { numbers("bias", i) } else { "nullptr".to_owned() };
+                let bias = or_null(has_bias, &format!("bias{i}"));
                 let (scales, biases) = (numbers("scales", i), numbers("biases", i));
                 format!("{{words{i}, {scales}, {biases}, {bias}, int(words{i}_shape[0])}}")
             })
@@ -141,9 +150,13 @@ impl Form {
             "const mlx_lm::Layer layers[] = {{{}}};\n\
              int vectors = 1;\n\
              for (int i = 0; i + 1 < x_ndim; i++) vectors *= int(x_shape[i]);\n\
-             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}>(layers).run(\n\
+             const mlx_lm::Fused fused = {{{}, __uint_as_float({}u), {}}};\n\
+             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}>(layers, fused).run(\n\
              reinterpret_cast<const unsigned short*>(x), reinterpret_cast<unsigned short*>(y), vectors);\n",
             layers.join(", "),
+            or_null(self.norm.is_some(), "norm"),
+            self.norm.unwrap_or(0),
+            or_null(self.has_residual, "residual"),
             self.packing.bits,
             self.packing.group_size,
             if self.is_bf16 { "BF16" } else { "F16" },
@@ -158,7 +171,8 @@ impl Form {
 
     fn compile(&self, gpu: &Gpu) -> Result<Kernel> {
         let bounds = (self.warps() * 32, self.blocks_per_multiprocessor());
-        let kernel = Kernel::new(&self.name(gpu), &self.inputs(), SOURCE, &self.body(), bounds, self.shared)?;
+        let kernel =
+            Kernel::new(&self.name(gpu), &self.inputs(), &["y".to_owned()], SOURCE, &self.body(), bounds, self.shared)?;
         // MLX compiles it when it is first computed, where an error would end a generation: so here, with a row of zeros.
         let dtype = if self.is_bf16 { Dtype::Bfloat16 } else { Dtype::Float16 };
         let zeros = |columns: i32, dtype: Dtype| ops::zeros_dtype(&[1, columns], dtype);
@@ -171,77 +185,77 @@ impl Form {
             inputs.extend([&words, &scales, &scales]);
             inputs.extend(has_bias.then_some(&bias));
         }
+        inputs.extend(self.norm.map(|_| &x));
         let width = if self.swiglu { 1 } else { self.biases.len() as i32 };
-        let y = kernel.compile(&inputs, Launch { shape: &[1, width], dtype, blocks: 1, threads: bounds.0 })?;
-        y.eval()?;
+        let residual = zeros(width, dtype)?;
+        inputs.extend(self.has_residual.then_some(&residual));
+        let y = kernel.compile(&inputs, Launch { shapes: &[&[1, width]], dtype, blocks: 1, threads: bounds.0 })?;
+        mlx_rs::transforms::eval(&y)?;
         Ok(kernel)
-    }
-
-    /// The compiled kernel; `None` where it does not compile, which is told once.
-    fn kernel(&self, gpu: &Gpu) -> Option<&'static Kernel> {
-        static KERNELS: OnceLock<Mutex<HashMap<Form, Option<&'static Kernel>>>> = OnceLock::new();
-        static WARNED: Once = Once::new();
-        let mut kernels = KERNELS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = kernels.get(self) {
-            return *kernel;
-        }
-        let kernel = match self.compile(gpu) {
-            Ok(kernel) => Some(&*Box::leak(Box::new(kernel))), // as many as a model has kinds of layers
-            Err(error) => {
-                WARNED.call_once(|| {
-                    let message = error.to_string();
-                    let first = message.lines().next().unwrap_or_default();
-                    log::warn!("a kernel for this GPU could not be made, so MLX's operation computes: {first}");
-                });
-                None
-            }
-        };
-        kernels.insert(self.clone(), kernel);
-        kernel
     }
 }
 
 /// See [`Gpu::affine`].
-pub(super) fn linear(gpu: &Gpu, x: &Array, layers: &[Affine], epilogue: Epilogue) -> Option<Result<Array>> {
+pub(super) fn linear(
+    gpu: &Gpu,
+    x: &Array,
+    layers: &[Affine],
+    epilogue: Epilogue,
+    fused: Fused,
+) -> Option<Result<Array>> {
+    static KERNELS: Compiled<Form> = Compiled::new();
     let swiglu = epilogue == Epilogue::SwiGlu;
     let (dtype, packing, &columns) = (x.dtype(), layers.first()?.packing, x.shape().last()?);
+    let is_number = |numbers: &Array| numbers.dtype() == dtype;
     let fits = |layer: &Affine| {
         let numbers = [Some(layer.scales), Some(layer.biases), layer.bias];
         layer.packing == packing
             && layer.packed.shape()[1..] == [columns * packing.bits / 32]
-            && numbers.into_iter().flatten().all(|numbers| numbers.dtype() == dtype)
+            && numbers.into_iter().flatten().all(is_number)
     };
     let vectors = x.size() as i32 / columns.max(1);
+    let mut width = layers.iter().map(|layer| layer.packed.dim(0)).sum::<i32>();
+    let mut tiles = layers.iter().map(|layer| divided_up(layer.packed.dim(0), 16)).sum::<i32>();
+    if swiglu {
+        width /= 2;
+        tiles = divided_up(width, 8);
+    }
     let is_done = matches!(packing.bits, 4 | 8)
         && matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
         && (1..=MAX_VECTORS).contains(&vectors)
         && layers.len() <= MAX_LAYERS
         && columns % packing.group_size == 0
         && layers.iter().all(fits)
-        && (!swiglu || layers.len() == 2 && layers[0].packed.dim(0) == layers[1].packed.dim(0));
+        && (!swiglu || layers.len() == 2 && layers[0].packed.dim(0) == layers[1].packed.dim(0))
+        && fused.norm.is_none_or(|(weight, _)| is_number(weight) && weight.shape() == [columns])
+        && fused.residual.is_none_or(|residual| is_number(residual) && residual.size() as i32 == vectors * width);
     if !is_done {
         return None;
     }
-    let biases = layers.iter().map(|layer| layer.bias.is_some()).collect();
-    let form = Form { packing, is_bf16: dtype == Dtype::Bfloat16, columns, biases, swiglu, sets: 1, shared: 0 };
+    let form = Form {
+        packing,
+        is_bf16: dtype == Dtype::Bfloat16,
+        columns,
+        biases: layers.iter().map(|layer| layer.bias.is_some()).collect(),
+        swiglu,
+        norm: fused.norm.map(|(_, eps)| eps.to_bits()),
+        has_residual: fused.residual.is_some(),
+        sets: 1,
+        shared: 0,
+    };
     let form = form.fit(vectors, gpu)?;
-    let kernel = form.kernel(gpu)?;
+    let kernel = KERNELS.get(&form, || form.compile(gpu))?;
 
     let mut inputs = vec![x];
-    let (mut width, mut tiles) = (0, 0);
     for layer in layers {
         inputs.extend([layer.packed, layer.scales, layer.biases]);
         inputs.extend(layer.bias);
-        width += layer.packed.dim(0);
-        tiles += divided_up(layer.packed.dim(0), 16);
     }
-    if swiglu {
-        width /= 2;
-        tiles = divided_up(width, 8);
-    }
+    inputs.extend(fused.norm.map(|(weight, _)| weight));
+    inputs.extend(fused.residual);
     let mut shape = x.shape().to_vec();
     *shape.last_mut().expect("x has columns") = width;
     let blocks = tiles.min(gpu.multiprocessors * form.blocks_per_multiprocessor());
-    let launch = Launch { shape: &shape, dtype, blocks, threads: form.warps() * 32 };
-    Some(kernel.apply(&inputs, launch).map_err(|error| Error::Internal(format!("a linear layer: {error}"))))
+    let launch = Launch { shapes: &[&shape], dtype, blocks, threads: form.warps() * 32 };
+    Some(kernel.apply(&inputs, launch).map(|mut outputs| outputs.remove(0)))
 }

@@ -1,8 +1,13 @@
 //! A kernel as a node of MLX's graph, through MLX's custom kernels; and what the driver tells of the GPU.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_int, c_uint, c_void};
+
+use std::hash::Hash;
+use std::sync::{Mutex, Once, PoisonError};
 
 use mlx_rs::{Array, Dtype, StreamOrDevice};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -35,6 +40,43 @@ pub(super) fn attribute(attribute: Attribute) -> Option<i32> {
     }
 }
 
+/// What tells sources apart in kernels' names.
+pub(super) fn hash(source: &str) -> String {
+    hex::encode(&Sha256::digest(source)[..6])
+}
+
+/// Kernels by what is compiled. `None` for those that a GPU's compiler refuses, which is told once.
+pub(super) struct Compiled<F>(Mutex<Option<HashMap<F, Option<&'static Kernel>>>>);
+
+impl<F: Clone + Eq + Hash> Compiled<F> {
+    pub const fn new() -> Self {
+        Compiled(Mutex::new(None))
+    }
+
+    /// The kernel of this form, made by `compile` the first time.
+    pub fn get(&self, form: &F, compile: impl FnOnce() -> Result<Kernel>) -> Option<&'static Kernel> {
+        static WARNED: Once = Once::new();
+        let mut kernels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernels = kernels.get_or_insert_default();
+        if let Some(kernel) = kernels.get(form) {
+            return *kernel;
+        }
+        let kernel = match compile() {
+            Ok(kernel) => Some(&*Box::leak(Box::new(kernel))), // as many as a model has kinds of layers
+            Err(error) => {
+                WARNED.call_once(|| {
+                    let message = error.to_string();
+                    let first = message.lines().next().unwrap_or_default();
+                    log::warn!("a kernel for this GPU could not be made, so MLX's operation computes: {first}");
+                });
+                None
+            }
+        };
+        kernels.insert(form.clone(), kernel);
+        kernel
+    }
+}
+
 /// A custom kernel of MLX.
 ///
 /// Each node of MLX's graph has a copy of its kernel's source, though MLX keeps what it once compiled by the kernel's name for
@@ -52,17 +94,19 @@ unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
 
-/// What one use of a kernel makes.
+/// What one use of a kernel makes, and by how many.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch<'a> {
-    pub shape: &'a [i32],
+    /// Of each output.
+    pub shapes: &'a [&'a [i32]],
+    /// Of all outputs.
     pub dtype: Dtype,
     pub blocks: i32,
     pub threads: i32,
 }
 
 impl Kernel {
-    /// A kernel with one output, `y`: the statements of `body`, after the declarations of `header`. `bounds` are the threads
+    /// A kernel: the statements of `body`, after the declarations of `header`. `bounds` are the threads
     /// of a block, and the blocks that a multiprocessor must have room for; `shared` is the dynamic shared memory in bytes.
     ///
     /// # Errors
@@ -70,6 +114,7 @@ impl Kernel {
     pub fn new(
         name: &str,
         inputs: &[String],
+        outputs: &[String],
         header: &str,
         body: &str,
         bounds: (i32, i32),
@@ -80,34 +125,36 @@ impl Kernel {
         let function = format!("custom_kernel_{name}");
         let header = format!("{header}\n#define {function} __launch_bounds__({}, {}) {function}\n", bounds.0, bounds.1);
         let body = format!("{body}#undef {function}\n");
-        let handle = |header: &str| Handle::new(name, inputs, header, &body, shared);
+        let handle = |header: &str| Handle::new(name, [inputs, outputs], header, &body, shared);
         Ok(Kernel { whole: handle(&header)?, body: handle("")? })
     }
 
-    /// A node whose computing compiles the kernel.
+    /// Nodes whose computing compiles the kernel.
     ///
     /// # Errors
     /// When MLX refuses it.
-    pub fn compile(&self, inputs: &[&Array], launch: Launch) -> Result<Array> {
+    pub fn compile(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
         self.whole.apply(inputs, launch)
     }
 
-    /// A node that computes the compiled kernel's output.
+    /// Nodes that compute the compiled kernel's outputs.
     ///
     /// # Errors
     /// When MLX refuses it.
-    pub fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Array> {
+    pub fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
         self.body.apply(inputs, launch)
     }
 }
 
 impl Handle {
-    fn new(name: &str, inputs: &[String], header: &str, body: &str, shared: i32) -> Result<Self> {
+    /// Of the names of inputs and of outputs.
+    fn new(name: &str, arguments: [&[String]; 2], header: &str, body: &str, shared: i32) -> Result<Self> {
         let text = |text: &str| CString::new(text).map_err(|_| Error::Internal("a kernel's source has a zero".into()));
         let (name, header, body) = (text(name)?, text(header)?, text(body)?);
-        let inputs: Vec<CString> = inputs.iter().map(|input| text(input)).collect::<Result<_>>()?;
-        let mut inputs: Vec<*const c_char> = inputs.iter().map(|input| input.as_ptr()).collect();
-        let mut outputs = [c"y".as_ptr()];
+        let names = |names: &[String]| names.iter().map(|name| text(name)).collect::<Result<Vec<_>>>();
+        let arguments = [names(arguments[0])?, names(arguments[1])?];
+        let pointers = |names: &[CString]| names.iter().map(|name| name.as_ptr()).collect::<Vec<_>>();
+        let (mut inputs, mut outputs) = (pointers(&arguments[0]), pointers(&arguments[1]));
         // SAFETY: all strings live through the calls, which copy them; the vectors are freed here once.
         let kernel = unsafe {
             let inputs = mlx_sys::mlx_vector_string_new_data(inputs.as_mut_ptr(), inputs.len());
@@ -124,40 +171,35 @@ impl Handle {
         }
     }
 
-    fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Array> {
+    fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
         let handles: Vec<mlx_sys::mlx_array> = inputs.iter().map(|input| input.as_ptr()).collect();
-        let Launch { shape, dtype, blocks, threads } = launch;
+        let Launch { shapes, dtype, blocks, threads } = launch;
         // SAFETY: the handles live through the calls, which copy what they refer to; what is made here is freed here, once,
-        // but for the array, which is new and becomes ours.
+        // but for the arrays, which are new and become ours.
         unsafe {
             let config = mlx_sys::mlx_fast_cuda_kernel_config_new();
             let inputs = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
             let mut outputs = mlx_sys::mlx_vector_array_new();
-            let mut array = mlx_sys::mlx_array_new();
             let stream = StreamOrDevice::default();
-            let done = mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(config, shape.as_ptr(), shape.len(), dtype as u32)
-                    == 0
-                    // MLX counts a grid in threads.
-                    && mlx_sys::mlx_fast_cuda_kernel_config_set_grid(config, blocks * threads, 1, 1) == 0
-                    && mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1) == 0
-                    && mlx_sys::mlx_fast_cuda_kernel_apply(
-                        &mut outputs,
-                        self.0,
-                        inputs,
-                        config,
-                        stream.as_ref().as_ptr(),
-                    ) == 0
-                    && mlx_sys::mlx_vector_array_get(&mut array, outputs, 0) == 0;
+            let mut done = shapes.iter().all(|shape| {
+                let (at, n) = (shape.as_ptr(), shape.len());
+                mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(config, at, n, dtype as u32) == 0
+            });
+            // MLX counts a grid in threads.
+            done = done && mlx_sys::mlx_fast_cuda_kernel_config_set_grid(config, blocks * threads, 1, 1) == 0;
+            done = done && mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1) == 0;
+            let stream = stream.as_ref().as_ptr();
+            done = done && mlx_sys::mlx_fast_cuda_kernel_apply(&mut outputs, self.0, inputs, config, stream) == 0;
+            let mut arrays = Vec::with_capacity(shapes.len());
+            for i in 0..if done { shapes.len() } else { 0 } {
+                let mut array = mlx_sys::mlx_array_new();
+                done = done && mlx_sys::mlx_vector_array_get(&mut array, outputs, i) == 0;
+                arrays.push(Array::from_ptr(array));
+            }
             mlx_sys::mlx_vector_array_free(outputs);
             mlx_sys::mlx_vector_array_free(inputs);
             mlx_sys::mlx_fast_cuda_kernel_config_free(config);
-            match done {
-                true => Ok(Array::from_ptr(array)),
-                false => {
-                    mlx_sys::mlx_array_free(array);
-                    Err(Error::Internal("MLX refused a kernel".into()))
-                }
-            }
+            if done { Ok(arrays) } else { Err(Error::Internal("MLX refused a kernel".into())) }
         }
     }
 }

@@ -40,10 +40,19 @@ impl Gpu {
         .as_ref()
     }
 
-    /// As [`Backend::linear`], of layers that are packed.
-    pub fn affine(&self, x: &Array, layers: &[Affine], epilogue: Epilogue) -> Option<Result<Array>> {
-        gemv::linear(self, x, layers, epilogue)
+    /// As [`Backend::linear`], of layers that are packed, with what else is done on the way.
+    pub fn affine(&self, x: &Array, layers: &[Affine], epilogue: Epilogue, fused: Fused) -> Option<Result<Array>> {
+        gemv::linear(self, x, layers, epilogue, fused)
     }
+}
+
+/// What a linear layer may do besides.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fused<'a> {
+    /// Root-mean-square normalisation of the input, with a weight and an eps.
+    pub norm: Option<(&'a Array, f32)>,
+    /// Added to the output, and of its shape.
+    pub residual: Option<&'a Array>,
 }
 
 /// A linear layer with a quantized weight, as MLX packs it.
@@ -71,7 +80,7 @@ impl<'a> Affine<'a> {
 impl Backend for Gpu {
     fn linear(&self, x: &Array, layers: &[Linear], epilogue: Epilogue) -> Option<Result<Array>> {
         let layers: Vec<Affine> = layers.iter().map(Affine::of).collect::<Option<_>>()?;
-        self.affine(x, &layers, epilogue)
+        self.affine(x, &layers, epilogue, Fused::default())
     }
 
     fn describe(&self) -> String {
