@@ -112,8 +112,12 @@ fn expected(x: &[f64], layers: &[Layer], epilogue: Epilogue) -> Vec<(f64, f64)> 
 }
 
 fn compute(gpu: &Gpu, x: &Array, layers: &[Layer], epilogue: Epilogue) -> Option<Vec<f64>> {
+    compute_fused(gpu, x, layers, epilogue, Fused::default())
+}
+
+fn compute_fused(gpu: &Gpu, x: &Array, layers: &[Layer], epilogue: Epilogue, fused: Fused) -> Option<Vec<f64>> {
     let operands: Vec<Affine> = layers.iter().map(Layer::operand).collect();
-    let y = gpu.affine(x, &operands, epilogue, Fused::default())?.unwrap();
+    let y = gpu.affine(x, &operands, epilogue, fused)?.unwrap();
     let dtype = y.dtype();
     y.eval().unwrap();
     Some(match dtype {
@@ -186,6 +190,38 @@ fn linear_layers_are_exact_and_do_not_depend_on_company() {
     check(gpu, 104, (&[17], 64), packing, f16, true);
     check(gpu, 105, (&[50, 50], 96), Packing { group_size: 32, bits: 8 }, bf16, true);
     check(gpu, 106, (&[40], 11008), Packing { group_size: 128, bits: 8 }, f16, false);
+}
+
+/// The input normalised, and something added to the output: of three vectors, and of the last alone.
+#[test]
+fn norm_and_residual_are_those_of_separate_operations() {
+    let Some(gpu) = gpu() else { return };
+    for (seed, columns, dtype) in [(1, 896, Dtype::Bfloat16), (2, 4096, Dtype::Float16), (3, 14336, Dtype::Bfloat16)] {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let layers = [Layer::new(rng, 50, columns, Packing::DEFAULT, dtype, true)];
+        let (weight, weights) = numbers(uniform(rng, columns, 2.0), &[columns], dtype);
+        let (_, xs) = numbers(uniform(rng, 3 * columns, 3.0), &[3, columns], dtype);
+        let (_, residuals) = numbers(uniform(rng, 150, 2.0), &[3, 50], dtype);
+        let run = |first: usize| {
+            let n = 3 - first as i32;
+            let (x, _) = numbers(xs[first * columns as usize..].to_vec(), &[n, columns], dtype);
+            let (residual, _) = numbers(residuals[first * 50..].to_vec(), &[n, 50], dtype);
+            let fused = Fused { norm: Some((&weight, 1e-5)), residual: Some(&residual) };
+            compute_fused(gpu, &x, &layers, Epilogue::Concat, fused).unwrap()
+        };
+        let y = run(0);
+        assert_eq!(y[100..], run(2));
+        let half_step = if dtype == Dtype::Bfloat16 { 1.0 / 256.0 } else { 1.0 / 2048.0 };
+        for (vector, x) in xs.chunks(columns as usize).enumerate() {
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / f64::from(columns);
+            let normed: Vec<f64> = x.iter().zip(&weights).map(|(x, w)| x * w / (mean + 1e-5).sqrt()).collect();
+            for (row, (wanted, allowed)) in expected(&normed, &layers, Epilogue::Concat).into_iter().enumerate() {
+                let (found, wanted) = (y[vector * 50 + row], wanted + residuals[vector * 50 + row]);
+                let allowed = allowed + (wanted.abs() + allowed) * half_step;
+                assert!((found - wanted).abs() <= allowed, "{columns}, row {row}: {found}, not {wanted}");
+            }
+        }
+    }
 }
 
 #[test]
