@@ -171,8 +171,14 @@ impl Form {
 
     fn compile(&self, gpu: &Gpu) -> Result<Kernel> {
         let bounds = (self.warps() * 32, self.blocks_per_multiprocessor());
-        let kernel =
-            Kernel::new(&self.name(gpu), &self.inputs(), &["y".to_owned()], SOURCE, &self.body(), bounds, self.shared)?;
+        let kernel = Kernel::new(
+            &self.name(gpu),
+            [&self.inputs(), &["y".to_owned()]],
+            SOURCE,
+            &self.body(),
+            bounds,
+            self.shared,
+        )?;
         // MLX compiles it when it is first computed, where an error would end a generation: so here, with a row of zeros.
         let dtype = if self.is_bf16 { Dtype::Bfloat16 } else { Dtype::Float16 };
         let zeros = |columns: i32, dtype: Dtype| ops::zeros_dtype(&[1, columns], dtype);
@@ -189,7 +195,7 @@ impl Form {
         let width = if self.swiglu { 1 } else { self.biases.len() as i32 };
         let residual = zeros(width, dtype)?;
         inputs.extend(self.has_residual.then_some(&residual));
-        let y = kernel.compile(&inputs, Launch { shapes: &[&[1, width]], dtype, blocks: 1, threads: bounds.0 })?;
+        let y = kernel.apply(&inputs, Launch { shapes: &[&[1, width]], dtype, blocks: 1, threads: bounds.0 })?;
         mlx_rs::transforms::eval(&y)?;
         Ok(kernel)
     }

@@ -45,6 +45,12 @@ pub(super) fn hash(source: &str) -> String {
     hex::encode(&Sha256::digest(source)[..6])
 }
 
+/// A source as short as it is without its comments and indents: MLX copies it for each node, and hashes it.
+fn without_comments(source: &str) -> String {
+    let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
+    lines.filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// Kernels by what is compiled. `None` for those that a GPU's compiler refuses, which is told once.
 pub(super) struct Compiled<F>(Mutex<Option<HashMap<F, Option<&'static Kernel>>>>);
 
@@ -78,21 +84,12 @@ impl<F: Clone + Eq + Hash> Compiled<F> {
 }
 
 /// A custom kernel of MLX.
-///
-/// Each node of MLX's graph has a copy of its kernel's source, though MLX keeps what it once compiled by the kernel's name for
-/// as long as the process lives. So there are two of one name: what is compiled, and, for every node but the first, the same
-/// without the declarations, which are nearly all of the source.
-pub(super) struct Kernel {
-    whole: Handle,
-    body: Handle,
-}
-
-struct Handle(mlx_sys::mlx_fast_cuda_kernel);
+pub(super) struct Kernel(mlx_sys::mlx_fast_cuda_kernel);
 
 // SAFETY: it is a function object that is not changed after it is made, and calls only read it.
-unsafe impl Send for Handle {}
+unsafe impl Send for Kernel {}
 // SAFETY: as above.
-unsafe impl Sync for Handle {}
+unsafe impl Sync for Kernel {}
 
 /// What one use of a kernel makes, and by how many.
 #[derive(Debug, Clone, Copy)]
@@ -106,51 +103,30 @@ pub(super) struct Launch<'a> {
 }
 
 impl Kernel {
-    /// A kernel: the statements of `body`, after the declarations of `header`. `bounds` are the threads
-    /// of a block, and the blocks that a multiprocessor must have room for; `shared` is the dynamic shared memory in bytes.
+    /// A kernel of these inputs and outputs: the statements of `body`, after the declarations of `header`. `bounds` are the
+    /// threads of a block, and the blocks that a multiprocessor must have room for; `shared` is the dynamic shared memory in
+    /// bytes.
     ///
     /// # Errors
-    /// When MLX refuses. It compiles the kernel when that is first computed, which must be by [`Kernel::compile`].
+    /// When MLX refuses. It compiles the kernel when that is first computed.
     pub fn new(
         name: &str,
-        inputs: &[String],
-        outputs: &[String],
+        arguments: [&[String]; 2],
         header: &str,
         body: &str,
         bounds: (i32, i32),
         shared: i32,
     ) -> Result<Self> {
-        // MLX's head of a kernel leaves the compiler no bounds, so it would use more registers than a block can have. Where
-        // the head has the kernel's name, this puts them in front of it; not where MLX asks the compiler for the name.
-        let function = format!("custom_kernel_{name}");
-        let header = format!("{header}\n#define {function} __launch_bounds__({}, {}) {function}\n", bounds.0, bounds.1);
-        let body = format!("{body}#undef {function}\n");
-        let handle = |header: &str| Handle::new(name, [inputs, outputs], header, &body, shared);
-        Ok(Kernel { whole: handle(&header)?, body: handle("")? })
-    }
-
-    /// Nodes whose computing compiles the kernel.
-    ///
-    /// # Errors
-    /// When MLX refuses it.
-    pub fn compile(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
-        self.whole.apply(inputs, launch)
-    }
-
-    /// Nodes that compute the compiled kernel's outputs.
-    ///
-    /// # Errors
-    /// When MLX refuses it.
-    pub fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
-        self.body.apply(inputs, launch)
-    }
-}
-
-impl Handle {
-    /// Of the names of inputs and of outputs.
-    fn new(name: &str, arguments: [&[String]; 2], header: &str, body: &str, shared: i32) -> Result<Self> {
+        // MLX writes the kernel's head, `__global__ void name(…)`, and leaves the compiler no bounds, so that it may use more
+        // registers than a block can have.
+        let header = format!(
+            "{}#undef __global__\n#define __global__ __attribute__((global)) __launch_bounds__({}, {})\n",
+            without_comments(header),
+            bounds.0,
+            bounds.1
+        );
         let text = |text: &str| CString::new(text).map_err(|_| Error::Internal("a kernel's source has a zero".into()));
-        let (name, header, body) = (text(name)?, text(header)?, text(body)?);
+        let (name, header, body) = (text(name)?, text(&header)?, text(body)?);
         let names = |names: &[String]| names.iter().map(|name| text(name)).collect::<Result<Vec<_>>>();
         let arguments = [names(arguments[0])?, names(arguments[1])?];
         let pointers = |names: &[CString]| names.iter().map(|name| name.as_ptr()).collect::<Vec<_>>();
@@ -167,11 +143,15 @@ impl Handle {
         };
         match kernel.ctx.is_null() {
             true => Err(Error::Internal("MLX made no kernel".into())),
-            false => Ok(Handle(kernel)),
+            false => Ok(Kernel(kernel)),
         }
     }
 
-    fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
+    /// Nodes that compute the kernel's outputs.
+    ///
+    /// # Errors
+    /// When MLX refuses them.
+    pub fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
         let handles: Vec<mlx_sys::mlx_array> = inputs.iter().map(|input| input.as_ptr()).collect();
         let Launch { shapes, dtype, blocks, threads } = launch;
         // SAFETY: the handles live through the calls, which copy what they refer to; what is made here is freed here, once,
@@ -204,7 +184,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for Kernel {
     fn drop(&mut self) {
         // SAFETY: it was made once and is freed once.
         unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.0) }
