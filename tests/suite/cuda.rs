@@ -171,14 +171,13 @@ fn check(gpu: &Gpu, seed: u64, (rows, columns): (&[i32], i32), packing: Packing,
 #[test]
 fn linear_layers_are_exact_and_do_not_depend_on_company() {
     let Some(gpu) = gpu() else { return };
+    // Each form is compiled, which takes a second or two.
     let mut seed = 0;
     for bits in [4, 8] {
         for group_size in [32, 64, 128] {
-            for dtype in [Dtype::Bfloat16, Dtype::Float16] {
-                let packing = Packing { group_size, bits };
-                seed += 1;
-                check(gpu, seed, (&[100, 100], 896), packing, dtype, seed % 2 == 0);
-            }
+            seed += 1;
+            let dtype = if seed % 2 == 0 { Dtype::Bfloat16 } else { Dtype::Float16 };
+            check(gpu, seed, (&[100, 100], 896), Packing { group_size, bits }, dtype, seed % 3 == 0);
         }
     }
     let [bf16, f16] = [Dtype::Bfloat16, Dtype::Float16];

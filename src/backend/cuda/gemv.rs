@@ -97,7 +97,7 @@ impl Form {
         self.shared = match wanted {
             wanted if wanted <= SHARED_WITHOUT_ASKING => wanted,
             // Vectors that find no room are multiplied in further passes.
-            wanted => amounts().find(|&amount| amount >= wanted).or_else(|| amounts().last())?,
+            wanted => amounts().find(|&amount| amount >= wanted).or_else(|| amounts().next_back())?,
         };
         (self.shared >= self.shared_for(1)).then_some(self)
     }
