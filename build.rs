@@ -11,15 +11,21 @@ fn main() {
     println!("cargo::rerun-if-env-changed=DEP_MLX_VARIANT");
     println!("cargo::rerun-if-changed={BRIDGE}");
     println!("cargo::rustc-check-cfg=cfg(cpu_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
     if let Ok(rpath) = std::env::var("DEP_MLX_RPATH") {
         println!("cargo::rustc-link-arg=-Wl,--disable-new-dtags,-rpath,$ORIGIN/../lib:{rpath}");
     }
     // `make setup` names the variant; without it (macOS) MLX runs on the GPU.
-    if std::env::var("DEP_MLX_VARIANT").is_ok_and(|variant| variant == "cpu") {
+    if let Ok(variant) = std::env::var("DEP_MLX_VARIANT") {
+        let on_gpu = variant.starts_with("cuda");
         let include = std::env::var("DEP_MLX_INCLUDE").expect("`make setup` sets both");
         let mut compiler = cc::Build::new();
         compiler.cpp(true).std("c++20").warnings(false).flag("-include").flag("setup/compat.h");
+        compiler.define("MLX_LM_CPU_ALLOCATOR", if on_gpu { "0" } else { "1" });
         compiler.includes(std::env::split_paths(&include)).file(BRIDGE).compile("mlx_lm_bridge");
         println!("cargo::rustc-cfg=cpu_kernels");
+        if on_gpu {
+            println!("cargo::rustc-cfg=cuda_kernels");
+        }
     }
 }

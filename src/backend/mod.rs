@@ -3,6 +3,8 @@
 //! Only [`crate::ops`] asks them, and it has a composition of MLX's operations for whatever they decline.
 
 pub mod cpu;
+#[cfg(cuda_kernels)]
+pub mod cuda;
 
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ pub const BITS: [i32; 6] = [2, 3, 4, 5, 6, 8];
 pub const GROUP_SIZES: [i32; 3] = [32, 64, 128];
 
 /// How a packed weight is laid out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Packing {
     /// Values that share one scale and bias; one of [`GROUP_SIZES`].
     pub group_size: i32,

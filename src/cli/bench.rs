@@ -77,7 +77,7 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         "read_bandwidth_gbps": bandwidth.map(|bandwidth| bandwidth / 1e9),
         "decode_bandwidth_share": bandwidth.map(|bandwidth| median(&decode_tps) * step_bytes / bandwidth),
         "prefill_tflops": median(&prefill_tps) * model.token_flops() / 1e12,
-        "kernels": mlx_lm::ops::cpu_backend().map_or("mlx", kernels::Kernels::name),
+        "kernels": mlx_lm::ops::kernels(),
         "threads": on_cpu.then(kernels::threads),
         "device": if on_cpu { "cpu" } else { "gpu" },
         "batch": batch.iter().map(|(n, rate)| json!({

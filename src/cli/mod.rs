@@ -35,7 +35,10 @@ fn run(cli: Cli) -> Result<u8> {
     }
     match cli.kernels.as_deref() {
         None => {}
-        Some("mlx") => mlx_lm::ops::set_cpu_backend(None),
+        Some("mlx") => {
+            mlx_lm::ops::set_cpu_backend(None);
+            mlx_lm::ops::set_gpu_backend(false);
+        }
         Some(name) => mlx_lm::ops::set_cpu_backend(Some(Kernels::from_name(name)?)),
     }
     keep_freed_memory();

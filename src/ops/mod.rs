@@ -16,6 +16,8 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
 use crate::backend::cpu::{self, Kernels};
+#[cfg(cuda_kernels)]
+use crate::backend::cuda::Gpu;
 use crate::backend::{Backend, Block, CachedSpan, Choice, Epilogue, Filter, Linear, NO_TOKEN, Norm, Phase, Weight};
 use crate::error::Result;
 use crate::mapped::Mapped;
@@ -28,14 +30,38 @@ pub fn set_cpu_backend(kernels: Option<Kernels>) {
     let _ = CPU.set(kernels);
 }
 
+static GPU: OnceLock<bool> = OnceLock::new();
+
+/// Whether kernels of our own compute where MLX's device is a GPU and the build has them; without this call they do. Counts as
+/// [`set_cpu_backend`] does.
+pub fn set_gpu_backend(ours: bool) {
+    let _ = GPU.set(ours);
+}
+
 /// The kernels that compute on the CPU, where MLX does and the build has them.
 pub fn cpu_backend() -> Option<Kernels> {
     chosen().copied()
 }
 
 fn chosen() -> Option<&'static Kernels> {
-    let on_cpu = || matches!(Device::try_default().and_then(|device| device.get_type()), Ok(DeviceType::Cpu));
-    if cfg!(cpu_kernels) && on_cpu() { CPU.get_or_init(|| Some(Kernels::best())).as_ref() } else { None }
+    if cfg!(cpu_kernels) && matches!(device_type(), Some(DeviceType::Cpu)) {
+        CPU.get_or_init(|| Some(Kernels::best())).as_ref()
+    } else {
+        None
+    }
+}
+
+fn device_type() -> Option<DeviceType> {
+    Device::try_default().and_then(|device| device.get_type()).ok()
+}
+
+/// The name of the kernels that compute: a set of the CPU's, `cuda`, or `mlx` where MLX's own operations do.
+pub fn kernels() -> &'static str {
+    match (chosen(), backend()) {
+        (Some(kernels), _) => kernels.name(),
+        (None, Some(_)) => "cuda",
+        (None, None) => "mlx",
+    }
 }
 
 /// What computes, for messages.
@@ -44,6 +70,10 @@ pub fn description() -> String {
 }
 
 fn backend() -> Option<&'static dyn Backend> {
+    #[cfg(cuda_kernels)]
+    if matches!(device_type(), Some(DeviceType::Gpu)) {
+        return Gpu::get().filter(|_| *GPU.get_or_init(|| true)).map(|gpu| gpu as &dyn Backend);
+    }
     chosen().map(|kernels| kernels as &dyn Backend)
 }
 

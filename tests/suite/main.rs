@@ -2,6 +2,8 @@
 
 mod chat_template;
 mod cli;
+#[cfg(cuda_kernels)]
+mod cuda;
 mod dist;
 mod docs;
 mod engine;

@@ -52,6 +52,8 @@ std::string wanted(size_t bytes, const std::string& purpose) {
   return "out of memory: " + std::to_string(bytes) + " bytes for " + purpose + " were not to be had";
 }
 
+#if MLX_LM_CPU_ALLOCATOR
+
 // Where the system has no memory, MLX's CPU allocator hands out null, and MLX's operations write through it. This one throws.
 class CheckedAllocator : public mx::allocator::Allocator {
  public:
@@ -70,6 +72,8 @@ class CheckedAllocator : public mx::allocator::Allocator {
  private:
   Allocator& inner_;
 };
+
+#endif
 
 mlx_lm_view view(const mx::array& a) {
   mlx_lm_view v{const_cast<void*>(a.data<void>()), static_cast<int>(a.dtype().val()), static_cast<int>(a.ndim()), {}, {}};
@@ -132,6 +136,8 @@ class Node : public mx::Primitive {
 
 } // namespace
 
+#if MLX_LM_CPU_ALLOCATOR
+
 // The dynamic linker finds this before libmlx.so's own, for libmlx.so too.
 mx::allocator::Allocator& mx::allocator::allocator() {
   static CheckedAllocator checked([]() -> Allocator& {
@@ -154,6 +160,17 @@ extern "C" mlx_array mlx_lm_borrow(
 } catch (const std::exception&) {
   return mlx_array{nullptr};
 }
+
+#else
+
+// MLX for a GPU has one allocator for all devices, which reports errors itself, and whose buffers are no plain addresses: the
+// file is copied.
+extern "C" mlx_array mlx_lm_borrow(const void*, const int*, size_t, int, int, void* owner, void (*drop)(void*)) {
+  drop(owner);
+  return mlx_array{nullptr};
+}
+
+#endif
 
 // False when there is no memory for it; `results` has room for as many arrays as there are outputs.
 extern "C" bool mlx_lm_node(

@@ -1,0 +1,98 @@
+//! Kernels for NVIDIA GPUs: what MLX's CUDA backend computes slowly. Each is CUDA C++ in a `.cu` file here, which MLX compiles
+//! at run time for the GPU at hand; streams, memory and the graph are MLX's. What is not done here, or does
+//! not compile on a GPU, is declined, so that MLX's operations compute it.
+
+#![allow(unsafe_code)] // MLX's C API and the driver's; each block says why it is sound
+
+mod blocks;
+mod gemv;
+mod heads;
+mod kernel;
+
+use std::sync::OnceLock;
+
+use mlx_rs::Array;
+
+use super::{Backend, Block, CachedSpan, Epilogue, Linear, Packing, Phase, Weight};
+use crate::error::Result;
+use kernel::Attribute;
+
+/// A GPU that the kernels run on: MLX's.
+#[derive(Debug)]
+pub struct Gpu {
+    /// Compute capability: 9 and 0 for Hopper.
+    capability: (i32, i32),
+    multiprocessors: i32,
+    /// Bytes of shared memory that a block can have.
+    shared_memory: i32,
+}
+
+impl Gpu {
+    /// MLX's GPU, if the kernels run on it: `None` before compute capability 8.0, whose tensor cores cannot do what they need.
+    pub fn get() -> Option<&'static Gpu> {
+        static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+        GPU.get_or_init(|| {
+            let gpu = Gpu {
+                capability: (kernel::attribute(Attribute::Major)?, kernel::attribute(Attribute::Minor)?),
+                multiprocessors: kernel::attribute(Attribute::Multiprocessors)?,
+                shared_memory: kernel::attribute(Attribute::SharedMemoryPerBlock)?,
+            };
+            (gpu.capability >= (8, 0)).then_some(gpu)
+        })
+        .as_ref()
+    }
+
+    /// As [`Backend::linear`], of layers that are packed, with what else is done on the way.
+    pub fn affine(&self, x: &Array, layers: &[Affine], epilogue: Epilogue, fused: Fused) -> Option<Result<Array>> {
+        gemv::linear(self, x, layers, epilogue, fused)
+    }
+}
+
+/// What a linear layer may do besides.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fused<'a> {
+    /// Root-mean-square normalisation of the input, with a weight and an eps.
+    pub norm: Option<(&'a Array, f32)>,
+    /// Added to the output, and of its shape.
+    pub residual: Option<&'a Array>,
+}
+
+/// A linear layer with a quantized weight, as MLX packs it.
+#[derive(Debug, Clone, Copy)]
+pub struct Affine<'a> {
+    /// `[output, input · bits / 32]`, u32.
+    pub packed: &'a Array,
+    /// `[output, input / group_size]`.
+    pub scales: &'a Array,
+    /// As `scales`.
+    pub biases: &'a Array,
+    /// `[output]`.
+    pub bias: Option<&'a Array>,
+    /// How `packed` is to be read.
+    pub packing: Packing,
+}
+
+impl<'a> Affine<'a> {
+    fn of(layer: &Linear<'a>) -> Option<Self> {
+        let Weight::Affine { packed, scales, biases, packing } = layer.weight else { return None };
+        Some(Affine { packed, scales, biases, bias: layer.bias, packing: *packing })
+    }
+}
+
+impl Backend for Gpu {
+    fn blocks(&self, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Option<Result<Array>> {
+        blocks::blocks(self, x, blocks, spans)
+    }
+
+    fn linear(&self, x: &Array, layers: &[Linear], epilogue: Epilogue, phase: Phase) -> Option<Result<Array>> {
+        if phase != Phase::Decode {
+            return None;
+        }
+        let layers: Vec<Affine> = layers.iter().map(Affine::of).collect::<Option<_>>()?;
+        self.affine(x, &layers, epilogue, Fused::default())
+    }
+
+    fn describe(&self) -> String {
+        format!("cuda, compute capability {}.{}", self.capability.0, self.capability.1)
+    }
+}

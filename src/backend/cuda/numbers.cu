@@ -1,0 +1,33 @@
+//! The 16-bit types of numbers, as bits. Nothing here or in the kernels includes a header, so that the run-time compiler takes
+//! them as they are.
+
+namespace mlx_lm {
+
+enum class Type { F16, BF16 };
+
+template <Type T>
+__device__ float to_float(unsigned short bits) {
+  if constexpr (T == Type::BF16) return __uint_as_float(unsigned(bits) << 16);
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
+template <Type T>
+__device__ unsigned short from_float(float value) {
+  unsigned short bits;
+  if constexpr (T == Type::BF16)
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+
+// The sum over a warp, in every lane.
+__device__ inline float sum_over_warp(float value) {
+#pragma unroll
+  for (int k = 16; k; k /= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, k));
+  return value;
+}
+
+}  // namespace mlx_lm
