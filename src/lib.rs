@@ -278,9 +278,10 @@ pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;
 
+mod atomic_file;
 mod mapped;
 mod mlx_rs_patch;
-mod partial;
+
 mod watch;
 
 pub use checkpoint::Checkpoint;

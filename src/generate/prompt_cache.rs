@@ -17,11 +17,11 @@ use sha2::{Digest, Sha256};
 use super::Watch;
 use super::generator::read;
 use super::kv_cache::{CacheLimits, KvCache};
+use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::array_from_bytes;
 use crate::models::Model;
-use crate::partial::Partial;
 
 const KEY: &str = "mlx_lm.prompt_cache";
 
@@ -133,9 +133,9 @@ impl PromptCache {
         });
         let file = safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata.to_json())])))
             .map_err(|e| Error::malformed(path, e))?;
-        let partial = Partial::create(path, overwrite)?;
-        partial.write_at(&file, 0)?;
-        partial.commit(|| Ok(()))
+        let target = AtomicFile::create(path, overwrite)?;
+        target.write_at(&file, 0)?;
+        target.commit(|| Ok(()))
     }
 
     /// Read what [`PromptCache::save`] wrote for this `model`.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::pieces::{Progress, stream};
 use super::reader::{Damage, Pack, Storage, damage};
+use crate::atomic_file::{self, AtomicFile, directory_of};
 use crate::error::{Error, Result};
-use crate::partial::{self, Partial, directory_of};
 use crate::watch::Watch;
 
 impl Pack {
@@ -40,9 +40,9 @@ impl Pack {
         let _lock = lock(output)?;
         for entry in entries {
             let target = output.join(&entry.name);
-            partial::refuse_existing(&target, overwrite)?;
+            atomic_file::refuse_existing(&target, overwrite)?;
             if let (Storage::File(file), Ok(found)) = (self.storage(), fs::metadata(&target))
-                && file.metadata().is_ok_and(|pack| partial::is_same(&pack, &found))
+                && file.metadata().is_ok_and(|pack| atomic_file::is_same(&pack, &found))
             {
                 return Err(Error::malformed(&target, "is the pack itself"));
             }
@@ -51,7 +51,7 @@ impl Pack {
         let mut files = Vec::new();
         for entry in entries {
             folders.make_below(output, &entry.name)?;
-            let target = Partial::create(&output.join(&entry.name), overwrite)?;
+            let target = AtomicFile::create(&output.join(&entry.name), overwrite)?;
             let source = self.path_of(entry);
             let digests = stream(
                 entry.length,
@@ -79,7 +79,7 @@ impl Pack {
             }
         }
         let paths = placed.iter().chain(&folders.made);
-        paths.map(|path| directory_of(path)).collect::<BTreeSet<_>>().into_iter().for_each(partial::sync_directory);
+        paths.map(|path| directory_of(path)).collect::<BTreeSet<_>>().into_iter().for_each(atomic_file::sync_directory);
         folders.made.clear();
         Ok(())
     }
@@ -135,7 +135,7 @@ impl Drop for Folders {
 fn lock(output: &Path) -> Result<File> {
     let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process is extracting into it");
     let directory = File::open(output).map_err(Error::io(output))?;
-    match partial::lock(&directory) {
+    match atomic_file::lock(&directory) {
         Ok(true) => Ok(directory),
         Ok(false) => Err(Error::Io { path: output.to_owned(), error: busy() }),
         Err(error) => Err(Error::Io { path: output.to_owned(), error }),

@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::pieces::{self, Digest};
 use super::summary::Summary;
+use crate::atomic_file;
 use crate::error::{Error, Result};
-use crate::partial;
 
 pub(super) const MAGIC: [u8; 8] = *b"\x89MLXP\r\n\x1A";
 const VERSION: u64 = 1;
@@ -217,7 +217,7 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
         part.is_empty()
             || part.len() > 200
             || part.ends_with(['.', ' '])
-            || lower.ends_with(partial::SUFFIX)
+            || lower.ends_with(atomic_file::SUFFIX)
             || DEVICES.contains(&stem)
     };
     let bad_char = |c: char| !matches!(c, ' '..='~') || "\\:*?\"<>|".contains(c);

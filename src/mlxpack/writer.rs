@@ -12,9 +12,9 @@ use walkdir::WalkDir;
 use super::header::{self, Entry, Header};
 use super::pieces::{self, Digest, Progress, stream};
 use super::summary::Summary;
+use crate::atomic_file::{self, AtomicFile};
 use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
 use crate::error::{Error, Result};
-use crate::partial::{self, Partial};
 use crate::watch::Watch;
 
 /// The files besides the weights that running a model needs.
@@ -102,9 +102,9 @@ impl Plan {
     /// the bytes of the files, stops it.
     pub fn write(&self, output: &Path, overwrite: bool, watch: &mut Watch) -> Result<u64> {
         self.refuse_inside(output)?;
-        partial::refuse_existing(output, overwrite)?;
+        atomic_file::refuse_existing(output, overwrite)?;
         let existing = fs::metadata(output).ok();
-        if existing.is_some_and(|existing| self.files.iter().any(|file| partial::is_same(&file.found, &existing))) {
+        if existing.is_some_and(|existing| self.files.iter().any(|file| atomic_file::is_same(&file.found, &existing))) {
             return Err(Error::malformed(output, "is one of the files that are packed"));
         }
         let blank = |file: &Source| Entry {
@@ -118,7 +118,7 @@ impl Plan {
         let header_end = header.place(&anchors).len() as u64;
         let length = header.files.last().map_or(header_end, Entry::end);
 
-        let target = Partial::create(output, overwrite)?;
+        let target = AtomicFile::create(output, overwrite)?;
         target.set_len(length)?;
         let mut progress = Progress::new(self.files.iter().map(|file| file.found.len()).sum(), watch);
         for (source, entry) in self.files.iter().zip(&mut header.files) {
@@ -145,7 +145,7 @@ impl Plan {
     }
 
     fn refuse_inside(&self, output: &Path) -> Result<()> {
-        let parent = partial::directory_of(output);
+        let parent = atomic_file::directory_of(output);
         let parent = fs::canonicalize(parent).map_err(Error::io(parent))?;
         let root = fs::canonicalize(&self.root).map_err(Error::io(&self.root))?;
         match parent.starts_with(&root) {

@@ -21,7 +21,7 @@ const LAYERS: [&str; 17] = [
     "mlxpack",
     "tensor_index",
     "mapped",
-    "partial",
+    "atomic_file",
     "watch",
     "error",
 ];

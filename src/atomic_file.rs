@@ -17,13 +17,13 @@ pub(crate) const SUFFIX: &str = ".mlxpack-partial";
 
 /// `.NAME.mlxpack-partial` next to its target, locked while it is written. Dropped, it is removed; left behind by a killed
 /// process, it is no longer locked, and the next write to the same target removes it.
-pub(crate) struct Partial {
+pub(crate) struct AtomicFile {
     // Before `file`, which holds the lock: whoever gets the lock finds the name gone, and not later.
     whole: Whole,
     file: File,
 }
 
-/// What was a [`Partial`]: its bytes are on disk, its name is not yet the final one. It is closed, so that any number can
+/// What was a [`AtomicFile`]: its bytes are on disk, its name is not yet the final one. It is closed, so that any number can
 /// wait for the last of them, and no longer locked: only a lock on their directory keeps others from taking it for stale.
 pub(crate) struct Whole {
     path: TempPath,
@@ -31,7 +31,7 @@ pub(crate) struct Whole {
     overwrite: bool,
 }
 
-impl Partial {
+impl AtomicFile {
     /// # Errors
     /// When `target` exists and `overwrite` is not set, when it exists and is not a file, when another process is
     /// writing it, or when its directory cannot be written.
@@ -49,7 +49,7 @@ impl Partial {
             _ => Error::Io { path: path.clone(), error },
         })?;
         let path = TempPath::try_from_path(path).map_err(Error::io(target))?;
-        Ok(Partial { whole: Whole { path, target: target.to_owned(), overwrite }, file })
+        Ok(AtomicFile { whole: Whole { path, target: target.to_owned(), overwrite }, file })
     }
 
     pub fn set_len(&self, length: u64) -> Result<()> {
@@ -68,7 +68,7 @@ impl Partial {
     pub fn commit(self, cancelled: impl FnOnce() -> Result<()>) -> Result<()> {
         self.sync()?;
         cancelled()?;
-        let Partial { whole, file } = self;
+        let AtomicFile { whole, file } = self;
         let target = whole.rename()?;
         drop(file);
         sync_directory(directory_of(&target));
