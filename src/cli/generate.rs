@@ -80,8 +80,8 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
     let prompt = Prompt::read(&prompt, batch.as_deref())?;
     if let Some(path) = batch {
         let batch = Batch::open(path, prompt, options, parallel, unordered)?;
-        // A line's result must not depend on those before it.
-        let engine = EngineOptions { parallel, deterministic: true, ..engine };
+        // A line's result must not depend on those before it, nor the memory on how many there were.
+        let engine = EngineOptions { parallel, prefixes: 2 * parallel, deterministic: true, ..engine };
         let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?;
         return batch::run(batch, &session, verbose);
     }

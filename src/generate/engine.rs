@@ -36,6 +36,8 @@ pub struct EngineOptions {
     pub prefill_budget: usize,
     /// Bytes for the keys and values of all sequences; `None` for what is free, less a margin.
     pub cache_memory: Option<u64>,
+    /// Of how many sequences that ended the caches are kept for those to come, as far as `cache_memory` has room.
+    pub prefixes: usize,
     /// Tokens that were generated are read again where a later prompt repeats them, so that its numbers do not depend on what
     /// came before.
     pub deterministic: bool,
@@ -50,6 +52,7 @@ impl Default for EngineOptions {
             parallel: 8,
             prefill_budget: 256,
             cache_memory: None,
+            prefixes: usize::MAX,
             deterministic: false,
             stop: Arc::default(),
         }

@@ -26,14 +26,16 @@ pub(super) struct Prefix {
 #[derive(Debug)]
 pub(super) struct PrefixCache {
     entries: VecDeque<Prefix>,
+    most: usize,
     bytes_per_token: u64,
     /// Only what was prefilled is given out.
     deterministic: bool,
 }
 
 impl PrefixCache {
-    pub fn new(bytes_per_token: u64, deterministic: bool) -> Self {
-        PrefixCache { entries: VecDeque::new(), bytes_per_token, deterministic }
+    /// Of at most `most` sequences.
+    pub fn new(most: usize, bytes_per_token: u64, deterministic: bool) -> Self {
+        PrefixCache { entries: VecDeque::new(), most, bytes_per_token, deterministic }
     }
 
     fn usable(&self, prefix: &Prefix, prompt: &[u32]) -> usize {
@@ -73,7 +75,7 @@ impl PrefixCache {
 
     /// Let go until what is left takes at most so many bytes.
     pub fn shrink(&mut self, bytes: u64) {
-        while self.bytes() > bytes {
+        while self.bytes() > bytes || self.entries.len() > self.most {
             self.entries.pop_front();
         }
     }

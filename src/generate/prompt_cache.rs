@@ -34,7 +34,7 @@ pub struct PromptCache {
     cache: KvCache,
 }
 
-/// What the file says beside the tensors.
+/// What the file says besides the tensors.
 #[derive(Clone, Serialize, Deserialize)]
 struct Metadata {
     model: String,

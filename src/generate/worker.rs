@@ -74,7 +74,7 @@ pub(super) struct Worker<'t> {
 
 impl<'t> Worker<'t> {
     pub fn new(model: &'t Model, tokenizer: &'t Tokenizer, options: &EngineOptions) -> Self {
-        let EngineOptions { parallel, prefill_budget, cache_memory, deterministic, ref stop } = *options;
+        let EngineOptions { parallel, prefill_budget, cache_memory, prefixes, deterministic, ref stop } = *options;
         let cache_memory = cache_memory.unwrap_or_else(free_memory);
         let bytes_per_token = model.cache_bytes_per_token();
         let (parallel, prefill_budget) = (parallel.max(1), prefill_budget.max(1));
@@ -88,7 +88,7 @@ impl<'t> Worker<'t> {
             next_id: 0,
             waiting: Vec::new(),
             active: Vec::new(),
-            prefixes: PrefixCache::new(bytes_per_token, deterministic),
+            prefixes: PrefixCache::new(prefixes, bytes_per_token, deterministic),
             last: None,
             passes: 0,
         }
