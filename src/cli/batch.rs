@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use mlx_lm::GenerateOptions;
-use mlx_lm::generate::{Event, FinishReason, Finished, Generation, Overrides};
+use mlx_lm::generate::{self, FinishReason, Finished, Generation, Overrides};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -101,14 +102,20 @@ impl LinePrompt {
 
 /// A file of lines to generate from.
 pub struct Batch {
-    path: PathBuf,
-    input: Box<dyn BufRead>,
+    lines: Lines,
     /// What lines leave out.
     prompt: Prompt,
     options: GenerateOptions,
     /// How many lines are under way at once.
     window: usize,
     is_ordered: bool,
+}
+
+/// The lines of a file that are not empty, with their numbers.
+struct Lines {
+    path: PathBuf,
+    input: Box<dyn BufRead + Send>,
+    number: usize,
 }
 
 impl Batch {
@@ -119,18 +126,19 @@ impl Batch {
         parallel: usize,
         unordered: bool,
     ) -> Result<Self> {
-        let input: Box<dyn BufRead> = if path == Path::new("-") {
-            Box::new(io::stdin().lock())
+        let input: Box<dyn BufRead + Send> = if path == Path::new("-") {
+            Box::new(BufReader::new(io::stdin()))
         } else {
             Box::new(BufReader::new(File::open(&path).with_context(|| path.display().to_string())?))
         };
         // So many that there is always one to begin with when another ends, also behind one that takes long.
         let window = if parallel == 1 { 1 } else { 4 * parallel };
-        Ok(Batch { path, input, prompt, options, window, is_ordered: !unordered })
+        Ok(Batch { lines: Lines { path, input, number: 0 }, prompt, options, window, is_ordered: !unordered })
     }
+}
 
-    /// The next line that is not empty, without what is around it.
-    fn next_line(&mut self, number: &mut usize) -> Result<Option<Vec<u8>>> {
+impl Lines {
+    fn next(&mut self) -> Result<Option<(usize, Vec<u8>)>> {
         loop {
             let mut line = Vec::new();
             let mut input = self.input.by_ref().take(MAX_INPUT_BYTES + 1);
@@ -138,18 +146,35 @@ impl Batch {
             if line.is_empty() {
                 return Ok(None);
             }
-            *number += 1;
+            self.number += 1;
             if line.len() as u64 > MAX_INPUT_BYTES {
                 bail!(
-                    "{}: line {number} has more than {MAX_INPUT_BYTES} bytes, which is the most that is read",
-                    self.path.display()
+                    "{}: line {} has more than {MAX_INPUT_BYTES} bytes, which is the most that is read",
+                    self.path.display(),
+                    self.number
                 );
             }
             if !line.trim_ascii().is_empty() {
-                return Ok(Some(line));
+                return Ok(Some((self.number, line)));
             }
         }
     }
+
+    /// Read on a thread of its own, since a pipe may be silent for long: a line for each time that one is asked for.
+    fn read(mut self, asked: Receiver<()>, to: Sender<Event>) -> io::Result<()> {
+        let read = move || {
+            while asked.recv().is_ok() && to.send(Event::Line(self.next())).is_ok() {}
+        };
+        thread::Builder::new().name("lines".into()).spawn(read).map(drop)
+    }
+}
+
+/// What the batch waits for.
+enum Event {
+    /// The next line, or the end.
+    Line(Result<Option<(usize, Vec<u8>)>>),
+    /// The result of the line that was started as number so and so.
+    Done(usize, Box<Done>),
 }
 
 /// A line's result.
@@ -174,17 +199,16 @@ fn failed(mut label: Value, error: &anyhow::Error) -> Done {
 }
 
 /// Wait for the end of a line's generation.
-fn collect(mut label: Value, generation: Generation, has_logprobs: bool) -> Done {
+fn collect(mut label: Value, mut generation: Generation, has_logprobs: bool) -> Done {
     let (mut text, mut tokens) = (String::new(), Vec::new());
-    let mut generation = generation;
     let finished = loop {
         match generation.next_event().expect("a generation finishes") {
-            Event::Delta(delta) => {
+            generate::Event::Delta(delta) => {
                 text.push_str(&delta.text);
                 tokens.extend(has_logprobs.then(|| token_json(&delta)));
             }
-            Event::Finished(finished) => break finished,
-            Event::Reading { .. } | Event::Read { .. } => {}
+            generate::Event::Finished(finished) => break finished,
+            generate::Event::Reading { .. } | generate::Event::Read { .. } => {}
         }
     };
     text.push_str(&finished.held_back);
@@ -197,51 +221,65 @@ fn collect(mut label: Value, generation: Generation, has_logprobs: bool) -> Done
 }
 
 /// Generate for each line, as many together as the window has room for.
-pub fn run(mut batch: Batch, session: &Session, is_verbose: bool) -> Result<u8> {
+pub fn run(batch: Batch, session: &Session, is_verbose: bool) -> Result<u8> {
+    let Batch { lines, prompt, options, window, is_ordered } = batch;
     let _interruptible = terminal::Generation::begin();
-    let (to_writer, from_lines) = channel();
-    let mut writer =
-        Writer { next: 0, ready: BTreeMap::new(), is_ordered: batch.is_ordered, is_verbose, code: SUCCESS };
-    let (mut number, mut started, mut written) = (0, 0, 0);
-    loop {
-        let line = if terminal::interrupted() { None } else { batch.next_line(&mut number)? };
-        let is_end = line.is_none();
-        if let Some(line) = line {
-            let value: Result<Value> = serde_json::from_slice(&line).map_err(|e| anyhow!("not valid JSON: {e}"));
-            let label = labelled(number, &value);
-            let submitted = value.and_then(|value| read_line(value, &batch.prompt, &batch.options)).and_then(
-                |(prompt, options)| {
-                    let (_, ids) = prompt.encode(session.engine.tokenizer())?;
-                    let has_logprobs = options.logprobs.is_some();
-                    Ok((session.engine.submit(session.request(ids, options))?, has_logprobs))
-                },
-            );
-            let to_writer = to_writer.clone();
-            let place = started;
-            match submitted {
-                Err(error) => drop(to_writer.send((place, failed(label, &error)))),
-                Ok((generation, has_logprobs)) => {
-                    // Where there can be no thread, the line fails with its channel: see below.
-                    thread::Builder::new()
-                        .name(format!("line {number}"))
-                        .spawn(move || drop(to_writer.send((place, collect(label, generation, has_logprobs)))))
-                        .context("a thread could not be started")?;
+    let (to_main, events) = channel();
+    let (ask, asked) = channel();
+    lines.read(asked, to_main.clone()).context("a thread could not be started")?;
+    let mut writer = Writer { next: 0, ready: BTreeMap::new(), is_ordered, is_verbose, code: SUCCESS };
+    let (mut started, mut written, mut is_asked, mut is_end) = (0, 0, false, false);
+    while !is_end || written < started {
+        if !is_end && !is_asked && started - written < window {
+            let _ = ask.send(()); // without a reader, there is an error among the events
+            is_asked = true;
+        }
+        // Ctrl-C ends the wait for lines; what is under way it ends in the engine.
+        is_end |= terminal::interrupted();
+        match events.recv_timeout(PATIENCE) {
+            Err(_) => {}
+            Ok(Event::Done(place, done)) => written += writer.take(place, *done)?,
+            Ok(Event::Line(line)) => {
+                is_asked = false;
+                match line? {
+                    Some((number, line)) if !is_end => {
+                        let done = start(session, &prompt, &options, number, &line);
+                        let (to_main, place) = (to_main.clone(), started);
+                        let wait = move || drop(to_main.send(Event::Done(place, done().into())));
+                        thread::Builder::new().spawn(wait).context("a thread could not be started")?;
+                        started += 1;
+                    }
+                    _ => is_end = true,
                 }
             }
-            started += 1;
-        }
-        // Wait where the window is full, or nothing more comes; else take what is there.
-        while written < started {
-            let must_wait = is_end || started - written >= batch.window;
-            let done = if must_wait { from_lines.recv().ok() } else { from_lines.try_recv().ok() };
-            let Some((place, done)) = done else { break };
-            written += writer.take(place, done)?;
-        }
-        if is_end {
-            break;
         }
     }
     Ok(if terminal::interrupted() { INTERRUPTED } else { writer.code })
+}
+
+/// How long Ctrl-C may go unnoticed.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Begin a line; what this gives waits for its result.
+fn start(
+    session: &Session,
+    prompt: &Prompt,
+    options: &GenerateOptions,
+    number: usize,
+    line: &[u8],
+) -> Box<dyn FnOnce() -> Done + Send> {
+    let value: Result<Value> = serde_json::from_slice(line).map_err(|e| anyhow!("not valid JSON: {e}"));
+    let label = labelled(number, &value);
+    let submit = |value| -> Result<(Generation, bool)> {
+        let (prompt, options) = read_line(value, prompt, options)?;
+        let (_, ids) = prompt.encode(session.engine.tokenizer())?;
+        let has_logprobs = options.logprobs.is_some();
+        Ok((session.engine.submit(session.request(ids, options))?, has_logprobs))
+    };
+    match value.and_then(submit) {
+        Err(error) => Box::new(move || failed(label, &error)),
+        Ok((generation, has_logprobs)) => Box::new(move || collect(label, generation, has_logprobs)),
+    }
 }
 
 /// Writes results in order, or as they come.

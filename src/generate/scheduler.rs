@@ -2,8 +2,8 @@
 //!
 //! Reference: Orca (Yu et al., OSDI 2022); chunked prefill (Agrawal et al., arXiv 2308.16369). Requests are admitted first
 //! come, first served, while the caches of all that run stay within a limit of memory. Each pass decodes every sequence whose
-//! prompt is read, and reads on in the prompts of the others, the oldest first, within a budget of tokens, so that a long
-//! prompt does not hold up the others for longer than one chunk.
+//! prompt is read, and reads on in the prompts of the others within a budget of tokens, half of which is the oldest's, so that a
+//! long prompt does not hold up the others for longer than one chunk, nor short ones a long one forever.
 
 use std::collections::VecDeque;
 
@@ -127,26 +127,42 @@ impl Scheduler {
 
     /// What to compute next. Sequences for which `holds` is true do not begin to read their prompts yet.
     pub fn plan(&mut self, mut holds: impl FnMut(Id) -> bool) -> Plan {
-        let mut plan = Plan::default();
         let active = || self.running.iter().filter(|entry| !entry.is_paused);
-        plan.decode.extend(active().filter(|entry| entry.to_prefill == 0).map(|entry| entry.id));
-        let mut budget = if plan.decode.is_empty() { usize::MAX } else { self.options.prefill_budget };
-        for entry in self.running.iter_mut().filter(|entry| !entry.is_paused && entry.to_prefill > 0) {
-            if holds(entry.id) {
-                continue;
-            }
-            let chunk = entry.to_prefill.min(entry.chunk_size);
-            // The first of them gets on in any case.
-            let n = if entry.whole_chunks { chunk } else { chunk.min(budget) };
-            if n == 0 || (n > budget && !plan.prefill.is_empty()) {
-                break;
-            }
+        let decode: Vec<Id> = active().filter(|entry| entry.to_prefill == 0).map(|entry| entry.id).collect();
+        let is_read = |entry: &&mut Entry| !entry.is_paused && entry.to_prefill > 0 && !holds(entry.id);
+        let mut reading: Vec<&mut Entry> = self.running.iter_mut().filter(is_read).collect();
+        let mut prefill: Vec<(Id, usize)> = Vec::new();
+        let mut give = |entry: &mut Entry, budget: usize| {
+            let given = prefill.iter().find(|(id, _)| *id == entry.id).map_or(0, |(_, n)| *n);
+            let chunk = entry.to_prefill.min(entry.chunk_size - given);
+            let n = match entry.whole_chunks {
+                true if chunk > budget => 0,
+                _ => chunk.min(budget),
+            };
             entry.to_prefill -= n;
-            plan.prefill.push((entry.id, n));
-            // Without others to wait for it, a pass takes one whole chunk and fills it up with what comes after.
-            budget = if budget == usize::MAX { entry.chunk_size.saturating_sub(n) } else { budget.saturating_sub(n) };
+            match prefill.iter_mut().find(|(id, _)| *id == entry.id) {
+                Some((_, all)) => *all += n,
+                None if n > 0 => prefill.push((entry.id, n)),
+                None => {}
+            }
+            budget - n
+        };
+        if let Some((oldest, others)) = reading.split_first_mut() {
+            if decode.is_empty() && others.is_empty() || oldest.whole_chunks {
+                give(oldest, usize::MAX);
+            } else {
+                // Half is kept for those with the least to read, which a long prompt would make wait.
+                let budget = self.options.prefill_budget;
+                let kept = if others.is_empty() { 0 } else { budget / 2 };
+                let mut left = give(oldest, budget - kept) + kept;
+                others.sort_by_key(|entry| entry.to_prefill);
+                for entry in others {
+                    left = give(entry, left);
+                }
+                give(oldest, left);
+            }
         }
-        plan
+        Plan { decode, prefill }
     }
 
     /// Of a sequence that was held, some prompt tokens need not be read.
@@ -195,11 +211,21 @@ mod tests {
         assert_eq!(scheduler.plan(|_| false), Plan { decode: vec![0, 1], prefill: vec![] });
     }
 
+    #[test]
+    fn a_short_prompt_does_not_wait_for_a_long_one() {
+        let mut scheduler = Scheduler::new(options(8, 16, 100));
+        scheduler.queue(0, 1).unwrap();
+        scheduler.queue(1, 1).unwrap();
+        admit(&mut scheduler, &[1000, 7]);
+        assert_eq!(scheduler.plan(|_| false), Plan { decode: vec![], prefill: vec![(0, 10), (1, 6)] });
+        assert_eq!(scheduler.plan(|_| false), Plan { decode: vec![1], prefill: vec![(0, 16)] });
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever comes and goes: memory is never promised twice, each pass gets on, every request is served in the end,
-        /// begun in order, and decodes in every pass once its prompt is read.
+        /// Whatever comes and goes: memory is never promised twice, each pass gets on and the oldest prompt with it, every
+        /// request is served in the end, and decodes in every pass once its prompt is read.
         #[test]
         fn nothing_starves_and_nothing_is_promised_twice(
             requests in proptest::collection::vec((1usize..200, 1usize..20, 1u64..100), 1..40),
@@ -212,26 +238,25 @@ mod tests {
             for (id, (.., bytes)) in requests.iter().enumerate() {
                 scheduler.queue(id as Id, *bytes).unwrap();
             }
-            let mut begun = Vec::new();
             for _ in 0..10_000 {
                 admit(&mut scheduler, &prompts);
                 prop_assert!(scheduler.used() <= memory && scheduler.load().1 <= parallel);
+                let admitted: Vec<Id> = scheduler.running.iter().map(|entry| entry.id).collect();
                 let plan = scheduler.plan(|_| false);
                 if scheduler.is_idle() {
                     break;
                 }
                 prop_assert!(!plan.is_empty());
                 let all: usize = plan.prefill.iter().map(|(_, n)| n).sum();
-                prop_assert!(plan.decode.is_empty() || all <= budget);
+                prop_assert!(admitted.len() == 1 || all <= budget);
                 for entry in &scheduler.running {
                     let (to_prefill, _) = left[entry.id as usize];
                     prop_assert_eq!(to_prefill == 0, plan.decode.contains(&entry.id));
                 }
+                let oldest = left.iter().enumerate().position(|(id, left)| left.0 > 0 && admitted.contains(&(id as Id)));
+                prop_assert!(oldest.is_none_or(|oldest| plan.prefill.iter().any(|(id, n)| *id == oldest as Id && *n > 0)));
                 for (id, n) in plan.prefill {
                     left[id as usize].0 -= n;
-                    if !begun.contains(&id) {
-                        begun.push(id);
-                    }
                 }
                 for id in plan.decode {
                     left[id as usize].1 -= 1;
@@ -241,7 +266,6 @@ mod tests {
                 }
             }
             prop_assert!(scheduler.is_idle() && left.iter().all(|left| *left == (0, 0)));
-            prop_assert!(begun.is_sorted());
         }
     }
 }

@@ -119,7 +119,7 @@ impl<'t> Worker<'t> {
             let done = catch_unwind(AssertUnwindSafe(|| self.pass())).unwrap_or_else(|panic| Err(panicked(&*panic)));
             has_work = done.unwrap_or_else(|error| {
                 self.end_all(&error);
-                false
+                !self.waiting.is_empty()
             });
         }
     }
@@ -168,7 +168,8 @@ impl<'t> Worker<'t> {
         for id in self.active.iter().filter(|active| done(active)).map(|active| active.id).collect::<Vec<_>>() {
             self.finish(id, FinishReason::Length);
         }
-        Ok(goes_on)
+        // What has ended may have made room for what waits.
+        Ok(goes_on || self.scheduler.admissible().is_some())
     }
 
     fn drop_those_gone(&mut self) {

@@ -192,6 +192,19 @@ fn callers_come_and_go_and_the_engine_stays() {
     assert_eq!(engine.submit(short).unwrap().count(), 5);
 }
 
+/// Catches: a request that ends without a pass, behind which the engine falls asleep.
+#[test]
+fn requests_for_no_token_at_all_end_too() {
+    let engine = demo(EngineOptions { parallel: 1, ..EngineOptions::default() });
+    let request = |max_tokens| Request {
+        prompt: ids(100, 1),
+        options: GenerateOptions { max_tokens, ignore_eos: true, ..Default::default() },
+        prompt_cache: None,
+    };
+    let all: Vec<Generation> = [3, 0, 0, 0, 3].map(|n| engine.submit(request(n)).unwrap()).into();
+    assert_eq!(all.into_iter().map(Iterator::count).collect::<Vec<_>>(), [3, 0, 0, 0, 3]);
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_what_fails_fails_alone() {
     let engine = demo(EngineOptions { cache_memory: Some(10_000_000), ..EngineOptions::default() });

@@ -1,5 +1,6 @@
 //! The integration tests, as one binary: MLX starts once, and every module shares the helpers here.
 
+mod batch;
 mod chat_template;
 mod cli;
 #[cfg(cuda_kernels)]
