@@ -52,7 +52,7 @@ impl Model {
     ///
     /// # Errors
     /// When a file is missing or malformed, the family or a setting is not supported, or a tensor does not fit the
-    /// configuration; [`Error::Interrupted`] when `watch` stops it.
+    /// configuration; [`crate::Error::Interrupted`] when `watch` stops it.
     pub fn load(checkpoint: &Checkpoint, watch: &mut Watch) -> Result<Self> {
         let config = read_config(checkpoint)?;
         let files = checkpoint.weight_files()?;
