@@ -266,11 +266,11 @@ pub struct GenerateArgs {
     /// Generate for each line {"prompt": …, "id": …, options …} of a file or `-`; one JSON line per result
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "prefill_response", "format"], help_heading = "Output")]
     pub batch: Option<PathBuf>,
-    /// Compute up to so many lines of the batch together; their results do not depend on it
-    #[arg(long, value_name = "N", default_value = "8", value_parser = parallel, requires = "batch", help_heading = "Output")]
-    pub parallel: usize,
+    /// Compute up to so many lines of the batch together; their results do not depend on it [default: 8]
+    #[arg(long, value_name = "N", value_parser = parallel, help_heading = "Output")]
+    pub parallel: Option<usize>,
     /// Write each result of the batch as soon as it is ready, not in the order of the lines
-    #[arg(long, requires = "batch", help_heading = "Output")]
+    #[arg(long, help_heading = "Output")]
     pub unordered: bool,
     /// Memory for the keys and values of all that is computed together, such as 2GB [default: three quarters of what is free]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]

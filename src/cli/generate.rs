@@ -75,10 +75,15 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
     if overrides.logprobs.is_some() && format == Format::Text && batch.is_none() {
         return Err(Usage("--logprobs needs --format json or jsonl, or --batch".into()).into());
     }
+    // clap does not ask for a flag that excludes another one that is there.
+    if batch.is_none() && (parallel.is_some() || unordered) {
+        return Err(Usage("--parallel and --unordered go with --batch".into()).into());
+    }
     set_device(device)?;
     terminal::catch_interrupt();
     let prompt = Prompt::read(&prompt, batch.as_deref())?;
     if let Some(path) = batch {
+        let parallel = parallel.unwrap_or(engine.parallel);
         let batch = Batch::open(path, prompt, options, parallel, unordered)?;
         // A line's result must not depend on those before it, nor the memory on how many there were.
         let engine = EngineOptions { parallel, prefixes: 2 * parallel, deterministic: true, ..engine };
