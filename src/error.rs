@@ -69,6 +69,12 @@ pub enum Error {
     Mlx(String),
 }
 
+/// What a panic says.
+pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    message.unwrap_or("no message")
+}
+
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

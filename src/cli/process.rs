@@ -67,10 +67,8 @@ fn guarded(run: impl FnOnce() -> Result<u8>) -> Result<u8> {
         log::debug!("{panic}");
         *panicked_at() = panic.location().map(|at| at.to_string());
     }));
-    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        Err(mlx_lm::Error::Internal(message.unwrap_or("no message").to_owned()).into())
-    })
+    std::panic::catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|panic| Err(mlx_lm::Error::Internal(mlx_lm::error::panic_message(&*panic).to_owned()).into()))
 }
 
 /// Where the last panic was, which whoever catches it is not told.

@@ -18,7 +18,7 @@ use super::prompt_cache::PromptCache;
 use super::worker::Worker;
 use super::{Prepared, prepare};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::models::Model;
 use crate::models::config::DecoderConfig;
 use crate::tokenizer::Tokenizer;
@@ -245,8 +245,7 @@ fn ended() -> Error {
 }
 
 pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    Error::Internal(message.unwrap_or("no message").to_owned())
+    Error::Internal(panic_message(panic).to_owned())
 }
 
 /// A request under way. Iterate for its deltas, or take all its events; dropped, it aborts.

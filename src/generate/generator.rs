@@ -23,7 +23,7 @@ use crate::models::batch::{Batch, Span};
 use crate::ops;
 
 /// MLX keeps freed buffers for reuse; they are dropped once in so many tokens.
-const CLEAR_CACHE_EVERY: usize = 256;
+pub(super) const CLEAR_CACHE_EVERY: usize = 256;
 
 /// A generated token.
 #[derive(Debug, Clone, PartialEq)]

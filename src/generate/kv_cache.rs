@@ -32,7 +32,7 @@ use crate::backend::{CachedSpan, LayerCache, Phase, Positions};
 use crate::error::Result;
 
 /// Buffers grow by this many tokens, as in mlx-lm.
-const STEP: i32 = 256;
+pub(super) const STEP: i32 = 256;
 
 /// How much a cache holds, and how it makes room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// What a sequence left, or has so far.
+/// What a sequence left.
 #[derive(Debug)]
 pub(super) struct Prefix {
     /// The tokens that the cache holds.
@@ -48,14 +48,13 @@ impl PrefixCache {
         self.entries.iter().map(|prefix| self.usable(prefix, prompt)).max().unwrap_or(0)
     }
 
-    /// The longest beginning of `prompt` that an entry has, under other limits.
-    pub fn get(&mut self, prompt: &[u32], limits: CacheLimits) -> Option<Prefix> {
+    /// The longest beginning of `prompt` that an entry has, under other limits, and how many of its first tokens were prefilled.
+    pub fn get(&mut self, prompt: &[u32], limits: CacheLimits) -> Option<(KvCache, usize)> {
         let length = |i: &usize| self.usable(&self.entries[*i], prompt);
         let best = (0..self.entries.len()).max_by_key(length).filter(|i| length(i) >= WORTHWHILE)?;
         let shared = length(&best);
         let entry = self.entries.remove(best).expect("it is there");
-        let cache = entry.cache.beginning(shared as i32, limits);
-        let found = Prefix { ids: entry.ids[..shared].to_vec(), prefilled: entry.prefilled.min(shared), cache };
+        let found = (entry.cache.beginning(shared as i32, limits), entry.prefilled.min(shared));
         self.entries.push_back(entry);
         Some(found)
     }

@@ -10,8 +10,8 @@ use mlx_rs::memory::clear_cache;
 
 use super::Prepared;
 use super::engine::{Command, EngineOptions, Event, Finished, Link, PATIENCE, Submission, panicked};
-use super::generator::{Step, Token, submit};
-use super::kv_cache::CacheLimits;
+use super::generator::{CLEAR_CACHE_EVERY, Step, Token, submit};
+use super::kv_cache::{CacheLimits, STEP};
 use super::output::{FinishReason, Output, Stats};
 use super::prefix::{Prefix, PrefixCache, WORTHWHILE, common};
 use super::scheduler::{Id, Plan, Scheduler, SchedulerOptions};
@@ -20,9 +20,6 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::ops;
 use crate::tokenizer::Tokenizer;
-
-/// MLX keeps freed buffers for reuse; they are dropped once in so many passes.
-const CLEAR_CACHE_EVERY: usize = 256;
 
 /// A request on the engine's side.
 struct Active<'t> {
@@ -128,7 +125,8 @@ impl<'t> Worker<'t> {
         let id = self.next_id;
         self.next_id += 1;
         let Prepared { read, limits, max_tokens, .. } = &submission.prepared;
-        let tokens = read.len().saturating_add(*max_tokens).min(limits.context_size as usize).next_multiple_of(256);
+        let tokens = read.len().saturating_add(*max_tokens).min(limits.context_size as usize);
+        let tokens = tokens.next_multiple_of(STEP as usize);
         match self.scheduler.queue(id, tokens as u64 * self.bytes_per_token) {
             Ok(()) => self.waiting.push((id, submission)),
             Err(error) => refuse(&submission, error),
@@ -261,12 +259,11 @@ impl<'t> Worker<'t> {
             let found = match best.filter(|other| read(other) > kept && read(other) >= WORTHWHILE) {
                 Some(other) => {
                     let n = read(other);
-                    let cache = other.sequence.cache.beginning(n as i32, active.limits);
-                    Some(Prefix { ids: Vec::new(), prefilled: n, cache })
+                    Some((other.sequence.cache.beginning(n as i32, active.limits), n))
                 }
                 None => self.prefixes.get(prompt, active.limits),
             };
-            if let Some(Prefix { cache, prefilled, .. }) = found {
+            if let Some((cache, prefilled)) = found {
                 let n = cache.seen() as usize;
                 if prefilled < n {
                     active.prefilled = prefilled;
@@ -371,10 +368,7 @@ impl<'t> Worker<'t> {
     /// A sequence ends with an error, or is aborted.
     fn end(&mut self, id: Id, error: Error) {
         let Active { sequence, output, to, .. } = self.take(id);
-        let (reason, error) = match error {
-            Error::Interrupted => (FinishReason::Abort, None),
-            error => (FinishReason::Error, Some(error)),
-        };
+        let (reason, error) = broken_off(error);
         let finished = output.finish(reason, error, sequence.cache.evicted(), sequence.read());
         let _ = to.send(Event::Finished(finished));
     }
@@ -398,13 +392,18 @@ impl<'t> Worker<'t> {
     }
 }
 
+/// How what an error ends is told.
+fn broken_off(error: Error) -> (FinishReason, Option<Error>) {
+    match error {
+        Error::Interrupted => (FinishReason::Abort, None),
+        error => (FinishReason::Error, Some(error)),
+    }
+}
+
 /// Tell a caller that nothing will come of its request.
 fn refuse(submission: &Submission, error: Error) {
     let stats = Stats { prompt_tokens: submission.prepared.prompt_tokens, ..Stats::default() };
-    let (reason, error) = match error {
-        Error::Interrupted => (FinishReason::Abort, None),
-        error => (FinishReason::Error, Some(error)),
-    };
+    let (reason, error) = broken_off(error);
     let _ = submission.to.send(Event::Finished(Finished { reason, error, held_back: String::new(), stats }));
 }
 

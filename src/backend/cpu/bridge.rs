@@ -19,7 +19,7 @@ use half::{bf16, f16};
 use mlx_rs::{Array, Dtype, StreamOrDevice};
 
 use super::{Floats, FloatsMut, threads};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::item_size;
 
@@ -181,10 +181,7 @@ impl Fate {
 fn panicked(panic: Box<dyn Any + Send>) -> Error {
     match panic.downcast::<Error>() {
         Ok(error) => *error,
-        Err(panic) => {
-            let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Error::Internal(format!("a kernel failed: {}", message.unwrap_or("no message")))
-        }
+        Err(panic) => Error::Internal(format!("a kernel failed: {}", panic_message(&*panic))),
     }
 }
 
