@@ -194,7 +194,7 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     #[inline(always)]
     fn dot_pairs(self, a: __m256i, b: __m256i, sum: __m256i) -> __m256i {
         unsafe {
-            if VNNI { _mm256_dpwssd_avx_epi32(sum, a, b) } else { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+            if VNNI { dpwssd_256(sum, a, b) } else { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
         }
     }
     #[inline(always)]
@@ -238,6 +238,18 @@ fn dpwssd(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     // SAFETY: the instruction reads and writes these registers alone.
     unsafe {
         asm!("vpdpwssd {}, {}, {}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
+}
+
+/// [`dpwssd`] on AVX-VNNI.
+#[target_feature(enable = "avx2,avxvnni")]
+#[inline]
+fn dpwssd_256(mut sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: the instruction reads and writes these registers alone.
+    unsafe {
+        asm!("{{vex}} vpdpwssd {}, {}, {}", inout(ymm_reg) sum, in(ymm_reg) a, in(ymm_reg) b,
             options(pure, nomem, nostack, preserves_flags));
     }
     sum
