@@ -277,6 +277,7 @@ pub mod mlxpack;
 pub mod models;
 pub mod ops;
 pub mod quantized;
+pub mod reply;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tensor_index;
