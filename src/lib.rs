@@ -267,6 +267,7 @@
 
 pub mod backend;
 pub mod chat_template;
+pub mod atomic_file;
 pub mod checkpoint;
 pub mod error;
 pub mod generate;
@@ -278,7 +279,6 @@ pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;
 
-mod atomic_file;
 mod mapped;
 mod mlx_rs_patch;
 

@@ -50,7 +50,7 @@ fn read_line(value: Value, flags: &Prompt, base: &GenerateOptions) -> Result<(Pr
 }
 
 /// A struct from an object; errors name the field.
-fn read_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T> {
+pub fn read_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T> {
     serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| {
         // Rust's names of types are nobody's business.
         let names = [

@@ -6,9 +6,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::task::Poll;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mlx_rs::Dtype;
 
@@ -128,8 +129,8 @@ pub(super) struct Submission {
 pub(super) struct Link {
     /// Deltas that were not taken yet.
     pub queued: AtomicUsize,
-    /// Nobody will take any more.
-    pub is_gone: AtomicBool,
+    /// The end is asked for, or nobody will take any more.
+    pub is_aborted: AtomicBool,
 }
 
 /// A model on its own thread. Dropped, it aborts what is under way and waits for the thread.
@@ -240,6 +241,12 @@ impl Drop for Engine {
     }
 }
 
+/// The last event where the engine's thread has ended without one.
+fn broken() -> Event {
+    let (held_back, stats) = (String::new(), Stats::default());
+    Event::Finished(Finished { reason: FinishReason::Error, error: Some(ended()), held_back, stats })
+}
+
 fn ended() -> Error {
     Error::Internal("the engine's thread has ended".into())
 }
@@ -263,11 +270,31 @@ impl Generation {
         if self.finished.is_some() {
             return None;
         }
-        let event = self.events.recv().unwrap_or_else(|_| {
-            let stats = Stats::default();
-            let held_back = String::new();
-            Event::Finished(Finished { reason: FinishReason::Error, error: Some(ended()), held_back, stats })
-        });
+        let event = self.events.recv().unwrap_or_else(|_| broken());
+        Some(self.taken(event))
+    }
+
+    /// The next event, if it comes within `patience`.
+    pub fn next_event_within(&mut self, patience: Duration) -> Poll<Option<Event>> {
+        if self.finished.is_some() {
+            return Poll::Ready(None);
+        }
+        let event = match self.events.recv_timeout(patience) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => return Poll::Pending,
+            Err(RecvTimeoutError::Disconnected) => broken(),
+        };
+        Poll::Ready(Some(self.taken(event)))
+    }
+
+    /// Ask for the end: [`Event::Finished`] comes after the pass that is being computed. What was read stays for requests to come.
+    pub fn abort(&self) {
+        self.link.is_aborted.store(true, Ordering::Release);
+        let _ = self.commands.send(Command::Wake);
+    }
+
+    /// An event that is about to be handed out.
+    fn taken(&mut self, event: Event) -> Event {
         match &event {
             Event::Delta(_) => {
                 if self.link.queued.fetch_sub(1, Ordering::AcqRel) == PATIENCE.1 {
@@ -277,7 +304,7 @@ impl Generation {
             Event::Finished(finished) => self.finished = Some((finished.reason, finished.stats)),
             Event::Reading { .. } | Event::Read { .. } => {}
         }
-        Some(event)
+        event
     }
 
     /// Why it ended; `None` while it runs.
@@ -307,9 +334,8 @@ impl Iterator for Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.link.is_gone.store(true, Ordering::Release);
         if self.finished.is_none() {
-            let _ = self.commands.send(Command::Wake);
+            self.abort();
         }
     }
 }

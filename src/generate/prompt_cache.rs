@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::Watch;
 use super::generator::read;
 use super::kv_cache::{CacheLimits, KvCache};
-use crate::atomic_file::AtomicFile;
+use crate::atomic_file;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::array_from_bytes;
@@ -133,9 +133,7 @@ impl PromptCache {
         });
         let file = safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata.to_json())])))
             .map_err(|e| Error::malformed(path, e))?;
-        let target = AtomicFile::create(path, overwrite)?;
-        target.write_at(&file, 0)?;
-        target.commit(|| Ok(()))
+        atomic_file::write(path, &file, overwrite)
     }
 
     /// Read what [`PromptCache::save`] wrote for this `model`.
