@@ -275,6 +275,7 @@ pub mod mlxpack;
 pub mod models;
 pub mod ops;
 pub mod quantized;
+pub mod reply;
 pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;

@@ -80,6 +80,11 @@ impl ChatTemplate {
         ChatTemplate { source: generation_as_with(&source), special_tokens }
     }
 
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The conversation as text, special tokens included: within 2 seconds and 512 MB of a worker, where the program
     /// has one ([`set_worker`]).
     ///

@@ -13,6 +13,7 @@ use tokenizers::{AddedToken, Decoder as _, DecoderWrapper};
 use crate::chat_template::{ChatTemplate, Conversation};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::reply::Format;
 
 mod bounded;
 mod pattern;
@@ -114,7 +115,26 @@ impl Tokenizer {
 
     /// The decoder of one generation's ids, as they come.
     pub fn detokenizer(&self) -> Detokenizer<'_> {
-        Detokenizer { tokenizer: self, first: true, strip: self.decoding.strip.1, pending: Vec::new() }
+        Detokenizer {
+            tokenizer: self,
+            shown: BTreeSet::new(),
+            first: true,
+            strip: self.decoding.strip.1,
+            pending: Vec::new(),
+        }
+    }
+
+    /// How the model writes reasoning and calls of tools, as its chat template and vocabulary say.
+    pub fn reply_format(&self) -> Format {
+        let template = self.templates.get("tool_use").or_else(|| self.templates.get(DEFAULT));
+        let has_token = |token: &str| self.inner.token_to_id(token).is_some();
+        Format::detect(template.map_or("", ChatTemplate::source), has_token)
+    }
+
+    /// Of `texts`, the ids of those that are special tokens, which [`Detokenizer::showing`] makes part of the text.
+    pub fn special_ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> BTreeSet<u32> {
+        let is_special = |text: &&str| self.inner.get_added_vocabulary().is_special_token(text);
+        texts.into_iter().filter(is_special).filter_map(|text| self.inner.token_to_id(text)).collect()
     }
 
     /// How the vocabulary spells `id` (`Ġthe`, `▁the`, `<0x0A>`, `<|im_end|>`).
@@ -334,6 +354,8 @@ fn gpt2_byte(c: char) -> Option<u8> {
 #[derive(Debug)]
 pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,
+    /// Special tokens that are text.
+    shown: BTreeSet<u32>,
     first: bool,
     /// How many characters may still be lost at the start of the text.
     strip: usize,
@@ -342,6 +364,12 @@ pub struct Detokenizer<'a> {
 }
 
 impl Detokenizer<'_> {
+    /// The same, where these special tokens are part of the text, as the vocabulary spells them.
+    pub fn showing(mut self, ids: BTreeSet<u32>) -> Self {
+        self.shown = ids;
+        self
+    }
+
     /// The text that `id` completes, often empty.
     ///
     /// # Errors
@@ -350,7 +378,11 @@ impl Detokenizer<'_> {
         let Tokenizer { path, inner, decoding, .. } = self.tokenizer;
         let Some(piece) = inner.id_to_token(id) else { return Ok(String::new()) };
         if inner.get_added_vocabulary().is_special_token(&piece) {
-            return Ok(String::new());
+            if !self.shown.contains(&id) {
+                return Ok(String::new());
+            }
+            (self.first, self.strip) = (false, 0);
+            return Ok(self.text(true) + &piece);
         }
         let first = std::mem::replace(&mut self.first, false);
         self.pending.extend(guard(path, || decoding.bytes(piece, first))?);

@@ -173,7 +173,7 @@ fn demo_that_begins_with(opening: &str, home: &Path) -> String {
 #[test]
 fn reasoning_is_told_apart_hidden_and_left_to_the_template() {
     let home = home();
-    let root = demo_that_begins_with("<think>\n", home.path());
+    let root = demo_that_begins_with("<think>\n{# </think> #}", home.path());
     let turns = "What colour is the sky?\n/save talk.json\n";
     let (code, shown, _) = chat(&["-m", &root, "-n", "12"], turns, home.path());
     assert!(code == Some(0) && shown.starts_with("<think>\n") && shown.ends_with("\n</think>\n\n"), "{shown:?}");

@@ -6,12 +6,13 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 18] = [
     "cli",
     "generate",
     "models",
     "tokenizer",
     "chat_template",
+    "reply",
     "quantized",
     "weights",
     "ops",

@@ -19,6 +19,7 @@ mod mlxpack_cli;
 mod paper;
 mod process;
 mod prompt_cache;
+mod reply;
 mod robustness;
 mod sampling;
 mod streaming;

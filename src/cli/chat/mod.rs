@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use mlx_lm::GenerateOptions;
 use mlx_lm::generate::{EngineOptions, Event, FinishReason, Finished, Overrides, Stats};
-use mlx_lm::reply::{self, Format, Parser, Reasoning};
+use mlx_lm::reply::{self, Format, Parser};
 use serde_json::{Map, Value};
 
 use super::args::ChatArgs;
@@ -259,7 +259,7 @@ impl Chat {
         let options = self.current_options()?;
         let tokenizer = self.session.engine.tokenizer();
         let text = self.dialogue.render(tokenizer)?;
-        let format = Format { reasoning: Some(Reasoning::Think), calls: None };
+        let format = Format { calls: None, ..tokenizer.reply_format() };
         let mut parser = Parser::new(format, &text);
         let prompt = self.transcript.prompt(text, tokenizer)?;
 
