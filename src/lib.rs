@@ -265,9 +265,9 @@
 //! `cli` (the programs, and what only they need) and `demo` (`Checkpoint::demo`, 3.5 MB) are on by default; the library
 //! needs neither.
 
+pub mod atomic_file;
 pub mod backend;
 pub mod chat_template;
-pub mod atomic_file;
 pub mod checkpoint;
 pub mod error;
 pub mod generate;

@@ -376,7 +376,7 @@ mod tests {
 
     /// What a terminal of this size shows after the answer came in such pieces.
     fn shown(answer: &str, piece: usize, rows: u16, columns: u16) -> vt100::Parser {
-        let mut terminal = vt100::Parser::new(rows, columns, 0);
+        let mut terminal = vt100::Parser::new(rows.try_into().unwrap(), columns.try_into().unwrap(), 0);
         let mut stream = Stream::new(rows.into(), columns.into());
         let mut write = |text: String| terminal.process(text.replace('\n', "\r\n").as_bytes());
         write("> question\n".into());
