@@ -26,6 +26,7 @@
 //! | [`models`] | config.json, the families, the decoder, RoPE |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
 //! | [`mod@generate`] | the engine and its scheduler, the key-value cache, the sampler |
+//! | `server` | OpenAI's interface over HTTP (feature `server`) |
 //!
 //! Arrays are MLX's and lazy: an operation that returns `Ok` has been described, not run. MLX keeps its streams per
 //! thread, so a model is loaded and run on one thread. Every failure is an [`Error`] that names the file, field or tensor it
@@ -262,20 +263,24 @@
 //!
 //! # Features
 //!
-//! `cli` (the programs, and what only they need) and `demo` (`Checkpoint::demo`, 3.5 MB) are on by default; the library
-//! needs neither.
+//! `cli` (the programs, and what only they need), `server` (`mlx_lm serve`) and `demo` (`Checkpoint::demo`, 3.5 MB) are on by
+//! default; the library needs none.
 
 pub mod atomic_file;
 pub mod backend;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod error;
+#[cfg(any(feature = "cli", feature = "server"))]
+pub mod fields;
 pub mod generate;
 pub mod mlxpack;
 pub mod models;
 pub mod ops;
 pub mod quantized;
 pub mod reply;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;

@@ -59,6 +59,20 @@ pub struct Conversation {
     pub continue_final_message: bool,
 }
 
+impl Conversation {
+    /// One that the model is to answer; where the last message is the assistant's, that is continued.
+    pub fn to_answer(messages: Vec<serde_json::Value>) -> Self {
+        let last = messages.last().filter(|message| message["role"] == "assistant");
+        let continues = last.is_some_and(|message| message["content"].is_string() || message["content"].is_array());
+        Conversation {
+            messages,
+            add_generation_prompt: !continues,
+            continue_final_message: continues,
+            ..Conversation::default()
+        }
+    }
+}
+
 /// A checkpoint's chat template and the special tokens that it names.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -108,6 +122,15 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render`].
     pub fn render_here(&self, conversation: &Conversation) -> Result<String> {
         self.render_by(conversation, Job::render_here)
+    }
+
+    /// Whether the template's source has this word.
+    pub fn mentions(&self, word: &str) -> bool {
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        let alone = |at: usize| {
+            !self.source[..at].ends_with(is_part) && !self.source[at + word.len()..].starts_with(is_part)
+        };
+        self.source.match_indices(word).any(|(at, _)| alone(at))
     }
 
     fn render_by(&self, conversation: &Conversation, render: impl FnOnce(&Job) -> Result<String>) -> Result<String> {

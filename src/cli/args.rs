@@ -41,6 +41,9 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Measure how fast a model reads a prompt and generates on this machine.
     Bench(BenchArgs),
+    /// Answer requests over HTTP, as OpenAI's interface has them, and show a page to talk to.
+    #[cfg(feature = "server")]
+    Serve(ServeArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
     /// Write the man pages into a directory.
@@ -222,6 +225,55 @@ pub enum PerplexityFormat {
     Jsonl,
 }
 
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A model directory or .mlxpack file, under the name of its folder or pack, or NAME=PATH (repeatable). The first is loaded
+    /// at the start, the others when they are asked for
+    #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
+    #[arg(long, short, visible_alias = "model", value_name = "[NAME=]PATH")]
+    pub model_root: Vec<String>,
+    /// The address to listen at
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// The port; 0 takes one that is free
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// A file of API keys, one a line, of which requests must bring one
+    #[arg(long, value_name = "FILE", help_heading = "Security", conflicts_with = "no_api_key")]
+    pub api_key_file: Option<PathBuf>,
+    /// Let anybody ask who can reach an address that is not this machine's alone
+    #[arg(long, help_heading = "Security")]
+    pub no_api_key: bool,
+    /// Let web pages of this origin ask, such as https://example.com, or `*` (repeatable)
+    #[arg(long, value_name = "ORIGIN", help_heading = "Security")]
+    pub cors: Vec<String>,
+    /// Compute up to so many sequences of a model together; answers do not depend on it
+    #[arg(long, value_name = "N", default_value = "16", value_parser = parallel, help_heading = "Limits")]
+    pub parallel: usize,
+    /// Let so many more wait; beyond that, requests are refused with status 429
+    #[arg(long, value_name = "N", default_value = "256", value_parser = queue, help_heading = "Limits")]
+    pub queue: usize,
+    /// Memory for the keys and values of all that a model computes together, such as 2GB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub cache_memory: Option<ByteSize>,
+    /// Let a model go that nobody has asked for so long
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
+    pub idle_unload: Option<u64>,
+    /// How long requests under way may take to end after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "SECONDS", default_value = "30", help_heading = "Limits")]
+    pub drain_seconds: u64,
+    /// Keep the most used beginnings of prompts in this directory, over restarts
+    #[arg(long, value_name = "DIR")]
+    pub prompt_cache_dir: Option<PathBuf>,
+    /// What requests leave out: an option of --batch lines, such as temp=0.7 max_tokens=1000
+    #[arg(long, value_name = "NAME=VALUE", num_args = 1..)]
+    pub default: Vec<String>,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
+}
+
 /// How much of the past a model sees.
 #[derive(Debug, Args)]
 pub struct CacheArgs {
@@ -365,6 +417,11 @@ fn parallel(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|n| (1..=1024).contains(n))
         .ok_or_else(|| "expected a whole number from 1 to 1024".to_owned())
+}
+
+#[cfg(feature = "server")]
+fn queue(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n: &usize| n <= 1 << 16).ok_or_else(|| "expected a whole number from 0 to 65536".to_owned())
 }
 
 fn bits(text: &str) -> Result<u32, String> {

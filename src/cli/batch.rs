@@ -9,10 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use mlx_lm::GenerateOptions;
 use mlx_lm::generate::{self, FinishReason, Finished, Generation, Overrides};
+use mlx_lm::{GenerateOptions, fields};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::generate::Session;
@@ -45,29 +44,8 @@ fn read_line(value: Value, flags: &Prompt, base: &GenerateOptions) -> Result<(Pr
     };
     let (of_prompt, of_options): (Map<_, _>, Map<_, _>) =
         fields.into_iter().partition(|(name, _)| PROMPT_FIELDS.contains(&name.as_str()));
-    let options = read_fields::<Overrides>(of_options)?.apply(base)?;
-    Ok((read_fields::<LinePrompt>(of_prompt)?.resolve(flags)?, options))
-}
-
-/// A struct from an object; errors name the field.
-pub fn read_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T> {
-    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| {
-        // Rust's names of types are nobody's business.
-        let names = [
-            ("usize", "a whole number from 0"),
-            ("i64", "a whole number"),
-            ("f32", "a number"),
-            ("a sequence", "a list"),
-        ];
-        let problem = error.inner().to_string().replace("invalid type: map", "invalid type: object");
-        let problem = names
-            .iter()
-            .fold(problem, |text, (rust, json)| text.replace(&format!("expected {rust}"), &format!("expected {json}")));
-        match error.path().to_string().as_str() {
-            "." => anyhow!("{problem}"),
-            field => anyhow!("`{field}`: {problem}"),
-        }
-    })
+    let options = fields::read::<Overrides, _>(Value::Object(of_options))?.apply(base)?;
+    Ok((fields::read::<LinePrompt, _>(Value::Object(of_prompt))?.resolve(flags)?, options))
 }
 
 impl LinePrompt {

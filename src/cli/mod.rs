@@ -13,6 +13,8 @@ mod output;
 mod perplexity;
 mod progress;
 mod prompt;
+#[cfg(feature = "server")]
+mod serve;
 mod terminal;
 mod tokenize;
 
@@ -54,6 +56,8 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
         Some(Command::Bench(args)) => bench::bench(args),
+        #[cfg(feature = "server")]
+        Some(Command::Serve(args)) => serve::serve(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
         Some(Command::RenderTemplates) => {

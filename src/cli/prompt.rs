@@ -92,16 +92,11 @@ impl Prompt {
                 system.chain([message("user", text)]).chain(response).collect()
             }
         };
-        // An answer that was begun is continued.
-        let last = messages.last().filter(|message| message["role"] == "assistant");
-        let continues = last.is_some_and(|message| message["content"].is_string() || message["content"].is_array());
         let text = tokenizer.render(&Conversation {
-            messages,
             tools: self.tools.clone(),
             args: self.template_args.clone(),
             date: self.date,
-            add_generation_prompt: !continues,
-            continue_final_message: continues,
+            ..Conversation::to_answer(messages)
         })?;
         let ids = tokenizer.encode(&text, false)?;
         Ok((text, ids))

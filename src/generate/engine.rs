@@ -4,10 +4,10 @@
 //! they are made; dropping it aborts the request.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::task::Poll;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use mlx_rs::Dtype;
 
 use super::options::GenerateOptions;
 use super::output::{Delta, FinishReason, Stats};
+use super::prefix::PrefixCache;
 use super::prompt_cache::PromptCache;
 use super::worker::Worker;
 use super::{Prepared, prepare};
@@ -110,7 +111,7 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     /// A caller took events, or went away.
     Wake,
-    Call(Box<dyn FnOnce(&Model) + Send>),
+    Call(Box<dyn FnOnce(&Model, &mut PrefixCache) + Send>),
     ShutDown,
 }
 
@@ -119,9 +120,33 @@ pub(super) struct Submission {
     pub prepared: Prepared,
     pub options: GenerateOptions,
     pub prompt_cache: Option<PromptCache>,
-    pub to: Sender<Event>,
+    pub events: Events,
     pub link: Arc<Link>,
     pub submitted: Instant,
+}
+
+/// Where the events of a request go.
+#[derive(Clone)]
+pub(super) struct Events {
+    to: Sender<Event>,
+    /// Dropped after `to`, so that whoever is woken finds the end.
+    wake: WakeAtEnd,
+}
+
+impl Events {
+    pub fn send(&self, event: Event) {
+        let _ = self.to.send(event); // whoever is gone is aborted before the next pass
+        self.wake.0.wake();
+    }
+}
+
+#[derive(Clone)]
+struct WakeAtEnd(Arc<Link>);
+
+impl Drop for WakeAtEnd {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
 }
 
 /// What a request's two ends share.
@@ -131,6 +156,27 @@ pub(super) struct Link {
     pub queued: AtomicUsize,
     /// The end is asked for, or nobody will take any more.
     pub is_aborted: AtomicBool,
+    /// Whoever waits for an event without blocking.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Link {
+    fn wake(&self) {
+        if let Some(waker) = locked(&self.waker).take() {
+            waker.wake();
+        }
+    }
+}
+
+/// What an engine is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Sequences under way.
+    pub running: usize,
+    /// Bytes of the keys and values of sequences under way, and of those kept for later ones.
+    pub cache_bytes: u64,
 }
 
 /// A model on its own thread. Dropped, it aborts what is under way and waits for the thread.
@@ -138,6 +184,7 @@ pub(super) struct Link {
 pub struct Engine {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
+    load: Arc<Mutex<Load>>,
     tokenizer: Arc<Tokenizer>,
     config: DecoderConfig,
     dtype: Dtype,
@@ -167,20 +214,22 @@ impl Engine {
         let (commands, received) = channel();
         let (ready, is_ready) = channel();
         let of_thread = Arc::clone(&tokenizer);
+        let told = Arc::<Mutex<Load>>::default();
+        let tell = Arc::clone(&told);
         let run = move || {
             let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(panicked(&*panic)));
             match loaded {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok(model) => {
                     let _ = ready.send(Ok((model.config().clone(), model.dtype())));
-                    Worker::new(&model, &of_thread, &options).run(&received);
+                    Worker::new(&model, &of_thread, &options).run(&received, |load| *locked(&tell) = load);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(16 << 20).spawn(run);
         let thread = thread.map_err(|e| Error::OutOfMemory(format!("a thread could not be started: {e}")))?;
         match is_ready.recv() {
-            Ok(Ok((config, dtype))) => Ok(Engine { commands, thread: Some(thread), tokenizer, config, dtype }),
+            Ok(Ok((config, dtype))) => Ok(Engine { commands, thread: Some(thread), load: told, tokenizer, config, dtype }),
             Ok(Err(error)) => {
                 let _ = thread.join();
                 Err(error)
@@ -212,7 +261,7 @@ impl Engine {
             prepared,
             options: request.options,
             prompt_cache: request.prompt_cache,
-            to,
+            events: Events { to, wake: WakeAtEnd(Arc::clone(&link)) },
             link: Arc::clone(&link),
             submitted: Instant::now(),
         };
@@ -225,10 +274,38 @@ impl Engine {
     /// # Errors
     /// When `with` panics.
     pub fn call<R: Send + 'static>(&self, with: impl FnOnce(&Model) -> R + Send + 'static) -> Result<R> {
+        self.call_with_prefixes(move |model, _| with(model))
+    }
+
+    /// The beginnings of prompts that are kept and were of use, the most used first, at most so many.
+    ///
+    /// # Errors
+    /// When the engine's thread has ended.
+    pub fn prefixes(&self, most: usize) -> Result<Vec<PromptCache>> {
+        self.call_with_prefixes(move |model, prefixes| prefixes.most_used(model, most))
+    }
+
+    /// Keep what was read of a prompt for requests to come, as if one had just ended with it.
+    ///
+    /// # Errors
+    /// When it was made with another model, evicted tokens, or the engine's thread has ended.
+    pub fn keep(&self, prompt_cache: PromptCache) -> Result<()> {
+        self.call_with_prefixes(move |model, prefixes| Ok(prefixes.put(prompt_cache.into_prefix(model)?)))?
+    }
+
+    fn call_with_prefixes<R: Send + 'static>(
+        &self,
+        with: impl FnOnce(&Model, &mut PrefixCache) -> R + Send + 'static,
+    ) -> Result<R> {
         let (to, result) = channel();
-        let call = move |model: &Model| drop(to.send(with(model)));
+        let call = move |model: &Model, prefixes: &mut PrefixCache| drop(to.send(with(model, prefixes)));
         self.commands.send(Command::Call(Box::new(call))).map_err(|_| ended())?;
         result.recv().map_err(|_| ended())
+    }
+
+    /// What it was doing after the last pass.
+    pub fn status(&self) -> Load {
+        *locked(&self.load)
     }
 }
 
@@ -239,6 +316,10 @@ impl Drop for Engine {
             let _ = thread.join();
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// The last event where the engine's thread has ended without one.
@@ -291,6 +372,20 @@ impl Generation {
     pub fn abort(&self) {
         self.link.is_aborted.store(true, Ordering::Release);
         let _ = self.commands.send(Command::Wake);
+    }
+
+    /// The next event if there is one, `None` after [`Event::Finished`]; otherwise the task of `context` is woken once there is.
+    pub fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if self.finished.is_some() {
+            return Poll::Ready(None);
+        }
+        // Before looking, so that what comes in between wakes.
+        *locked(&self.link.waker) = Some(context.waker().clone());
+        match self.events.try_recv() {
+            Ok(event) => Poll::Ready(Some(self.taken(event))),
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Disconnected) => Poll::Ready(Some(self.taken(broken()))),
+        }
     }
 
     /// An event that is about to be handed out.

@@ -20,10 +20,12 @@ use mlx_rs::Dtype;
 use crate::error::{Error, Result};
 use crate::models::config::DecoderConfig;
 pub use crate::watch::Watch;
-pub use engine::{Engine, EngineOptions, Event, Finished, Generation, Request};
+pub use engine::{Engine, EngineOptions, Event, Finished, Generation, Load, Request};
 use kv_cache::CacheLimits;
 pub use options::{GenerateOptions, Overflow, Overrides};
 pub use output::{Delta, FinishReason, Stats};
+#[cfg(feature = "server")]
+pub(crate) use worker::available_memory;
 
 /// `None` for what a [`Watch`] stopped.
 fn unless_interrupted<T>(result: Result<T>) -> Result<Option<T>> {

@@ -128,6 +128,7 @@ pub struct Overrides {
         feature = "cli",
         arg(long, short = 'n', value_name = "N", allow_negative_numbers = true, help_heading = "Limits")
     )]
+    #[serde(alias = "max_completion_tokens")]
     pub max_tokens: Option<usize>,
     /// The most tokens that the model looks back at; see [`GenerateOptions::context_size`]
     #[cfg_attr(feature = "cli", arg(skip))] // other commands have this and the next two as well
@@ -166,6 +167,7 @@ pub struct Overrides {
         feature = "cli",
         arg(long, short = 't', value_name = "T", allow_negative_numbers = true, help_heading = "Sampling")
     )]
+    #[serde(alias = "temperature")]
     pub temp: Option<f32>,
     /// Keep the most likely tokens that together have this probability (0-1) [default: 1]
     #[cfg_attr(feature = "cli", arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling"))]

@@ -41,6 +41,8 @@ pub struct Stats {
     pub prompt_tokens: usize,
     /// Those of the prompt that were read here: all but what a cache held, was truncated, or came after an interruption.
     pub read_tokens: usize,
+    /// Those of the prompt that a cache held.
+    pub cached_tokens: usize,
     /// Including an end-of-sequence token.
     pub generated_tokens: usize,
     /// From the request to the first token.
@@ -73,9 +75,8 @@ pub(super) struct Output<'t> {
     stop: StopStrings,
     ignore_eos: bool,
     max_tokens: usize,
-    /// Prompt tokens that are read, and of these the ones that need not be.
+    /// Prompt tokens that are read, but for those of them that a cache holds.
     read: usize,
-    resumed: usize,
     stats: Stats,
     started: Instant,
 }
@@ -96,15 +97,19 @@ impl<'t> Output<'t> {
             ignore_eos: options.ignore_eos,
             max_tokens,
             read: read.len(),
-            resumed,
-            stats: Stats { prompt_tokens, evicted_tokens: (prompt_tokens - read.len()) as u64, ..Stats::default() },
+            stats: Stats {
+                prompt_tokens,
+                cached_tokens: resumed,
+                evicted_tokens: (prompt_tokens - read.len()) as u64,
+                ..Stats::default()
+            },
             started,
         }
     }
 
     /// So many prompt tokens turned out to be in the cache already.
     pub fn resumed(&mut self, tokens: usize) {
-        self.resumed = tokens;
+        self.stats.cached_tokens = tokens;
     }
 
     /// Whether no token at all is asked for.
@@ -127,7 +132,7 @@ impl<'t> Output<'t> {
         let elapsed = self.started.elapsed();
         if self.stats.generated_tokens == 0 {
             self.stats.prompt_time = elapsed;
-            self.stats.read_tokens = self.read - self.resumed;
+            self.stats.read_tokens = self.read - self.stats.cached_tokens;
         }
         self.stats.generation_time = elapsed - self.stats.prompt_time;
         self.stats.generated_tokens += 1;
@@ -158,7 +163,7 @@ impl<'t> Output<'t> {
         }
         if self.stats.generated_tokens == 0 {
             self.stats.prompt_time = self.started.elapsed();
-            self.stats.read_tokens = read.saturating_sub(self.resumed);
+            self.stats.read_tokens = read.saturating_sub(self.stats.cached_tokens);
         }
         self.stats.evicted_tokens += evicted;
         Finished { reason, error, held_back, stats: self.stats }

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 
 use super::kv_cache::{CacheLimits, KvCache};
+use super::prompt_cache::PromptCache;
+use crate::models::Model;
 
 /// Fewer common tokens are not worth a copy of a cache.
 pub(super) const WORTHWHILE: usize = 16;
@@ -20,6 +22,8 @@ pub(super) struct Prefix {
     /// How many first ones were prefilled: those behind may differ in the last bits from what prefilling them would give.
     pub prefilled: usize,
     pub cache: KvCache,
+    /// How many sequences began with it.
+    pub uses: u64,
 }
 
 /// The most recently used last.
@@ -65,7 +69,8 @@ impl PrefixCache {
         let length = |i: &usize| self.usable(&self.entries[*i], prompt, limits);
         let best = (0..self.entries.len()).max_by_key(length).filter(|i| length(i) >= WORTHWHILE)?;
         let shared = length(&best);
-        let entry = self.entries.remove(best).expect("it is there");
+        let mut entry = self.entries.remove(best).expect("it is there");
+        entry.uses += 1;
         let cache = match entry.cache.evicted() {
             0 => entry.cache.beginning(shared as i32, limits),
             _ => entry.cache.clone(),
@@ -76,19 +81,34 @@ impl PrefixCache {
     }
 
     /// Keep what a sequence left. An entry that is the beginning of it goes, unless tokens were evicted since.
-    pub fn put(&mut self, prefix: Prefix) {
+    pub fn put(&mut self, mut prefix: Prefix) {
         let evicted = prefix.cache.evicted() > 0;
         if prefix.ids.len() < WORTHWHILE || evicted && self.deterministic {
             return;
         }
-        let serves_no_more = |entry: &Prefix| {
-            common(&entry.ids, &prefix.ids) == entry.ids.len() && evicted == (entry.cache.evicted() > 0)
-        };
-        self.entries.retain(|entry| !serves_no_more(entry));
+        self.entries.retain(|entry| {
+            let is_beginning = common(&entry.ids, &prefix.ids) == entry.ids.len();
+            let goes = is_beginning && evicted == (entry.cache.evicted() > 0);
+            prefix.uses += if goes { entry.uses } else { 0 };
+            !goes
+        });
         self.entries.push_back(prefix);
     }
 
-    fn bytes(&self) -> u64 {
+    /// What was prefilled of the entries that were of use, the most used first, at most so many.
+    pub fn most_used(&self, model: &Model, most: usize) -> Vec<PromptCache> {
+        let is_used =
+            |entry: &&Prefix| entry.uses > 0 && entry.prefilled >= WORTHWHILE && entry.cache.evicted() == 0;
+        let mut used: Vec<&Prefix> = self.entries.iter().filter(is_used).collect();
+        used.sort_by_key(|entry| std::cmp::Reverse(entry.uses));
+        let kept = |entry: &&Prefix| {
+            let cache = entry.cache.beginning(entry.prefilled as i32, entry.cache.limits());
+            PromptCache::of_prefix(model, entry.ids[..entry.prefilled].to_vec(), cache)
+        };
+        used.iter().take(most).map(kept).collect()
+    }
+
+    pub fn bytes(&self) -> u64 {
         self.entries.iter().map(|entry| u64::from(entry.cache.capacity().unsigned_abs()) * self.bytes_per_token).sum()
     }
 

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 use mlx_rs::memory::clear_cache;
 
 use super::Prepared;
-use super::engine::{Command, EngineOptions, Event, Finished, Link, PATIENCE, Submission, panicked};
+use super::engine::{Command, EngineOptions, Event, Events, Finished, Link, Load, PATIENCE, Submission, panicked};
 use super::generator::{CLEAR_CACHE_EVERY, Step, Token, submit};
 use super::kv_cache::{CacheLimits, STEP};
 use super::output::{FinishReason, Output, Stats};
@@ -37,7 +37,7 @@ struct Active<'t> {
     left: usize,
     /// Those generated.
     generated: Vec<u32>,
-    to: Sender<Event>,
+    events: Events,
     link: Arc<Link>,
 }
 
@@ -45,10 +45,6 @@ impl Active<'_> {
     /// Whether its cache may serve others, and be served by them: no token of the prompt is evicted.
     fn shares(&self) -> bool {
         self.sequence.prompt.len() <= self.limits.context_size as usize
-    }
-
-    fn send(&self, event: Event) {
-        let _ = self.to.send(event); // whoever is gone is aborted before the next pass
     }
 }
 
@@ -91,7 +87,8 @@ impl<'t> Worker<'t> {
         }
     }
 
-    pub fn run(mut self, commands: &Receiver<Command>) {
+    /// Do what `commands` ask for until they end, and `tell` after each pass what is under way.
+    pub fn run(mut self, commands: &Receiver<Command>, tell: impl Fn(Load)) {
         let stop = Arc::clone(&self.stop);
         let _interruptible = ops::interruptible(&stop);
         let mut has_work = false;
@@ -103,7 +100,7 @@ impl<'t> Worker<'t> {
                     Command::Submit(submission) => self.queue(*submission),
                     Command::Call(call) => {
                         // Whoever called finds that no result comes.
-                        let _ = catch_unwind(AssertUnwindSafe(|| call(self.model)));
+                        let _ = catch_unwind(AssertUnwindSafe(|| call(self.model, &mut self.prefixes)));
                     }
                     Command::Wake => {}
                     Command::ShutDown => return self.end_all(&Error::Interrupted),
@@ -118,7 +115,15 @@ impl<'t> Worker<'t> {
                 self.end_all(&error);
                 !self.waiting.is_empty()
             });
+            tell(self.load());
         }
+    }
+
+    fn load(&self) -> Load {
+        let (waiting, running) = self.scheduler.load();
+        let tokens = self.active.iter().map(|active| u64::from(active.sequence.cache.capacity().unsigned_abs()));
+        let cache_bytes = tokens.sum::<u64>() * self.bytes_per_token + self.prefixes.bytes();
+        Load { waiting, running, cache_bytes }
     }
 
     fn queue(&mut self, submission: Submission) {
@@ -205,7 +210,7 @@ impl<'t> Worker<'t> {
     }
 
     fn start(&self, id: Id, submission: &Submission) -> Result<Active<'t>> {
-        let Submission { prepared, options, prompt_cache, to, link, submitted } = submission;
+        let Submission { prepared, options, prompt_cache, events, link, submitted } = submission;
         let Prepared { read, limits, max_tokens, .. } = prepared;
         let cache = match prompt_cache {
             Some(_) if read.len() < prepared.prompt_tokens => {
@@ -230,7 +235,7 @@ impl<'t> Worker<'t> {
             is_fresh,
             left: *max_tokens,
             generated: Vec::new(),
-            to: to.clone(),
+            events: events.clone(),
             link: Arc::clone(link),
         })
     }
@@ -288,14 +293,14 @@ impl<'t> Worker<'t> {
                 active.left -= 1;
                 decoding.push(&mut active.sequence);
             } else if let Some((_, n)) = plan.prefill.iter().find(|(id, _)| *id == active.id) {
-                lookers.push((active.to.clone(), active.sequence.read(), *n, active.sequence.prompt.len()));
+                lookers.push((active.events.clone(), active.sequence.read(), *n, active.sequence.prompt.len()));
                 prefilling.push((&mut active.sequence, *n));
             }
         }
         let layers = self.model.config().num_hidden_layers as usize;
         let mut tell = |layer: usize| {
-            for (to, before, n, total) in &lookers {
-                let _ = to.send(Event::Reading { done: before + n * layer / layers, total: *total });
+            for (events, before, n, total) in &lookers {
+                events.send(Event::Reading { done: before + n * layer / layers, total: *total });
             }
         };
         tell(0);
@@ -332,12 +337,12 @@ impl<'t> Worker<'t> {
     fn tell(&mut self, id: Id, token: Token) {
         let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
         if !active.output.has_begun() {
-            active.send(Event::Read { evicted: active.output.left_out() + active.evicted });
+            active.events.send(Event::Read { evicted: active.output.left_out() + active.evicted });
         }
         match active.output.push(self.tokenizer, token) {
             Ok((delta, reason)) => {
                 active.link.queued.fetch_add(1, Ordering::AcqRel);
-                active.send(Event::Delta(delta));
+                active.events.send(Event::Delta(delta));
                 if let Some(reason) = reason {
                     self.finish(id, reason);
                 }
@@ -354,24 +359,24 @@ impl<'t> Worker<'t> {
 
     /// A sequence is complete, or was aborted; its cache stays for others.
     fn finish(&mut self, id: Id, reason: FinishReason) {
-        let Active { sequence, output, to, prefilled, generated, .. } = self.take(id);
+        let Active { sequence, output, events, prefilled, generated, .. } = self.take(id);
         let evicted = sequence.cache.evicted();
-        let _ = to.send(Event::Finished(output.finish(reason, None, evicted, sequence.read())));
+        events.send(Event::Finished(output.finish(reason, None, evicted, sequence.read())));
         let mut ids = sequence.prompt;
         ids.extend(generated);
         ids.truncate(sequence.cache.seen() as usize);
         if sequence.cache.seen() as usize == ids.len() {
-            self.prefixes.put(Prefix { prefilled: prefilled.min(ids.len()), ids, cache: sequence.cache });
+            self.prefixes.put(Prefix { prefilled: prefilled.min(ids.len()), ids, cache: sequence.cache, uses: 0 });
             self.prefixes.shrink(self.cache_memory - self.scheduler.used());
         }
     }
 
     /// A sequence ends with an error, or is aborted.
     fn end(&mut self, id: Id, error: Error) {
-        let Active { sequence, output, to, .. } = self.take(id);
+        let Active { sequence, output, events, .. } = self.take(id);
         let (reason, error) = broken_off(error);
         let finished = output.finish(reason, error, sequence.cache.evicted(), sequence.read());
-        let _ = to.send(Event::Finished(finished));
+        events.send(Event::Finished(finished));
     }
 
     /// Everything under way ends: a pass failed, and what it computed is of no use. So may be what was kept of late.
@@ -405,19 +410,21 @@ fn broken_off(error: Error) -> (FinishReason, Option<Error>) {
 fn refuse(submission: &Submission, error: Error) {
     let stats = Stats { prompt_tokens: submission.prepared.prompt_tokens, ..Stats::default() };
     let (reason, error) = broken_off(error);
-    let _ = submission.to.send(Event::Finished(Finished { reason, error, held_back: String::new(), stats }));
+    submission.events.send(Event::Finished(Finished { reason, error, held_back: String::new(), stats }));
 }
 
 /// What the system has left, less a quarter: in bytes.
 fn free_memory() -> u64 {
-    let available = || {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
-    };
     let of_mlx = || {
         let (limit, active) = (mlx_rs::memory::memory_limit(), mlx_rs::memory::active_memory());
         limit.unwrap_or(8 << 30).saturating_sub(active.unwrap_or(0)) as u64
     };
-    available().unwrap_or_else(of_mlx) / 4 * 3
+    available_memory().unwrap_or_else(of_mlx) / 4 * 3
+}
+
+/// What the system has left, in bytes, where it says so.
+pub(crate) fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -184,6 +184,23 @@ impl Tokenizer {
         };
         template.render(conversation)
     }
+
+    /// Whether a chat template reads this variable.
+    pub fn template_reads(&self, variable: &str) -> bool {
+        self.templates.values().any(|template| template.mentions(variable))
+    }
+
+    /// The bytes that `id` stands for within a text: of a special token its name, of one that is not in the vocabulary none.
+    ///
+    /// # Errors
+    /// When a pattern in the tokenizer's decoder fails.
+    pub fn token_bytes(&self, id: u32) -> Result<Vec<u8>> {
+        let Some(piece) = self.inner.id_to_token(id) else { return Ok(Vec::new()) };
+        if self.inner.get_added_vocabulary().is_special_token(&piece) {
+            return Ok(piece.into());
+        }
+        guard(&self.path, || self.decoding.bytes(piece, false))
+    }
 }
 
 /// The name of the template that is used when no other is asked for.

@@ -13,13 +13,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mlx_lm::GenerateOptions;
+use mlx_lm::{GenerateOptions, fields};
 use mlx_lm::generate::{EngineOptions, Event, FinishReason, Finished, Overrides, Stats};
 use mlx_lm::reply::{self, Format, Parser};
 use serde_json::{Map, Value};
 
 use super::args::ChatArgs;
-use super::batch::read_fields;
 use super::generate::{Session, set_device};
 use super::output::print_stats;
 use super::process::{FAILURE, INTERRUPTED, SUCCESS, of_stdout};
@@ -236,7 +235,7 @@ impl Chat {
     }
 
     fn current_options(&self) -> Result<GenerateOptions> {
-        let mut options = read_fields::<Overrides>(self.settings.clone())?.apply(&self.options)?;
+        let mut options = fields::read::<Overrides, _>(Value::Object(self.settings.clone()))?.apply(&self.options)?;
         options.sampler.seed = options.sampler.seed.wrapping_add(self.retries);
         Ok(options)
     }

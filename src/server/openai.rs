@@ -1,0 +1,586 @@
+//! The wire types of OpenAI's interface: requests, answers, and chunks of streamed answers.
+//!
+//! Reference: <https://platform.openai.com/docs/api-reference>. Requests are read strictly: a field that is not here, and is no
+//! option of a generation ([`Overrides`]) either, is an error that names it.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use crate::chat_template::Conversation;
+use crate::fields;
+use crate::generate::{FinishReason, Overrides};
+
+/// The most answers to one prompt, and alternatives to one token.
+const MAX_N: usize = 128;
+const MAX_LOGPROBS: usize = 20;
+/// The most stop strings, and bytes of one.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 1024;
+
+/// What both kinds of requests say of how to generate.
+#[derive(Debug, PartialEq)]
+pub struct Settings {
+    /// The model's name; without one, the server's first.
+    pub model: Option<String>,
+    /// How many answers to give to each prompt.
+    pub n: usize,
+    /// Whether to send the answer piece by piece, and how.
+    pub stream: Option<StreamOptions>,
+    /// Who asks.
+    pub user: Option<String>,
+    /// What is set of the generation itself.
+    pub overrides: Overrides,
+}
+
+/// How to send an answer piece by piece.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StreamOptions {
+    /// End with what the answer took.
+    pub include_usage: bool,
+}
+
+#[derive(Deserialize)]
+struct SettingsFields {
+    model: Option<String>,
+    n: Option<usize>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    user: Option<String>,
+    #[serde(flatten)]
+    overrides: Map<String, Value>,
+}
+
+impl Settings {
+    fn read(fields: Map<String, Value>) -> Result<Self, ApiError> {
+        let SettingsFields { model, n, stream, stream_options, user, overrides } = fields::read(Value::Object(fields))?;
+        if stream_options.is_some() && stream != Some(true) {
+            return Err(ApiError::field("stream_options", "goes with `stream`: true"));
+        }
+        let n = n.unwrap_or(1);
+        if !(1..=MAX_N).contains(&n) {
+            return Err(ApiError::field("n", format!("{n}, expected a whole number from 1 to {MAX_N}")));
+        }
+        // What a pass over a prompt may take of the server's memory is not a client's to say.
+        if overrides.contains_key("prefill_step") {
+            return Err(ApiError::unknown_field("prefill_step"));
+        }
+        let overrides: Overrides = fields::read(Value::Object(overrides))?;
+        let stops = overrides.stop.as_deref().unwrap_or_default();
+        if stops.len() > MAX_STOPS || stops.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+            let most = format!("expected at most {MAX_STOPS} texts of at most {MAX_STOP_BYTES} bytes");
+            return Err(ApiError::field("stop", most));
+        }
+        let stream = (stream == Some(true)).then(|| stream_options.unwrap_or_default());
+        Ok(Settings { model, n, stream, user, overrides })
+    }
+}
+
+/// `POST /v1/chat/completions`.
+#[derive(Debug)]
+pub struct ChatRequest {
+    /// How to generate.
+    pub settings: Settings,
+    /// What the chat template is to write.
+    pub turns: Turns,
+}
+
+#[derive(Deserialize)]
+struct ChatFields {
+    messages: Vec<Message>,
+    reasoning_effort: Option<Effort>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<usize>,
+    #[serde(flatten)]
+    settings: Map<String, Value>,
+}
+
+impl ChatRequest {
+    /// # Errors
+    /// When it is not one; the error names the field.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let ChatFields { messages, reasoning_effort, chat_template_kwargs, logprobs, top_logprobs, settings } =
+            read_body(body)?;
+        let mut settings = Settings::read(settings)?;
+        settings.overrides.logprobs = match (logprobs, top_logprobs) {
+            (Some(true), n) => Some(n.unwrap_or(0)),
+            (_, Some(1..)) => return Err(ApiError::field("top_logprobs", "goes with `logprobs`: true")),
+            _ => None,
+        };
+        check_logprobs("top_logprobs", top_logprobs)?;
+        let turns = Turns::new(messages, reasoning_effort, chat_template_kwargs)?;
+        Ok(ChatRequest { settings, turns })
+    }
+}
+
+/// How long to think, which is a variable of chat templates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// Not at all.
+    None,
+    #[allow(missing_docs)]
+    Minimal,
+    #[allow(missing_docs)]
+    Low,
+    #[allow(missing_docs)]
+    Medium,
+    #[allow(missing_docs)]
+    High,
+    #[allow(missing_docs)]
+    Xhigh,
+}
+
+/// A conversation, and variables of the chat template.
+#[derive(Debug)]
+pub struct Turns {
+    messages: Vec<Value>,
+    effort: Option<Effort>,
+    variables: Map<String, Value>,
+}
+
+impl Turns {
+    fn new(
+        messages: Vec<Message>,
+        effort: Option<Effort>,
+        variables: Option<Map<String, Value>>,
+    ) -> Result<Self, ApiError> {
+        if messages.is_empty() {
+            return Err(ApiError::field("messages", "the list is empty"));
+        }
+        let messages = messages.into_iter().enumerate().map(|(i, message)| message.for_template(i));
+        Ok(Turns { messages: messages.collect::<Result<_, _>>()?, effort, variables: variables.unwrap_or_default() })
+    }
+
+    /// What the chat template is given; `reads` tells whether it reads a variable.
+    ///
+    /// # Errors
+    /// When it does not read one, which would be ignored.
+    pub fn conversation(self, reads: impl Fn(&str) -> bool) -> Result<Conversation, ApiError> {
+        let mut conversation = Conversation::to_answer(self.messages);
+        if let Some(effort) = self.effort {
+            let variables =
+                [("reasoning_effort", json!(effort)), ("enable_thinking", json!(effort != Effort::None))];
+            let read = variables.into_iter().filter(|(name, _)| reads(name));
+            conversation.args.extend(read.map(|(name, value)| (name.to_owned(), value)));
+            if conversation.args.is_empty() {
+                return Err(ApiError::field("reasoning_effort", "the model's chat template does not know it"));
+            }
+        }
+        if let Some((name, _)) = self.variables.iter().find(|(name, _)| !reads(name)) {
+            let field = format!("chat_template_kwargs.{name}");
+            return Err(ApiError::field(&field, "the model's chat template does not know it"));
+        }
+        conversation.args.extend(self.variables);
+        Ok(conversation)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    role: Role,
+    #[serde(default, deserialize_with = "text")]
+    content: Option<String>,
+    name: Option<String>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<ToolCall>>,
+    tool_call_id: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    /// What OpenAI calls `developer` of late; templates know the older name.
+    #[serde(alias = "developer")]
+    System,
+    User,
+    Assistant,
+    Tool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToolCall {
+    id: Option<String>,
+    #[serde(rename = "type")]
+    _type: Option<FunctionType>,
+    function: FunctionCall,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum FunctionType {
+    Function,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FunctionCall {
+    name: String,
+    arguments: String,
+}
+
+impl Message {
+    /// As templates expect it: without what is not there, and with a call's arguments as an object.
+    fn for_template(self, index: usize) -> Result<Value, ApiError> {
+        let Message { role, content, name, reasoning_content, tool_calls, tool_call_id } = self;
+        if content.is_none() && tool_calls.is_none() {
+            return Err(ApiError::field(&format!("messages[{index}].content"), "missing"));
+        }
+        let mut message = json!({"role": role, "content": content.unwrap_or_default()});
+        let texts = [("name", name), ("reasoning_content", reasoning_content), ("tool_call_id", tool_call_id)];
+        for (key, text) in texts.into_iter().filter_map(|(key, text)| Some((key, text?))) {
+            message[key] = text.into();
+        }
+        if let Some(calls) = tool_calls {
+            let calls = calls.into_iter().enumerate().map(|(call, ToolCall { id, function, .. })| {
+                let arguments: Map<String, Value> = serde_json::from_str(&function.arguments).map_err(|e| {
+                    let field = format!("messages[{index}].tool_calls[{call}].function.arguments");
+                    ApiError::field(&field, format!("the text is not a JSON object: {e}"))
+                })?;
+                let function = json!({"name": function.name, "arguments": arguments});
+                let mut call = json!({"type": "function", "function": function});
+                if let Some(id) = id {
+                    call["id"] = id.into();
+                }
+                Ok(call)
+            });
+            message["tool_calls"] = calls.collect::<Result<Vec<_>, ApiError>>()?.into();
+        }
+        Ok(message)
+    }
+}
+
+/// A text, or a list of parts that are text.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    use serde::de::Error as _;
+    let wrong = |found: &dyn std::fmt::Display| {
+        D::Error::custom(format!("{found}, expected a text or a list of {{\"type\": \"text\", \"text\": …}}"))
+    };
+    let parts = match Value::deserialize(deserializer)? {
+        Value::Null => return Ok(None),
+        Value::String(text) => return Ok(Some(text)),
+        Value::Array(parts) => parts,
+        other => return Err(wrong(&other)),
+    };
+    let mut joined = String::new();
+    for part in &parts {
+        match (part["type"].as_str(), part["text"].as_str()) {
+            (Some("text"), Some(text)) if part.as_object().is_some_and(|part| part.len() == 2) => joined += text,
+            (Some(kind), _) if kind != "text" => return Err(wrong(&format!("a part of type `{kind}`"))),
+            _ => return Err(wrong(part)),
+        }
+    }
+    Ok(Some(joined))
+}
+
+/// `POST /v1/completions`.
+#[derive(Debug, PartialEq)]
+pub struct CompletionRequest {
+    /// How to generate.
+    pub settings: Settings,
+    /// What to go on from, each for itself.
+    pub prompts: Vec<Prompt>,
+}
+
+/// What to go on from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+#[derive(Deserialize)]
+struct CompletionFields {
+    #[serde(deserialize_with = "prompts")]
+    prompt: Vec<Prompt>,
+    logprobs: Option<usize>,
+    #[serde(flatten)]
+    settings: Map<String, Value>,
+}
+
+impl CompletionRequest {
+    /// # Errors
+    /// When it is not one; the error names the field.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let CompletionFields { prompt: prompts, logprobs, settings } = read_body(body)?;
+        let mut settings = Settings::read(settings)?;
+        check_logprobs("logprobs", logprobs)?;
+        settings.overrides.logprobs = logprobs;
+        Ok(CompletionRequest { settings, prompts })
+    }
+}
+
+fn prompts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Prompt>, D::Error> {
+    use serde::de::Error as _;
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(Prompt),
+        Many(Vec<Prompt>),
+    }
+    let expected = "expected a text, a list of token ids, or a list of these";
+    match OneOrMany::deserialize(deserializer).map_err(|_| D::Error::custom(expected))? {
+        OneOrMany::One(Prompt::Ids(ids)) if ids.is_empty() => Err(D::Error::custom(format!("an empty list, {expected}"))),
+        OneOrMany::One(prompt) => Ok(vec![prompt]),
+        OneOrMany::Many(prompts) => Ok(prompts),
+    }
+}
+
+fn check_logprobs(name: &str, n: Option<usize>) -> Result<(), ApiError> {
+    match n {
+        Some(n) if n > MAX_LOGPROBS => {
+            Err(ApiError::field(name, format!("{n}, expected a whole number from 0 to {MAX_LOGPROBS}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `POST /v1/tokenize`: a prompt or a conversation.
+#[derive(Debug)]
+pub struct TokenizeRequest {
+    /// The model's name; without one, the server's first.
+    pub model: Option<String>,
+    /// What to tokenize.
+    pub input: TokenizeInput,
+    /// Whether to tell how the vocabulary spells the tokens.
+    pub return_token_strs: bool,
+}
+
+/// What to tokenize.
+#[derive(Debug)]
+pub enum TokenizeInput {
+    /// A text, with or without the special tokens that begin and end one.
+    #[allow(missing_docs)]
+    Prompt { text: String, add_special_tokens: bool },
+    /// What the chat template writes.
+    Conversation(Turns),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenizeFields {
+    model: Option<String>,
+    prompt: Option<String>,
+    messages: Option<Vec<Message>>,
+    reasoning_effort: Option<Effort>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    add_special_tokens: Option<bool>,
+    return_token_strs: Option<bool>,
+}
+
+impl TokenizeRequest {
+    /// # Errors
+    /// When it is not one; the error names the field.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let fields: TokenizeFields = read_body(body)?;
+        let for_messages = [
+            ("reasoning_effort", fields.reasoning_effort.is_some()),
+            ("chat_template_kwargs", fields.chat_template_kwargs.is_some()),
+        ];
+        let input = match (fields.prompt, fields.messages) {
+            (Some(text), None) => {
+                if let Some((name, _)) = for_messages.iter().find(|(_, is_there)| *is_there) {
+                    return Err(ApiError::field(name, "goes with `messages`"));
+                }
+                TokenizeInput::Prompt { text, add_special_tokens: fields.add_special_tokens.unwrap_or(true) }
+            }
+            (None, Some(_)) if fields.add_special_tokens.is_some() => {
+                return Err(ApiError::field("add_special_tokens", "goes with `prompt`; a chat template writes its own"));
+            }
+            (None, Some(messages)) => {
+                let turns = Turns::new(messages, fields.reasoning_effort, fields.chat_template_kwargs)?;
+                TokenizeInput::Conversation(turns)
+            }
+            _ => return Err(ApiError::field("prompt", "expected either `prompt` or `messages`")),
+        };
+        let return_token_strs = fields.return_token_strs.unwrap_or(false);
+        Ok(TokenizeRequest { model: fields.model, input, return_token_strs })
+    }
+}
+
+/// `POST /v1/detokenize`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetokenizeRequest {
+    /// The model's name; without one, the server's first.
+    pub model: Option<String>,
+    /// Token ids.
+    pub tokens: Vec<u32>,
+}
+
+impl DetokenizeRequest {
+    /// # Errors
+    /// When it is not one; the error names the field.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        read_body(body)
+    }
+}
+
+fn read_body<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let read = fields::read(&mut deserializer)?;
+    deserializer.end().map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}")))?;
+    Ok(read)
+}
+
+/// Why an answer ended.
+pub fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Length => "length",
+        FinishReason::Stop | FinishReason::Abort | FinishReason::Error => "stop",
+    }
+}
+
+/// What an answer took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct PromptTokensDetails {
+    pub cached_tokens: usize,
+}
+
+/// A token, its log-probability, and the most likely tokens in its place.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct TokenLogprob {
+    #[serde(flatten)]
+    pub token: Scored,
+    pub top_logprobs: Vec<Scored>,
+}
+
+/// A token and its log-probability.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Scored {
+    /// Its text, in which bytes that are no UTF-8 are U+FFFD.
+    pub token: String,
+    /// Natural logarithm.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Scored {
+    /// What the older interface calls the token, so that different ones have different names.
+    fn name(&self) -> String {
+        match std::str::from_utf8(&self.bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => self.bytes.iter().fold("bytes:".to_owned(), |name, byte| format!("{name}\\x{byte:02x}")),
+        }
+    }
+}
+
+/// An answer, or a chunk of a streamed one.
+#[derive(Debug, Serialize)]
+pub struct Answer<'a, C> {
+    /// What all answers of a request begin with.
+    #[serde(flatten)]
+    pub head: &'a Head,
+    /// Answers to each prompt in turn, or what is new of one.
+    pub choices: Vec<C>,
+    /// `None`: not told; `Some(None)`: told by a later chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// What all answers of a request, and all chunks of them, begin with.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct Head {
+    pub id: String,
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub model: String,
+    /// Of the model's configuration and weights.
+    pub system_fingerprint: String,
+}
+
+/// An answer of `/v1/chat/completions`.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct ChatChoice {
+    pub index: usize,
+    pub message: ChatMessage,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: &'static str,
+}
+
+/// A chunk of one.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct ChatChunk {
+    pub index: usize,
+    pub delta: ChatMessage,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+/// What the assistant says, or what is new of it.
+#[derive(Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct ChatMessage {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct ChatLogprobs {
+    pub content: Vec<TokenLogprob>,
+}
+
+/// An answer of `/v1/completions`, or a chunk of one.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct CompletionChoice {
+    pub index: usize,
+    pub text: String,
+    pub logprobs: Option<CompletionLogprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct CompletionLogprobs {
+    pub tokens: Vec<String>,
+    pub token_logprobs: Vec<f32>,
+    pub top_logprobs: Vec<Map<String, Value>>,
+    /// Where the tokens begin in the text, in characters.
+    pub text_offset: Vec<usize>,
+}
+
+impl CompletionLogprobs {
+    /// `offset` is where the first token begins.
+    pub fn new(tokens: &[TokenLogprob], mut offset: usize) -> Self {
+        let top = |token: &TokenLogprob| -> Map<String, Value> {
+            token.top_logprobs.iter().map(|scored| (scored.name(), scored.logprob.into())).collect()
+        };
+        let begins = |token: &TokenLogprob| {
+            let begin = offset;
+            offset += token.token.token.chars().count();
+            begin
+        };
+        CompletionLogprobs {
+            tokens: tokens.iter().map(|token| token.token.name()).collect(),
+            token_logprobs: tokens.iter().map(|token| token.token.logprob).collect(),
+            top_logprobs: tokens.iter().map(top).collect(),
+            text_offset: tokens.iter().map(begins).collect(),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What each path does.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, MatchedPath, Path, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use super::answer::{Answer, Kind};
+use super::openai::{ChatRequest, CompletionRequest, DetokenizeRequest, Prompt, Settings, TokenizeInput, TokenizeRequest};
+use super::registry::{Lease, Served};
+use super::{ApiError, Shared};
+use crate::generate::{self, Event, FinishReason, GenerateOptions, Generation};
+
+/// Of a request's body: some two million tokens.
+const MAX_BODY_BYTES: usize = 8 << 20;
+/// From a request's head to the end of its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the token may take that `/health` asks for, and for how long another one's counts.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Answered = Result<Response, ApiError>;
+
+/// All paths.
+pub fn router(shared: Arc<Shared>, cors: &[String]) -> Router {
+    let keyed = Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
+        .route("/v1/tokenize", post(tokenize))
+        .route("/v1/detokenize", post(detokenize))
+        .route("/metrics", get(metrics))
+        .route_layer(from_fn_with_state(Arc::clone(&shared), check_key));
+    let router = keyed
+        .route("/health", get(health))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is no such path; docs/server.md lists them"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path has another method; the header Allow names it")
+        })
+        .route_layer(from_fn_with_state(Arc::clone(&shared), count))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn_with_state(Arc::clone(&shared), check_page))
+        .layer(CatchPanicLayer::custom(panicked));
+    let router = if cors.is_empty() { router } else { router.layer(cors_layer(cors)) };
+    router.with_state(shared)
+}
+
+fn cors_layer(origins: &[String]) -> CorsLayer {
+    let origins = match origins.iter().any(|origin| origin == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok())),
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    log::error!("a request panicked: {}", crate::error::panic_message(&*panic));
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; please report it").into_response()
+}
+
+async fn check_page(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Answered {
+    shared.guard.check_page(request.headers())?;
+    Ok(next.run(request).await)
+}
+
+async fn check_key(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Answered {
+    shared.guard.check_key(request.headers())?;
+    Ok(next.run(request).await)
+}
+
+/// Count the request's result, also where the client goes away before there is one.
+async fn count(State(shared): State<Arc<Shared>>, path: MatchedPath, request: Request, next: Next) -> Response {
+    struct Counted {
+        shared: Arc<Shared>,
+        path: MatchedPath,
+        result: String,
+    }
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.shared.metrics.request(self.path.as_str(), std::mem::take(&mut self.result));
+        }
+    }
+    let mut counted = Counted { shared, path, result: "abandoned".to_owned() };
+    let response = next.run(request).await;
+    counted.result = response.status().as_u16().to_string();
+    response
+}
+
+async fn read_body(request: Request) -> Result<Bytes, ApiError> {
+    let read = timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await;
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come to its end in time");
+    read.map_err(late)?.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("the body has more than {MAX_BODY_BYTES} bytes, which is the most that is read");
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        }
+        _ => ApiError::bad_request("the body could not be read"),
+    })
+}
+
+async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    let asked = Instant::now();
+    let place = shared.admit(1)?;
+    let body = read_body(request).await?;
+    let ChatRequest { settings, turns } = shared.prepare(move || ChatRequest::parse(&body)).await?;
+    let lease = shared.registry.lease(settings.model.as_deref()).await?;
+    let tokenize = {
+        let lease = lease.clone();
+        move || {
+            let tokenizer = lease.engine.tokenizer();
+            let conversation = turns.conversation(|variable| tokenizer.template_reads(variable))?;
+            Ok(tokenizer.encode(&tokenizer.render(&conversation)?, false)?)
+        }
+    };
+    let prompt = shared.prepare(tokenize).await?;
+    answer(shared, lease, place, Kind::Chat, settings, vec![prompt], asked).await
+}
+
+async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    let asked = Instant::now();
+    let place = shared.admit(1)?;
+    let body = read_body(request).await?;
+    let CompletionRequest { settings, prompts } = shared.prepare(move || CompletionRequest::parse(&body)).await?;
+    let lease = shared.registry.lease(settings.model.as_deref()).await?;
+    let tokenize = {
+        let lease = lease.clone();
+        move || {
+            let ids = |prompt| match prompt {
+                Prompt::Text(text) => Ok(lease.engine.tokenizer().encode(&text, true)?),
+                Prompt::Ids(ids) => Ok(ids),
+            };
+            prompts.into_iter().map(ids).collect::<Result<Vec<_>, ApiError>>()
+        }
+    };
+    let prompts = shared.prepare(tokenize).await?;
+    answer(shared, lease, place, Kind::Completion, settings, prompts, asked).await
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    lease: Lease,
+    mut places: OwnedSemaphorePermit,
+    kind: Kind,
+    settings: Settings,
+    prompts: Vec<Vec<u32>>,
+    asked: Instant,
+) -> Answered {
+    let Settings { n, stream, user, overrides, .. } = settings;
+    if let Some(user) = user {
+        log::debug!("a request of {user:?}");
+    }
+    let options = overrides.apply(&shared.defaults)?;
+    places.merge(shared.admit(prompts.len().saturating_mul(n) - 1)?);
+    let mut generations = Vec::new();
+    for prompt in &prompts {
+        for i in 0..n as u64 {
+            let mut options = options.clone();
+            options.sampler.seed = options.sampler.seed.wrapping_add(i);
+            generations.push(submit(&lease, prompt.clone(), options)?);
+        }
+    }
+    let has_logprobs = options.logprobs.is_some();
+    Answer::new(shared, lease, kind, generations, n, has_logprobs, asked, places).respond(stream).await
+}
+
+fn submit(model: &Served, prompt: Vec<u32>, options: GenerateOptions) -> crate::Result<Generation> {
+    model.engine.submit(generate::Request { prompt, options, prompt_cache: None })
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let models: Vec<Value> = shared.registry.names().map(|name| model_json(&shared, name)).collect();
+    Json(json!({"object": "list", "data": models}))
+}
+
+async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    shared.registry.require(&name)?;
+    Ok(Json(model_json(&shared, &name)))
+}
+
+fn model_json(shared: &Shared, name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": shared.registry.started, "owned_by": "mlx_lm"})
+}
+
+async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    let _place = shared.admit(1)?;
+    let body = read_body(request).await?;
+    let TokenizeRequest { model, input, return_token_strs } =
+        shared.prepare(move || TokenizeRequest::parse(&body)).await?;
+    let lease = shared.registry.lease(model.as_deref()).await?;
+    let tokenize = move || {
+        let tokenizer = lease.engine.tokenizer();
+        let ids = match input {
+            TokenizeInput::Prompt { text, add_special_tokens } => tokenizer.encode(&text, add_special_tokens)?,
+            TokenizeInput::Conversation(turns) => {
+                let conversation = turns.conversation(|variable| tokenizer.template_reads(variable))?;
+                tokenizer.encode(&tokenizer.render(&conversation)?, false)?
+            }
+        };
+        let most = lease.engine.config().max_position_embeddings;
+        let mut told = json!({"count": ids.len(), "max_model_len": most, "tokens": ids});
+        if return_token_strs {
+            told["token_strs"] = ids.iter().map(|&id| tokenizer.piece(id)).collect();
+        }
+        Ok(Json(told).into_response())
+    };
+    shared.prepare(tokenize).await
+}
+
+async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    let _place = shared.admit(1)?;
+    let body = read_body(request).await?;
+    let DetokenizeRequest { model, tokens } = shared.prepare(move || DetokenizeRequest::parse(&body)).await?;
+    let lease = shared.registry.lease(model.as_deref()).await?;
+    let detokenize = move || Ok(Json(json!({"prompt": lease.engine.tokenizer().decode(&tokens)?})).into_response());
+    shared.prepare(detokenize).await
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    const TEXT: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    ([(header::CONTENT_TYPE, TEXT)], shared.metrics.encode(&shared.registry.loads())).into_response()
+}
+
+/// 200 when a token was made a moment ago, or can be made now.
+async fn health(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiError> {
+    if shared.is_draining.load(Ordering::Acquire) {
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"));
+    }
+    let Some(model) = shared.registry.any()? else { return Ok(Json(json!({"status": "idle"}))) };
+    if !model.has_made_token(HEALTH_TIMEOUT) && !matches!(timeout(HEALTH_TIMEOUT, make_token(&model)).await, Ok(Ok(true))) {
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("{}: no token could be made", model.name)));
+    }
+    Ok(Json(json!({"status": "ok"})))
+}
+
+async fn make_token(model: &Served) -> crate::Result<bool> {
+    let options = GenerateOptions { max_tokens: 1, ignore_eos: true, ..GenerateOptions::default() };
+    let mut generation = submit(model, vec![0], options)?;
+    loop {
+        match poll_fn(|context| generation.poll_event(context)).await {
+            Some(Event::Finished(finished)) => return Ok(finished.reason == FinishReason::Length),
+            Some(_) => {}
+            None => return Ok(false),
+        }
+    }
+}
