@@ -239,7 +239,9 @@ impl Checkpoint {
     /// The bytes of all tensors of the model.
     #[cfg(feature = "server")]
     pub(crate) fn weight_bytes(&self) -> Result<u64> {
-        let tensors = |file: &WeightFile| file.index.tensors.iter().map(|tensor| tensor.bytes.end - tensor.bytes.start).sum::<u64>();
+        let tensors = |file: &WeightFile| {
+            file.index.tensors.iter().map(|tensor| tensor.bytes.end - tensor.bytes.start).sum::<u64>()
+        };
         Ok(self.weight_headers()?.iter().map(tensors).sum())
     }
 

@@ -127,9 +127,8 @@ impl ChatTemplate {
     /// Whether the template's source has this word.
     pub fn mentions(&self, word: &str) -> bool {
         let is_part = |c: char| c.is_alphanumeric() || c == '_';
-        let alone = |at: usize| {
-            !self.source[..at].ends_with(is_part) && !self.source[at + word.len()..].starts_with(is_part)
-        };
+        let alone =
+            |at: usize| !self.source[..at].ends_with(is_part) && !self.source[at + word.len()..].starts_with(is_part);
         self.source.match_indices(word).any(|(at, _)| alone(at))
     }
 

@@ -421,7 +421,10 @@ fn parallel(text: &str) -> Result<usize, String> {
 
 #[cfg(feature = "server")]
 fn queue(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n: &usize| n <= 1 << 16).ok_or_else(|| "expected a whole number from 0 to 65536".to_owned())
+    text.parse()
+        .ok()
+        .filter(|&n: &usize| n <= 1 << 16)
+        .ok_or_else(|| "expected a whole number from 0 to 65536".to_owned())
 }
 
 fn bits(text: &str) -> Result<u32, String> {

@@ -18,10 +18,8 @@ use super::process::{INTERRUPTED, SUCCESS, Usage};
 use super::prompt::read_text;
 
 pub fn serve(args: ServeArgs) -> Result<u8> {
-    let addresses: Vec<SocketAddr> = (args.host.as_str(), args.port)
-        .to_socket_addrs()
-        .with_context(|| format!("--host {}", args.host))?
-        .collect();
+    let addresses: Vec<SocketAddr> =
+        (args.host.as_str(), args.port).to_socket_addrs().with_context(|| format!("--host {}", args.host))?.collect();
     let api_keys = args.api_key_file.as_deref().map(api_keys).transpose()?;
     let is_open = api_keys.is_none() && !addresses.iter().all(|address| address.ip().is_loopback());
     if is_open && !args.no_api_key {
@@ -106,7 +104,9 @@ fn models(roots: &[String]) -> Result<Vec<ModelSource>> {
             _ => (default_name(Path::new(root))?, PathBuf::from(root)),
         };
         if models.iter().any(|model| model.name == name) {
-            return Err(Usage(format!("two models are called {name}; --model-root NAME={root} gives another name")).into());
+            return Err(
+                Usage(format!("two models are called {name}; --model-root NAME={root} gives another name")).into()
+            );
         }
         let open = move || {
             let checkpoint = Checkpoint::open(&path)?;

@@ -229,7 +229,9 @@ impl Engine {
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(16 << 20).spawn(run);
         let thread = thread.map_err(|e| Error::OutOfMemory(format!("a thread could not be started: {e}")))?;
         match is_ready.recv() {
-            Ok(Ok((config, dtype))) => Ok(Engine { commands, thread: Some(thread), load: told, tokenizer, config, dtype }),
+            Ok(Ok((config, dtype))) => {
+                Ok(Engine { commands, thread: Some(thread), load: told, tokenizer, config, dtype })
+            }
             Ok(Err(error)) => {
                 let _ = thread.join();
                 Err(error)

@@ -97,8 +97,7 @@ impl PrefixCache {
 
     /// What was prefilled of the entries that were of use, the most used first, at most so many.
     pub fn most_used(&self, model: &Model, most: usize) -> Vec<PromptCache> {
-        let is_used =
-            |entry: &&Prefix| entry.uses > 0 && entry.prefilled >= WORTHWHILE && entry.cache.evicted() == 0;
+        let is_used = |entry: &&Prefix| entry.uses > 0 && entry.prefilled >= WORTHWHILE && entry.cache.evicted() == 0;
         let mut used: Vec<&Prefix> = self.entries.iter().filter(is_used).collect();
         used.sort_by_key(|entry| std::cmp::Reverse(entry.uses));
         let kept = |entry: &&Prefix| {

@@ -126,7 +126,9 @@ impl PromptCache {
     fn require(&self, model: &Model) -> Result<()> {
         match self.model == model.identity() {
             true => Ok(()),
-            false => Err(Error::Input("the prompt cache was made with another model; make it again with this one".into())),
+            false => {
+                Err(Error::Input("the prompt cache was made with another model; make it again with this one".into()))
+            }
         }
     }
 

@@ -158,7 +158,10 @@ impl Answer {
                 Ok(Scored { token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes })
             };
             let top_logprobs = token.top_logprobs.iter().map(|&(id, logprob)| scored(id, logprob));
-            tokens.push(TokenLogprob { token: scored(token.id, logprob)?, top_logprobs: top_logprobs.collect::<Result<_>>()? });
+            tokens.push(TokenLogprob {
+                token: scored(token.id, logprob)?,
+                top_logprobs: top_logprobs.collect::<Result<_>>()?,
+            });
         }
         Ok(Update::Piece { index, text, tokens })
     }
@@ -255,8 +258,7 @@ impl Streaming {
         }
         // What cannot be served has a status of its own if that shows soon, and is an event of the stream otherwise.
         let first = timeout(FIRST_EVENT, answer.update()).await.ok().flatten().transpose()?;
-        let mut streaming =
-            Streaming { answer, options, ready: VecDeque::new(), told_reading: None, is_over: false };
+        let mut streaming = Streaming { answer, options, ready: VecDeque::new(), told_reading: None, is_over: false };
         if streaming.answer.kind == Kind::Chat {
             for index in 0..streaming.answer.choices.len() {
                 let delta = ChatMessage { role: Some("assistant"), content: Some(String::new()) };

@@ -161,8 +161,7 @@ impl Turns {
     pub fn conversation(self, reads: impl Fn(&str) -> bool) -> Result<Conversation, ApiError> {
         let mut conversation = Conversation::to_answer(self.messages);
         if let Some(effort) = self.effort {
-            let variables =
-                [("reasoning_effort", json!(effort)), ("enable_thinking", json!(effort != Effort::None))];
+            let variables = [("reasoning_effort", json!(effort)), ("enable_thinking", json!(effort != Effort::None))];
             let read = variables.into_iter().filter(|(name, _)| reads(name));
             conversation.args.extend(read.map(|(name, value)| (name.to_owned(), value)));
             if conversation.args.is_empty() {
@@ -326,7 +325,9 @@ fn prompts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Prompt>, D:
     }
     let expected = "expected a text, a list of token ids, or a list of these";
     match OneOrMany::deserialize(deserializer).map_err(|_| D::Error::custom(expected))? {
-        OneOrMany::One(Prompt::Ids(ids)) if ids.is_empty() => Err(D::Error::custom(format!("an empty list, {expected}"))),
+        OneOrMany::One(Prompt::Ids(ids)) if ids.is_empty() => {
+            Err(D::Error::custom(format!("an empty list, {expected}")))
+        }
         OneOrMany::One(prompt) => Ok(vec![prompt]),
         OneOrMany::Many(prompts) => Ok(prompts),
     }
@@ -391,7 +392,10 @@ impl TokenizeRequest {
                 TokenizeInput::Prompt { text, add_special_tokens: fields.add_special_tokens.unwrap_or(true) }
             }
             (None, Some(_)) if fields.add_special_tokens.is_some() => {
-                return Err(ApiError::field("add_special_tokens", "goes with `prompt`; a chat template writes its own"));
+                return Err(ApiError::field(
+                    "add_special_tokens",
+                    "goes with `prompt`; a chat template writes its own",
+                ));
             }
             (None, Some(messages)) => {
                 let turns = Turns::new(messages, fields.reasoning_effort, fields.chat_template_kwargs)?;

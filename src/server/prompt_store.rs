@@ -46,7 +46,8 @@ impl PromptStore {
             }
         }
         if let Some(first) = ignored.first() {
-            let others = if ignored.len() > 1 { format!(", as {} others are", ignored.len() - 1) } else { String::new() };
+            let others =
+                if ignored.len() > 1 { format!(", as {} others are", ignored.len() - 1) } else { String::new() };
             log::warn!("ignored{others}: {first}");
         }
     }

@@ -121,11 +121,7 @@ impl Registry {
     /// None is loaded yet. There is at least one source.
     pub fn new(sources: Vec<ModelSource>, options: Options) -> Self {
         let slot = |source| Slot { source, residence: Mutex::new(Residence::Absent), loading: Arc::default() };
-        Registry {
-            slots: sources.into_iter().map(slot).collect(),
-            options,
-            started: unix_seconds(SystemTime::now()),
-        }
+        Registry { slots: sources.into_iter().map(slot).collect(), options, started: unix_seconds(SystemTime::now()) }
     }
 
     /// What requests may call models.
@@ -213,7 +209,10 @@ impl Registry {
                 if self.loaded().is_empty() {
                     break; // alone, it may still fit: weights are mapped
                 }
-                return Err(Error::OutOfMemory(format!("the model needs {:.1} MB, and the others are in use", bytes as f64 / 1e6)));
+                return Err(Error::OutOfMemory(format!(
+                    "the model needs {:.1} MB, and the others are in use",
+                    bytes as f64 / 1e6
+                )));
             }
         }
         let tokenizer = Arc::new(Tokenizer::load(&checkpoint)?);

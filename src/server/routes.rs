@@ -19,9 +19,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::answer::{Answer, Kind};
-use super::openai::{ChatRequest, CompletionRequest, DetokenizeRequest, Prompt, Settings, TokenizeInput, TokenizeRequest};
+use super::openai::{
+    ChatRequest, CompletionRequest, DetokenizeRequest, Prompt, Settings, TokenizeInput, TokenizeRequest,
+};
 use super::registry::{Lease, Served};
-use super::{ApiError, Shared};
+use super::{ApiError, Shared, page};
 use crate::generate::{self, Event, FinishReason, GenerateOptions, Generation};
 
 /// Of a request's body: some two million tokens.
@@ -45,6 +47,7 @@ pub fn router(shared: Arc<Shared>, cors: &[String]) -> Router {
         .route("/metrics", get(metrics))
         .route_layer(from_fn_with_state(Arc::clone(&shared), check_key));
     let router = keyed
+        .merge(page::router())
         .route("/health", get(health))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is no such path; docs/server.md lists them"))
         .method_not_allowed_fallback(async || {
@@ -242,7 +245,9 @@ async fn health(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiErr
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"));
     }
     let Some(model) = shared.registry.any()? else { return Ok(Json(json!({"status": "idle"}))) };
-    if !model.has_made_token(HEALTH_TIMEOUT) && !matches!(timeout(HEALTH_TIMEOUT, make_token(&model)).await, Ok(Ok(true))) {
+    if !model.has_made_token(HEALTH_TIMEOUT)
+        && !matches!(timeout(HEALTH_TIMEOUT, make_token(&model)).await, Ok(Ok(true)))
+    {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("{}: no token could be made", model.name)));
     }
     Ok(Json(json!({"status": "ok"})))

@@ -128,7 +128,9 @@ mod tests {
         for host in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:8080", "[::1]:8080"] {
             assert_eq!(guard.check_page(&headers([(HOST, host)])), Ok(()), "{host}");
         }
-        for host in ["example.com", "example.com:8080", "localhost.example.com", "127.0.0.1.example.com", "", "a@localhost@b"] {
+        for host in
+            ["example.com", "example.com:8080", "localhost.example.com", "127.0.0.1.example.com", "", "a@localhost@b"]
+        {
             assert_eq!(guard.check_page(&headers([(HOST, host)])).unwrap_err().status, 403, "{host}");
         }
         assert_eq!(guard.check_page(&HeaderMap::new()).unwrap_err().status, 403);
@@ -158,7 +160,16 @@ mod tests {
         for key in ["secret-1", "secret-2"] {
             assert_eq!(guard.check_key(&headers([(AUTHORIZATION, &format!("Bearer {key}"))])), Ok(()));
         }
-        for value in ["", "Bearer", "Bearer ", "Bearer secret", "Bearer secret-12", "Basic secret-1", "secret-1", "Bearer # mine"] {
+        for value in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer secret",
+            "Bearer secret-12",
+            "Basic secret-1",
+            "secret-1",
+            "Bearer # mine",
+        ] {
             assert_eq!(guard.check_key(&headers([(AUTHORIZATION, value)])).unwrap_err().status, 401, "{value}");
         }
         assert!(guard.check_key(&HeaderMap::new()).is_err());

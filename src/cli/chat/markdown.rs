@@ -12,6 +12,9 @@ use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 /// The most columns of a rendered line; longer ones are hard to read.
 const MEASURE: usize = 100;
 
+/// Empties what is below the cursor.
+pub const CLEAR: &str = "\x1b[J";
+
 /// An answer on its way to a terminal. Its text has no control characters but line ends.
 pub struct Stream {
     rows: usize,
@@ -114,7 +117,7 @@ impl Stream {
     fn replace(&self, lines: &[String], shown: &str, out: &mut String) {
         let height: usize = lines.iter().map(|line| self.height(line)).sum();
         if height < self.rows {
-            *out += &format!("\x1b[{height}A\x1b[J{shown}");
+            *out += &format!("\x1b[{height}A{CLEAR}{shown}");
         }
     }
 

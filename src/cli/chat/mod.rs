@@ -13,9 +13,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use mlx_lm::{GenerateOptions, fields};
 use mlx_lm::generate::{EngineOptions, Event, FinishReason, Finished, Overrides, Stats};
 use mlx_lm::reply::{self, Format, Parser};
+use mlx_lm::{GenerateOptions, fields};
 use serde_json::{Map, Value};
 
 use super::args::ChatArgs;

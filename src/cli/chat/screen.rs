@@ -6,6 +6,9 @@ use console::{Style, Term};
 
 use super::markdown;
 
+/// Empties the line.
+const ERASE: &str = "\r\x1b[K";
+
 /// What the flags say of it.
 #[derive(Clone, Copy)]
 pub struct Screen {
@@ -78,7 +81,10 @@ impl Answer {
             _ if self.part == Part::Reasoning => self.close_reasoning()?,
             _ => {}
         }
-        if self.at_line_start { Ok(()) } else { self.write("\n") }
+        if !self.at_line_start {
+            self.write("\n")?;
+        }
+        if self.screen.dims { self.write("\n") } else { Ok(()) } // between turns
     }
 
     fn begin(&mut self, part: Part) -> io::Result<()> {
@@ -109,10 +115,7 @@ impl Answer {
         match (self.screen.shows_reasoning, self.screen.dims) {
             (true, true) => self.write("\n\n"),
             (true, false) => self.write("\n</think>\n\n"),
-            (false, true) => {
-                self.at_line_start = true;
-                self.write("\r\x1b[K")
-            }
+            (false, true) => self.write(ERASE),
             (false, false) => Ok(()),
         }
     }
@@ -124,7 +127,7 @@ impl Answer {
 
     fn write(&mut self, text: &str) -> io::Result<()> {
         if let Some(last) = text.chars().next_back() {
-            self.at_line_start = last == '\n' || text.ends_with("\x1b[K") || text.ends_with("\x1b[J");
+            self.at_line_start = last == '\n' || [ERASE, markdown::CLEAR].iter().any(|end| text.ends_with(end));
         }
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
@@ -144,4 +147,17 @@ pub fn printable(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_control_characters() {
+        let all: String = (0..0x250).filter_map(char::from_u32).collect();
+        let controls: Vec<char> = printable(&all).chars().filter(|c| c.is_control()).collect();
+        assert_eq!(controls, ['\n']);
+        assert_eq!(printable("a\tb\r\n\x1b[2J\u{9b}é"), "a    b\n\u{fffd}[2J\u{fffd}é");
+    }
 }
