@@ -266,6 +266,7 @@
 //! `cli` (the programs, and what only they need), `server` (`mlx_lm serve`) and `demo` (`Checkpoint::demo`, 3.5 MB) are on by
 //! default; the library needs none.
 
+pub mod atomic_file;
 pub mod backend;
 pub mod chat_template;
 pub mod checkpoint;
@@ -284,7 +285,6 @@ pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;
 
-mod atomic_file;
 mod mapped;
 mod mlx_rs_patch;
 

@@ -34,6 +34,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Talk to a model in the terminal; lines on standard input are turns of a conversation.
+    Chat(ChatArgs),
     /// Show how a prompt becomes tokens: rendered text, ids and pieces. Needs the tokenizer's files only.
     Tokenize(TokenizeArgs),
     /// Read a prompt once and keep what it left in a file, for --prompt-cache.
@@ -369,6 +371,50 @@ pub enum Format {
 pub enum DeviceArg {
     Cpu,
     Gpu,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A system message before the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Conversation")]
+    pub system: Option<String>,
+    /// Go on from a conversation, a JSON list of messages as /save writes it
+    #[arg(long, value_name = "FILE", conflicts_with = "system", help_heading = "Conversation")]
+    pub messages: Option<PathBuf>,
+    /// Set a variable of the chat template, such as enable_thinking=false (repeatable)
+    #[arg(long, value_name = "KEY=JSON", value_parser = template_arg, help_heading = "Conversation")]
+    pub template_arg: Vec<(String, Value)>,
+    /// The date that the chat template prints, instead of today's
+    #[arg(long, value_name = "YYYY-MM-DD", help_heading = "Conversation")]
+    pub date: Option<jiff::civil::Date>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub overrides: Overrides,
+    /// Memory for keys and values, such as 2GB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub cache_memory: Option<ByteSize>,
+    /// Do not render Markdown in a terminal
+    #[arg(long, help_heading = "Output")]
+    pub plain: bool,
+    /// Do not show what the model thinks before it answers
+    #[arg(long, help_heading = "Output")]
+    pub hide_reasoning: bool,
+    /// Show timings and memory of each answer on stderr
+    #[arg(long, help_heading = "Output")]
+    pub verbose: bool,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
+}
+
+impl ChatArgs {
+    /// The library's options, their ranges checked.
+    pub fn options(&self) -> mlx_lm::Result<GenerateOptions> {
+        self.cache.overrides(self.overrides.clone()).apply(&GenerateOptions::default())
+    }
 }
 
 impl GenerateArgs {

@@ -7,6 +7,7 @@ mod args;
 mod batch;
 mod bench;
 mod cache_prompt;
+mod chat;
 mod generate;
 mod output;
 mod perplexity;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> Result<u8> {
             refuse_mistyped_command(&cli.generate.prompt)?;
             generate::generate(cli.generate)
         }
+        Some(Command::Chat(args)) => chat::chat(args),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),

@@ -184,7 +184,8 @@ fn parse_json(text: &str) -> Result<Value> {
     serde_json::from_str(text).context("not valid JSON")
 }
 
-fn parse_messages(text: &str) -> Result<Vec<Value>> {
+/// The messages of a conversation.
+pub fn parse_messages(text: &str) -> Result<Vec<Value>> {
     match parse_json(text)? {
         Value::Array(messages) => check_messages(messages),
         _ => bail!("expected a JSON list of messages, such as [{{\"role\": \"user\", \"content\": \"Hello\"}}]"),

@@ -5,11 +5,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mlx_rs::Dtype;
 
@@ -156,8 +156,8 @@ impl Drop for WakeAtEnd {
 pub(super) struct Link {
     /// Deltas that were not taken yet.
     pub queued: AtomicUsize,
-    /// Nobody will take any more.
-    pub is_gone: AtomicBool,
+    /// The end is asked for, or nobody will take any more.
+    pub is_aborted: AtomicBool,
     /// Whoever waits for an event without blocking.
     waker: Mutex<Option<Waker>>,
 }
@@ -364,6 +364,25 @@ impl Generation {
         Some(self.taken(event))
     }
 
+    /// The next event, if it comes within `patience`.
+    pub fn next_event_within(&mut self, patience: Duration) -> Poll<Option<Event>> {
+        if self.finished.is_some() {
+            return Poll::Ready(None);
+        }
+        let event = match self.events.recv_timeout(patience) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => return Poll::Pending,
+            Err(RecvTimeoutError::Disconnected) => broken(),
+        };
+        Poll::Ready(Some(self.taken(event)))
+    }
+
+    /// Ask for the end: [`Event::Finished`] comes after the pass that is being computed. What was read stays for requests to come.
+    pub fn abort(&self) {
+        self.link.is_aborted.store(true, Ordering::Release);
+        let _ = self.commands.send(Command::Wake);
+    }
+
     /// The next event if there is one, `None` after [`Event::Finished`]; otherwise the task of `context` is woken once there is.
     pub fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         if self.finished.is_some() {
@@ -419,9 +438,8 @@ impl Iterator for Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.link.is_gone.store(true, Ordering::Release);
         if self.finished.is_none() {
-            let _ = self.commands.send(Command::Wake);
+            self.abort();
         }
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
 /// What a sequence left.
 #[derive(Debug)]
 pub(super) struct Prefix {
-    /// The tokens that the cache holds.
+    /// The tokens that the cache has seen.
     pub ids: Vec<u32>,
     /// How many first ones were prefilled: those behind may differ in the last bits from what prefilling them would give.
     pub prefilled: usize,
@@ -42,35 +42,53 @@ impl PrefixCache {
         PrefixCache { entries: VecDeque::new(), most, bytes_per_token, deterministic }
     }
 
-    fn usable(&self, prefix: &Prefix, prompt: &[u32]) -> usize {
+    /// Only what was prefilled is given out, and nothing for a prompt that is longer than the context: what its tokens see
+    /// depends on the chunks that it is read in.
+    pub fn deterministic(&self) -> bool {
+        self.deterministic
+    }
+
+    fn usable(&self, prefix: &Prefix, prompt: &[u32], limits: CacheLimits) -> usize {
         let most = if self.deterministic { prefix.prefilled } else { prefix.ids.len() };
-        common(&prefix.ids[..most.min(prefix.ids.len())], prompt)
+        let shared = common(&prefix.ids[..most.min(prefix.ids.len())], prompt);
+        match prefix.cache.evicted() {
+            0 => shared.min(limits.context_size as usize),
+            // An eviction is not undone.
+            _ if shared == prefix.ids.len() && prefix.cache.limits() == limits => shared,
+            _ => 0,
+        }
     }
 
     /// How many first tokens of `prompt` an entry has.
-    pub fn longest(&self, prompt: &[u32]) -> usize {
-        self.entries.iter().map(|prefix| self.usable(prefix, prompt)).max().unwrap_or(0)
+    pub fn longest(&self, prompt: &[u32], limits: CacheLimits) -> usize {
+        self.entries.iter().map(|prefix| self.usable(prefix, prompt, limits)).max().unwrap_or(0)
     }
 
     /// The longest beginning of `prompt` that an entry has, under other limits, and how many of its first tokens were prefilled.
     pub fn get(&mut self, prompt: &[u32], limits: CacheLimits) -> Option<(KvCache, usize)> {
-        let length = |i: &usize| self.usable(&self.entries[*i], prompt);
+        let length = |i: &usize| self.usable(&self.entries[*i], prompt, limits);
         let best = (0..self.entries.len()).max_by_key(length).filter(|i| length(i) >= WORTHWHILE)?;
         let shared = length(&best);
         let mut entry = self.entries.remove(best).expect("it is there");
         entry.uses += 1;
-        let found = (entry.cache.beginning(shared as i32, limits), entry.prefilled.min(shared));
+        let cache = match entry.cache.evicted() {
+            0 => entry.cache.beginning(shared as i32, limits),
+            _ => entry.cache.clone(),
+        };
+        let found = (cache, entry.prefilled.min(shared));
         self.entries.push_back(entry);
         Some(found)
     }
 
-    /// Keep what a sequence left. An entry that is the beginning of it goes.
+    /// Keep what a sequence left. An entry that is the beginning of it goes, unless tokens were evicted since.
     pub fn put(&mut self, mut prefix: Prefix) {
-        if prefix.ids.len() < WORTHWHILE {
+        let evicted = prefix.cache.evicted() > 0;
+        if prefix.ids.len() < WORTHWHILE || evicted && self.deterministic {
             return;
         }
         self.entries.retain(|entry| {
-            let goes = common(&entry.ids, &prefix.ids) == entry.ids.len();
+            let is_beginning = common(&entry.ids, &prefix.ids) == entry.ids.len();
+            let goes = is_beginning && evicted == (entry.cache.evicted() > 0);
             prefix.uses += if goes { entry.uses } else { 0 };
             !goes
         });
@@ -79,8 +97,8 @@ impl PrefixCache {
 
     /// What was prefilled of the entries that were of use, the most used first, at most so many.
     pub fn most_used(&self, model: &Model, most: usize) -> Vec<PromptCache> {
-        let mut used: Vec<&Prefix> =
-            self.entries.iter().filter(|entry| entry.uses > 0 && entry.prefilled >= WORTHWHILE).collect();
+        let is_used = |entry: &&Prefix| entry.uses > 0 && entry.prefilled >= WORTHWHILE && entry.cache.evicted() == 0;
+        let mut used: Vec<&Prefix> = self.entries.iter().filter(is_used).collect();
         used.sort_by_key(|entry| std::cmp::Reverse(entry.uses));
         let kept = |entry: &&Prefix| {
             let cache = entry.cache.beginning(entry.prefilled as i32, entry.cache.limits());

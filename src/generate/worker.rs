@@ -37,7 +37,7 @@ struct Active<'t> {
     is_fresh: bool,
     /// Tokens still to be submitted.
     left: usize,
-    /// Those generated, as long as the cache holds them all.
+    /// Those generated.
     generated: Vec<u32>,
     events: Events,
     link: Arc<Link>,
@@ -154,7 +154,7 @@ impl<'t> Worker<'t> {
         if self.stop.load(Ordering::Relaxed) && !(self.active.is_empty() && self.waiting.is_empty()) {
             return Err(Error::Interrupted);
         }
-        self.drop_those_gone();
+        self.end_aborted();
         self.admit();
         let held = self.share_prefixes();
         for active in &self.active {
@@ -191,14 +191,16 @@ impl<'t> Worker<'t> {
         Ok(goes_on || self.scheduler.admissible().is_some())
     }
 
-    fn drop_those_gone(&mut self) {
-        let is_gone = |link: &Link| link.is_gone.load(Ordering::Acquire);
-        let waiting = self.waiting.iter().filter(|(_, s)| is_gone(&s.link)).map(|(id, _)| *id);
-        let active = self.active.iter().filter(|active| is_gone(&active.link)).map(|active| active.id);
-        for id in waiting.chain(active).collect::<Vec<_>>() {
+    /// End what callers do not want to go on. What was read of it may serve others.
+    fn end_aborted(&mut self) {
+        let is_aborted = |link: &Link| link.is_aborted.load(Ordering::Acquire);
+        for (id, submission) in self.waiting.extract_if(.., |(_, submission)| is_aborted(&submission.link)) {
             self.scheduler.remove(id);
-            self.waiting.retain(|(waiting, _)| *waiting != id);
-            self.active.retain(|active| active.id != id);
+            refuse(&submission, Error::Interrupted);
+        }
+        let active = self.active.iter().filter(|active| is_aborted(&active.link)).map(|active| active.id);
+        for id in active.collect::<Vec<_>>() {
+            self.finish(id, FinishReason::Abort);
         }
     }
 
@@ -262,15 +264,17 @@ impl<'t> Worker<'t> {
         for i in 0..self.active.len() {
             let (before, rest) = self.active.split_at_mut(i);
             let active = &mut rest[0];
-            if !active.is_fresh || !active.shares() {
+            if !active.is_fresh || !active.shares() && self.prefixes.deterministic() {
                 continue;
             }
             let prompt = &active.sequence.prompt[..active.sequence.prompt.len() - 1];
             // What another has read, and will have read.
             let shared = |other: &Active| common(&other.sequence.prompt[..other.prefilled], prompt);
             let read = |other: &Active| shared(other).min(other.sequence.read());
-            let others = || before.iter().filter(|other| other.shares() && other.sequence.cache.evicted() == 0);
-            let kept = self.prefixes.longest(prompt);
+            let shares = active.shares();
+            let others =
+                || before.iter().filter(|other| shares && other.shares() && other.sequence.cache.evicted() == 0);
+            let kept = self.prefixes.longest(prompt, active.limits);
             let best = others().max_by_key(|other| read(other));
             let now = best.map_or(0, read).max(kept);
             if others().map(shared).max().is_some_and(|later| later >= now + WORTHWHILE) {
@@ -412,10 +416,7 @@ impl<'t> Worker<'t> {
     /// Tell a token, after which the text may not go on where `is_over`; whether the sequence is under way still.
     fn tell(&mut self, id: Id, token: Token, is_over: bool) -> bool {
         let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
-        match active.sequence.cache.evicted() {
-            0 => active.generated.push(token.id),
-            _ => active.generated = Vec::new(),
-        }
+        active.generated.push(token.id);
         if !active.output.has_begun() {
             active.events.send(Event::Read { evicted: active.output.left_out() + active.evicted });
         }
@@ -441,15 +442,15 @@ impl<'t> Worker<'t> {
         self.active.remove(at)
     }
 
-    /// A sequence is complete; its cache stays for others.
+    /// A sequence is complete, or was aborted; its cache stays for others.
     fn finish(&mut self, id: Id, reason: FinishReason) {
         let Active { sequence, output, events, prefilled, generated, .. } = self.take(id);
         let evicted = sequence.cache.evicted();
         events.send(Event::Finished(output.finish(reason, None, evicted, sequence.read())));
         let mut ids = sequence.prompt;
         ids.extend(generated);
-        ids.truncate(sequence.cache.len() as usize);
-        if evicted == 0 && sequence.cache.len() as usize == ids.len() {
+        ids.truncate(sequence.cache.seen() as usize);
+        if sequence.cache.seen() as usize == ids.len() {
             self.prefixes.put(Prefix { prefilled: prefilled.min(ids.len()), ids, cache: sequence.cache, uses: 0 });
             self.prefixes.shrink(self.cache_memory - self.scheduler.used());
         }

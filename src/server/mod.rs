@@ -9,6 +9,7 @@
 //! | `answer` | from the events of generations to an answer, whole or streamed |
 //! | `registry`, `prompt_store` | models by name; what is kept of their prompts |
 //! | `metrics` | counters |
+//! | `page` | the chat page |
 //!
 //! Each model has its [`Engine`](crate::Engine), on a thread of its own. Requests are read, rendered and tokenized on threads of
 //! a pool, a few at a time, and their generations polled by tokio's tasks. Nothing here touches an array.
@@ -18,6 +19,7 @@ mod error;
 mod http;
 mod metrics;
 pub mod openai;
+mod page;
 mod prompt_store;
 mod registry;
 mod routes;

@@ -18,7 +18,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::registry::Served;
-use super::{ApiError, Shared, submit, tokens};
+use super::{ApiError, Shared, page, submit, tokens};
 use crate::generate::{Event, FinishReason, GenerateOptions, Request as Generate};
 
 /// Of a request's body: some two million tokens.
@@ -42,6 +42,7 @@ pub fn router(shared: Arc<Shared>, cors: &[String]) -> Router {
         .route("/metrics", get(metrics))
         .route_layer(from_fn_with_state(Arc::clone(&shared), check_key));
     let router = keyed
+        .merge(page::router())
         .route("/health", get(health))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is no such path; docs/server.md lists them"))
         .method_not_allowed_fallback(async || {

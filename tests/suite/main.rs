@@ -1,6 +1,7 @@
 //! The integration tests, as one binary: MLX starts once, and every module shares the helpers here.
 
 mod batch;
+mod chat;
 mod chat_template;
 mod cli;
 #[cfg(cuda_kernels)]
