@@ -85,6 +85,7 @@ fn links_between_pages_lead_somewhere() {
         "docs/models.md",
         "docs/streaming.md",
         "docs/performance.md",
+        "docs/server.md",
         "docs/cuda.md",
         "demo/README.md",
     ] {

@@ -22,6 +22,8 @@ mod prompt_cache;
 mod reply;
 mod robustness;
 mod sampling;
+#[cfg(feature = "server")]
+mod server;
 mod streaming;
 mod tokenizer;
 
