@@ -12,6 +12,7 @@ mod output;
 mod perplexity;
 mod progress;
 mod prompt;
+mod reply;
 mod terminal;
 mod tokenize;
 

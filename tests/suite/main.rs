@@ -22,6 +22,7 @@ mod reply;
 mod robustness;
 mod sampling;
 mod streaming;
+mod structured;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
