@@ -25,6 +25,7 @@ mod sampling;
 #[cfg(feature = "server")]
 mod server;
 mod streaming;
+mod structured;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
