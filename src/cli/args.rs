@@ -3,12 +3,15 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use anyhow::Result;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_lm::backend::cpu::MAX_THREADS;
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::{GenerateOptions, Overrides};
 use serde_json::Value;
+
+use super::prompt::{read_json, read_text};
 
 /// Generate text from a Mistral, Llama or Qwen3 checkpoint.
 ///
@@ -304,6 +307,21 @@ impl CacheArgs {
     }
 }
 
+/// What the text must be.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct GrammarArgs {
+    /// Generate JSON that fits the JSON schema in this file
+    #[arg(long, value_name = "FILE", help_heading = "Structure")]
+    pub json_schema: Option<PathBuf>,
+    /// Generate a text that matches this regular expression as a whole
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true, help_heading = "Structure")]
+    pub regex: Option<String>,
+    /// Generate a text that follows the Lark grammar in this file
+    #[arg(long, value_name = "FILE", help_heading = "Structure")]
+    pub grammar: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
@@ -317,6 +335,8 @@ pub struct GenerateArgs {
     pub cache: CacheArgs,
     #[command(flatten)]
     pub overrides: Overrides,
+    #[command(flatten)]
+    pub grammar: GrammarArgs,
     /// Generate for each line {"prompt": …, "id": …, options …} of a file or `-`; one JSON line per result
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "prefill_response", "format"], help_heading = "Output")]
     pub batch: Option<PathBuf>,
@@ -399,11 +419,15 @@ impl ChatArgs {
 
 impl GenerateArgs {
     /// The library's options, their ranges checked.
-    pub fn options(&self) -> mlx_lm::Result<GenerateOptions> {
+    pub fn options(&self) -> Result<GenerateOptions> {
         let mut overrides = self.cache.overrides(self.overrides.clone());
+        let GrammarArgs { json_schema, regex, grammar } = &self.grammar;
+        overrides.json_schema = json_schema.as_deref().map(read_json).transpose()?;
+        overrides.regex = regex.clone();
+        overrides.grammar = grammar.as_deref().map(read_text).transpose()?;
         // An event per token tells its log-probability; text alone does not need it.
         overrides.logprobs = overrides.logprobs.or((self.format == Format::Jsonl).then_some(0));
-        overrides.apply(&GenerateOptions::default())
+        Ok(overrides.apply(&GenerateOptions::default())?)
     }
 }
 

@@ -56,7 +56,7 @@ impl Prompt {
             Input::Text { text, system: args.system.clone(), response: args.prefill_response.clone() }
         };
         let tools = match &args.tools {
-            Some(path) => Some(parse_json(&read_text(path)?).with_context(|| path.display().to_string())?),
+            Some(path) => Some(read_json(path)?),
             None => None,
         };
         Ok(Prompt {
@@ -173,6 +173,11 @@ pub fn read_text(path: &Path) -> Result<String> {
     }
     String::from_utf8(bytes)
         .map_err(|e| anyhow!("{name}: not UTF-8 text: invalid byte at offset {}", e.utf8_error().valid_up_to()))
+}
+
+/// A JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
+    parse_json(&read_text(path)?).with_context(|| path.display().to_string())
 }
 
 fn parse_json(text: &str) -> Result<Value> {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use mlx_rs::Dtype;
 
+use super::constraint::{Compiler, Start};
 use super::options::GenerateOptions;
 use super::output::{Delta, FinishReason, Stats};
 use super::prefix::PrefixCache;
@@ -120,6 +121,7 @@ pub(super) struct Submission {
     pub prepared: Prepared,
     pub options: GenerateOptions,
     pub prompt_cache: Option<PromptCache>,
+    pub grammar: Option<Arc<Start>>,
     pub events: Events,
     pub link: Arc<Link>,
     pub submitted: Instant,
@@ -188,6 +190,7 @@ pub struct Engine {
     tokenizer: Arc<Tokenizer>,
     config: DecoderConfig,
     dtype: Dtype,
+    grammars: Compiler,
 }
 
 impl Engine {
@@ -230,7 +233,8 @@ impl Engine {
         let thread = thread.map_err(|e| Error::OutOfMemory(format!("a thread could not be started: {e}")))?;
         match is_ready.recv() {
             Ok(Ok((config, dtype))) => {
-                Ok(Engine { commands, thread: Some(thread), load: told, tokenizer, config, dtype })
+                let grammars = Compiler::new(Arc::clone(&tokenizer), config.vocab_size);
+                Ok(Engine { commands, thread: Some(thread), load: told, tokenizer, config, dtype, grammars })
             }
             Ok(Err(error)) => {
                 let _ = thread.join();
@@ -254,15 +258,18 @@ impl Engine {
     ///
     /// # Errors
     /// When an option is out of range, or the prompt is empty, holds an id beyond the model's vocabulary, or is longer than the
-    /// context and must not be. What else goes wrong is told by [`Event::Finished`].
+    /// context and must not be; when there is no such [grammar](super::Grammar), no text fits it, or it is too large. What else
+    /// goes wrong is told by [`Event::Finished`].
     pub fn submit(&self, request: Request) -> Result<Generation> {
         let prepared = prepare(&self.config, self.dtype, &request.prompt, &request.options)?;
+        let grammar = request.options.grammar.as_ref().map(|grammar| self.grammars.compile(grammar)).transpose()?;
         let (to, events) = channel();
         let link = Arc::new(Link::default());
         let submission = Submission {
             prepared,
             options: request.options,
             prompt_cache: request.prompt_cache,
+            grammar,
             events: Events { to, wake: WakeAtEnd(Arc::clone(&link)) },
             link: Arc::clone(&link),
             submitted: Instant::now(),

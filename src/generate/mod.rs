@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod generator;
+pub mod grammar;
 pub mod kv_cache;
 pub mod options;
 pub mod perplexity;
@@ -10,6 +11,11 @@ pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 
+#[cfg(feature = "structured")]
+mod constraint;
+#[cfg(not(feature = "structured"))]
+#[path = "unconstrained.rs"]
+mod constraint;
 mod output;
 mod prefix;
 mod stop;
@@ -21,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::models::config::DecoderConfig;
 pub use crate::watch::Watch;
 pub use engine::{Engine, EngineOptions, Event, Finished, Generation, Load, Request};
+pub use grammar::Grammar;
 use kv_cache::CacheLimits;
 pub use options::{GenerateOptions, Overflow, Overrides};
 pub use output::{Delta, FinishReason, Stats};

@@ -14,7 +14,7 @@ use crate::tokenizer::{Detokenizer, Tokenizer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// An end-of-sequence token, or a stop string.
+    /// An end-of-sequence token, a stop string, or the end of what a grammar allows.
     Stop,
     /// `max_tokens`; or, where nothing may be evicted, the context is full.
     Length,
@@ -91,8 +91,12 @@ impl<'t> Output<'t> {
         started: Instant,
     ) -> Self {
         let &Prepared { ref read, max_tokens, prompt_tokens, .. } = prepared;
+        let mut detokenizer = tokenizer.detokenizer().showing(options.shown.clone());
+        if options.grammar.is_some() {
+            detokenizer = detokenizer.amid_text();
+        }
         Output {
-            detokenizer: tokenizer.detokenizer(),
+            detokenizer,
             stop: StopStrings::new(&options.stop),
             ignore_eos: options.ignore_eos,
             max_tokens,
@@ -127,8 +131,13 @@ impl<'t> Output<'t> {
         self.stats.evicted_tokens
     }
 
-    /// What a token makes certain; and why it is the last, if it is.
-    pub fn push(&mut self, tokenizer: &Tokenizer, token: Token) -> Result<(Delta, Option<FinishReason>)> {
+    /// What a token makes certain, after which the text may not go on where `is_over`; and why it is the last, if it is.
+    pub fn push(
+        &mut self,
+        tokenizer: &Tokenizer,
+        token: Token,
+        is_over: bool,
+    ) -> Result<(Delta, Option<FinishReason>)> {
         let elapsed = self.started.elapsed();
         if self.stats.generated_tokens == 0 {
             self.stats.prompt_time = elapsed;
@@ -137,7 +146,7 @@ impl<'t> Output<'t> {
         self.stats.generation_time = elapsed - self.stats.prompt_time;
         self.stats.generated_tokens += 1;
         let is_eos = !self.ignore_eos && tokenizer.eos_token_ids().contains(&token.id);
-        let is_last = is_eos || self.stats.generated_tokens == self.max_tokens;
+        let is_last = is_eos || is_over || self.stats.generated_tokens == self.max_tokens;
 
         let mut certain = if is_eos { String::new() } else { self.detokenizer.push(token.id)? };
         if is_last {
@@ -148,7 +157,7 @@ impl<'t> Output<'t> {
             text.push_str(&self.stop.finish());
         }
         let reason = match () {
-            () if stopped || is_eos => Some(FinishReason::Stop),
+            () if stopped || is_eos || is_over => Some(FinishReason::Stop),
             () if is_last => Some(FinishReason::Length),
             () => None,
         };

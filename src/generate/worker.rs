@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
 
 use super::Prepared;
+use super::constraint::{Accepted, Constraint};
 use super::engine::{Command, EngineOptions, Event, Events, Finished, Link, Load, PATIENCE, Submission, panicked};
-use super::generator::{CLEAR_CACHE_EVERY, Step, Token, submit};
+use super::generator::{CLEAR_CACHE_EVERY, Step, Token, choose_constrained, submit};
 use super::kv_cache::{CacheLimits, STEP};
 use super::output::{FinishReason, Output, Stats};
 use super::prefix::{Prefix, PrefixCache, WORTHWHILE, common};
@@ -45,6 +47,12 @@ impl Active<'_> {
     /// Whether its cache may serve others, and be served by them: no token of the prompt is evicted.
     fn shares(&self) -> bool {
         self.sequence.prompt.len() <= self.limits.context_size as usize
+    }
+
+    /// What was chosen, and what must follow it, is read like a prompt.
+    fn read_on(&mut self, unread: &[u32]) -> Result<()> {
+        self.is_fresh = false;
+        self.sequence.read_on(std::mem::take(&mut self.generated), unread)
     }
 }
 
@@ -153,8 +161,13 @@ impl<'t> Worker<'t> {
             }
         }
         let mut plan = self.scheduler.plan(|id| held.contains(&id));
-        plan.decode.retain(|id| self.active.iter().any(|active| active.id == *id && active.left > 0));
         let last = self.last.take();
+        // What a constrained sequence may choose next, its last token says, which is not read yet.
+        let waits = |active: &Active| {
+            active.sequence.constraint.is_some() && last.as_ref().is_some_and(|(_, ids)| ids.contains(&active.id))
+        };
+        let goes_on = |id: &Id| self.active.iter().any(|active| active.id == *id && active.left > 0 && !waits(active));
+        plan.decode.retain(goes_on);
         if !plan.is_empty() {
             self.last = self.submit(&plan, last.as_ref().map(|(step, _)| step))?;
         }
@@ -210,7 +223,7 @@ impl<'t> Worker<'t> {
     }
 
     fn start(&self, id: Id, submission: &Submission) -> Result<Active<'t>> {
-        let Submission { prepared, options, prompt_cache, events, link, submitted } = submission;
+        let Submission { prepared, options, prompt_cache, grammar, events, link, submitted } = submission;
         let Prepared { read, limits, max_tokens, .. } = prepared;
         let cache = match prompt_cache {
             Some(_) if read.len() < prepared.prompt_tokens => {
@@ -223,8 +236,9 @@ impl<'t> Worker<'t> {
         let vocab_size = self.model.config().vocab_size;
         let output = Output::new(self.tokenizer, options, prepared, cache.seen() as usize, *submitted);
         let is_fresh = cache.is_empty();
-        let sequence =
+        let mut sequence =
             Sequence::new(read.clone(), cache, &options.sampler, vocab_size, options.logprobs, options.prefill_step)?;
+        sequence.constraint = grammar.as_ref().map(|start| Constraint::begin(start, vocab_size)).transpose()?;
         Ok(Active {
             id,
             prefilled: if is_fresh { read.len() - 1 } else { 0 },
@@ -287,13 +301,17 @@ impl<'t> Worker<'t> {
     }
 
     fn submit(&mut self, plan: &Plan, last: Option<&Step>) -> Result<Option<(Step, Vec<Id>)>> {
-        let (mut decoding, mut prefilling, mut lookers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut free, mut constrained, mut prefilling, mut lookers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for active in &mut self.active {
             if plan.decode.contains(&active.id) {
                 active.left -= 1;
-                decoding.push(&mut active.sequence);
+                let decoding = if active.sequence.constraint.is_some() { &mut constrained } else { &mut free };
+                decoding.push((active.id, &mut active.sequence));
             } else if let Some((_, n)) = plan.prefill.iter().find(|(id, _)| *id == active.id) {
-                lookers.push((active.events.clone(), active.sequence.read(), *n, active.sequence.prompt.len()));
+                // Tokens that must follow are read like a prompt, but nobody waits for them.
+                if !active.output.has_begun() {
+                    lookers.push((active.events.clone(), active.sequence.read(), *n, active.sequence.prompt.len()));
+                }
                 prefilling.push((&mut active.sequence, *n));
             }
         }
@@ -304,50 +322,114 @@ impl<'t> Worker<'t> {
             }
         };
         tell(0);
+        let (ids, mut decoding): (Vec<Id>, Vec<_>) = free.into_iter().chain(constrained).unzip();
         let step = submit(self.model, &mut decoding, &mut prefilling, last, &mut tell)?;
         for active in self.active.iter_mut().filter(|active| plan.prefill.iter().any(|(id, _)| *id == active.id)) {
             active.evicted = active.sequence.cache.evicted();
         }
-        let ids = plan.decode.clone();
         Ok(step.map(|step| (step, ids)))
     }
 
     /// Read the tokens of a pass; `next` are the sequences of the one that was submitted after it.
     fn deliver(&mut self, step: Step, ids: &[Id], next: &[Id]) -> Result<()> {
-        for (&id, token) in ids.iter().zip(step.read(self.model)?) {
+        let logits = step.constrained();
+        let free = step.read(self.model)?;
+        let (ids, constrained) = ids.split_at(free.len());
+        for (&id, token) in ids.iter().zip(free) {
             let Some(active) = self.active.iter_mut().find(|active| active.id == id) else {
                 continue; // it ended meanwhile
             };
-            let token = match token {
-                Ok(token) => token,
-                Err(error) => {
-                    self.end(id, error);
-                    continue;
+            match token {
+                Ok(token) => {
+                    if !next.contains(&id) {
+                        active.sequence.next = Next::Token(token.id);
+                    }
+                    self.tell(id, token, false);
                 }
-            };
-            if !next.contains(&id) {
-                active.sequence.next = Next::Token(token.id);
+                Err(error) => self.end(id, error),
             }
-            active.generated.push(token.id);
-            self.tell(id, token);
+        }
+        match logits {
+            Some(logits) => self.choose(&logits, constrained),
+            None => Ok(()),
+        }
+    }
+
+    /// Choose tokens for the sequences that are constrained, and tell them.
+    fn choose(&mut self, logits: &Array, ids: &[Id]) -> Result<()> {
+        let (mut rows, mut failed) = (Vec::new(), Vec::new());
+        for active in &mut self.active {
+            let Some(row) = ids.iter().position(|id| *id == active.id) else { continue };
+            match active.sequence.constraint.as_mut().expect("it is constrained").mask() {
+                Ok(mask) => rows.push((active.id, (row, mask, &mut active.sequence))),
+                Err(error) => failed.push((active.id, error)),
+            }
+        }
+        let (ids, rows): (Vec<Id>, Vec<_>) = rows.into_iter().unzip();
+        let tokens = if rows.is_empty() { Vec::new() } else { choose_constrained(self.model, logits, rows)? };
+        for (id, error) in failed {
+            self.end(id, error);
+        }
+        for (id, token) in ids.into_iter().zip(tokens) {
+            if let Err(error) = token.and_then(|token| self.follow(id, token)) {
+                self.end(id, error);
+            }
         }
         Ok(())
     }
 
-    fn tell(&mut self, id: Id, token: Token) {
+    /// Tell a token that a constrained sequence chose, and those that alone may follow it.
+    fn follow(&mut self, id: Id, token: Token) -> Result<()> {
         let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
+        let sequence = &mut active.sequence;
+        let Accepted { mut forced, is_over } =
+            sequence.constraint.as_mut().expect("it is constrained").accept(token.id)?;
+        sequence.next = Next::Token(token.id);
+        forced.truncate(active.left);
+        active.left -= forced.len();
+        let top = active.sequence.logprobs;
+        let unread: Vec<u32> = std::iter::once(token.id).chain(forced.iter().copied()).collect();
+        // Of tokens one of which is allowed, it has all the probability.
+        let certain = |id: u32| Token {
+            id,
+            logprob: top.map(|_| 0.0),
+            top_logprobs: if top.is_some_and(|n| n > 0) { vec![(id, 0.0)] } else { Vec::new() },
+        };
+        let last = forced.len();
+        for (i, token) in std::iter::once(token).chain(forced.into_iter().map(certain)).enumerate() {
+            if !self.tell(id, token, is_over && i == last) {
+                return Ok(());
+            }
+        }
+        if last > 0 {
+            let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
+            active.read_on(&unread)?;
+            let Active { sequence, .. } = active;
+            self.scheduler.read_on(id, sequence.to_prefill(), sequence.chunk_size);
+        }
+        Ok(())
+    }
+
+    /// Tell a token, after which the text may not go on where `is_over`; whether the sequence is under way still.
+    fn tell(&mut self, id: Id, token: Token, is_over: bool) -> bool {
+        let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
+        active.generated.push(token.id);
         if !active.output.has_begun() {
             active.events.send(Event::Read { evicted: active.output.left_out() + active.evicted });
         }
-        match active.output.push(self.tokenizer, token) {
+        match active.output.push(self.tokenizer, token, is_over) {
             Ok((delta, reason)) => {
                 active.link.queued.fetch_add(1, Ordering::AcqRel);
                 active.events.send(Event::Delta(delta));
                 if let Some(reason) = reason {
                     self.finish(id, reason);
                 }
+                reason.is_none()
             }
-            Err(error) => self.end(id, error),
+            Err(error) => {
+                self.end(id, error);
+                false
+            }
         }
     }
 

@@ -142,6 +142,19 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Whether `id` is no part of a text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.piece(id).is_some_and(|piece| self.inner.get_added_vocabulary().is_special_token(&piece))
+    }
+
+    /// The bytes that `id` adds to a text that has begun: none for one that is not in the vocabulary.
+    ///
+    /// # Errors
+    /// When a pattern in the tokenizer's decoder fails.
+    pub fn bytes(&self, id: u32) -> Result<Vec<u8>> {
+        self.piece(id).map_or(Ok(Vec::new()), |piece| guard(&self.path, || self.decoding.bytes(piece, false)))
+    }
+
     /// The highest id; a model must have an embedding for it.
     pub fn max_id(&self) -> Option<u32> {
         self.inner.get_vocab(true).into_values().max()
@@ -384,6 +397,12 @@ impl Detokenizer<'_> {
     /// The same, where these special tokens are part of the text, as the vocabulary spells them.
     pub fn showing(mut self, ids: BTreeSet<u32>) -> Self {
         self.shown = ids;
+        self
+    }
+
+    /// The same, of a text that has begun: each id is the [bytes](Tokenizer::bytes) that it always is, and no space is lost.
+    pub fn amid_text(mut self) -> Self {
+        (self.first, self.strip) = (false, 0);
         self
     }
 
