@@ -13,6 +13,17 @@ pub struct FieldError {
     pub problem: String,
 }
 
+impl FieldError {
+    /// The same, of an object that is itself a field.
+    pub fn within(self, parent: &str) -> Self {
+        let field = match self.field {
+            Some(field) => format!("{parent}.{field}"),
+            None => parent.to_owned(),
+        };
+        FieldError { field: Some(field), ..self }
+    }
+}
+
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match &self.field {
@@ -41,11 +52,23 @@ where
             ("f32", "a number"),
             ("a sequence", "a list"),
             ("a map", "an object"),
+            ("struct", "an object"),
         ];
-        let problem = error.inner().to_string().replace("invalid type: map", "invalid type: object");
-        let problem = names
+        let problem = error.inner().to_string();
+        let problem =
+            problem.replace("invalid type: map", "invalid type: object").replace("type: sequence", "type: list");
+        let mut problem = names
             .iter()
             .fold(problem, |text, (rust, json)| text.replace(&format!("expected {rust}"), &format!("expected {json}")));
+        if let Some((rest, _)) = problem.split_once("expected an object ") {
+            problem = format!("{rest}expected an object");
+        }
+        // The place is of no use beside the field.
+        if let Some((rest, place)) = problem.rsplit_once(" at line ")
+            && place.split(" column ").all(|number| number.bytes().all(|c| c.is_ascii_digit()))
+        {
+            problem = rest.to_owned();
+        }
         let path = error.path().to_string();
         FieldError { field: Some(path).filter(|path| path != "."), problem }
     })

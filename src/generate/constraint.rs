@@ -4,7 +4,6 @@
 //! A grammar is compiled once; each sequence has a copy on a thread of its own, which computes the tokens that are allowed
 //! next while the model computes their logits.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,9 +15,9 @@ use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::grammar::Grammar;
+use super::grammar::{Grammar, json_schema};
 use crate::error::{Error, Result, panic_message};
 use crate::tokenizer::Tokenizer;
 
@@ -32,8 +31,6 @@ const MAX_SOURCE: usize = 1 << 20;
 const MAX_TOKEN: usize = 1 << 10;
 /// Each state takes up to 2 kB.
 const MAX_LEXER_STATES: usize = 50_000;
-/// Between the parts of JSON: as people write it on one line, or indented; not without end.
-const WHITE_SPACE: &str = r"\x20|\r?\n[\x20\t]{0,40}";
 
 /// Compiles grammars for one model's vocabulary.
 pub(super) struct Compiler {
@@ -82,10 +79,7 @@ impl Compiler {
 
     fn compile_here(&self, grammar: &Grammar) -> Result<Start> {
         let refused = |problem: &dyn std::fmt::Display| {
-            // What follows the first line is llguidance's own state.
-            let problem = problem.to_string();
-            let problem = problem.lines().next().unwrap_or_default();
-            Error::Input(format!("the {} cannot be followed: {problem}", grammar.kind()))
+            Error::Input(format!("the {} cannot be followed: {}", grammar.kind(), summary(&problem.to_string())))
         };
         let source = source(grammar).map_err(|problem| refused(&problem))?;
         let vocabulary = self.vocabulary.get_or_init(|| factory(&self.tokenizer, self.vocab_size));
@@ -99,6 +93,16 @@ impl Compiler {
     }
 }
 
+/// One line of a message of llguidance: the first, and what a regular expression's own message ends with.
+fn summary(problem: &str) -> String {
+    let mut lines = problem.lines();
+    let first = lines.next().unwrap_or_default();
+    match lines.find_map(|line| line.strip_prefix("error: ")) {
+        Some(error) => format!("{first} {error}"),
+        None => first.to_owned(),
+    }
+}
+
 fn on_a_large_stack<T: Send>(compute: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES).spawn_scoped(scope, compute);
@@ -107,42 +111,19 @@ fn on_a_large_stack<T: Send>(compute: impl FnOnce() -> Result<T> + Send) -> Resu
     })
 }
 
-fn source(grammar: &Grammar) -> Result<TopLevelGrammar, Cow<'static, str>> {
-    let check = |length: usize| match length {
-        0..=MAX_SOURCE => Ok(()),
-        _ => Err(Cow::from(format!("it has {length} bytes, expected at most {MAX_SOURCE}"))),
-    };
-    Ok(match grammar {
-        Grammar::JsonObject => json_schema(json!({"type": "object"})),
+fn source(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
+    let (source, length) = match grammar {
+        Grammar::JsonObject => (GrammarWithLexer::from_json_schema(json_schema(&json!({"type": "object"}))?), 0),
         Grammar::JsonSchema(schema) => {
-            check(schema.to_string().len())?;
-            match schema {
-                Value::Object(fields) if fields.contains_key(SETTINGS) => {
-                    return Err(format!("`{SETTINGS}` is none of its keywords").into());
-                }
-                Value::Object(_) => json_schema(schema.clone()),
-                Value::Bool(true) => json_schema(json!({})),
-                Value::Bool(false) => return Err("nothing fits `false`".into()),
-                _ => return Err(format!("a schema is an object, not {schema}").into()),
-            }
+            (GrammarWithLexer::from_json_schema(json_schema(schema)?), schema.to_string().len())
         }
-        Grammar::Regex(regex) => {
-            check(regex.len())?;
-            TopLevelGrammar::from_regex(regex)
-        }
-        Grammar::Lark(lark) => {
-            check(lark.len())?;
-            TopLevelGrammar::from_lark(lark.clone())
-        }
-    })
-}
-
-/// Where llguidance takes settings from.
-const SETTINGS: &str = "x-guidance";
-
-fn json_schema(mut schema: Value) -> TopLevelGrammar {
-    schema[SETTINGS] = json!({"whitespace_pattern": WHITE_SPACE});
-    TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema))
+        Grammar::Regex(regex) => (GrammarWithLexer::from_regex(regex), regex.len()),
+        Grammar::Lark(lark) => (GrammarWithLexer::from_lark(lark.clone()), lark.len()),
+    };
+    match length {
+        0..=MAX_SOURCE => Ok(TopLevelGrammar::from_grammar(source)),
+        _ => Err(format!("it has {length} bytes, expected at most {MAX_SOURCE}")),
+    }
 }
 
 /// What compiles grammars for this vocabulary.
@@ -310,10 +291,7 @@ fn follow(mut matcher: Matcher, vocab_size: usize, tokens: &Receiver<u32>, to: &
     let mut token = None;
     loop {
         let answer = step(token.take()).map_err(|problem| {
-            Error::Input(format!(
-                "the grammar cannot be followed any further: {}",
-                problem.lines().next().unwrap_or_default()
-            ))
+            Error::Input(format!("the grammar cannot be followed any further: {}", summary(&problem)))
         });
         let is_last = match &answer {
             Err(_) => true,

@@ -10,6 +10,7 @@ pub mod prompt_cache;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod tools;
 
 #[cfg(feature = "structured")]
 mod constraint;

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -16,13 +16,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::openai::{
-    self, ChatChoice, ChatChunk, ChatLogprobs, ChatMessage, CompletionChoice, CompletionLogprobs, Head, Scored,
-    StreamOptions, TokenLogprob, Usage,
+    self, Call, CalledFunction, ChatChoice, ChatChunk, ChatDelta, ChatLogprobs, ChatMessage, CompletionChoice,
+    CompletionLogprobs, Head, Scored, StreamOptions, TokenLogprob, Usage,
 };
 use super::registry::Lease;
 use super::{ApiError, Shared};
 use crate::error::Result;
 use crate::generate::{Delta, Event, FinishReason, Finished, Generation, Stats};
+use crate::reply::{Event as Part, Format, Parser};
 
 /// Comments in a stream in which nothing else is sent for so long.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -31,10 +32,13 @@ const FIRST_EVENT: Duration = Duration::from_secs(2);
 /// The least time between two comments about a prompt that is read.
 const READING_COMMENTS: Duration = Duration::from_secs(1);
 
-/// What kind of answer a client expects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Chat,
+/// How the texts of an answer are told.
+pub enum Reply {
+    /// As messages in this format; the beginning of them may be the end of the prompt.
+    Chat {
+        format: Format,
+        prompt: String,
+    },
     Completion,
 }
 
@@ -42,7 +46,8 @@ pub enum Kind {
 pub struct Answer {
     shared: Arc<Shared>,
     lease: Lease,
-    kind: Kind,
+    is_chat: bool,
+    has_logprobs: bool,
     head: Head,
     choices: Vec<Choice>,
     /// Which choice is asked first for its next event.
@@ -54,10 +59,13 @@ pub struct Answer {
 
 struct Choice {
     generation: Generation,
+    /// Tells reasoning and calls from the rest; of a message alone.
+    parser: Option<Parser>,
     /// Whether its prompt counts, which further answers to the same share.
     counts_prompt: bool,
-    has_logprobs: bool,
     has_begun: bool,
+    /// Calls so far.
+    calls: usize,
     /// Characters so far.
     length: usize,
 }
@@ -65,43 +73,55 @@ struct Choice {
 /// What is new.
 enum Update {
     Reading { done: usize, total: usize },
-    Piece { index: usize, text: String, tokens: Vec<TokenLogprob> },
-    Ended { index: usize, reason: FinishReason },
+    Piece(Piece),
+}
+
+/// What is new of a choice.
+struct Piece {
+    index: usize,
+    parts: Vec<Part>,
+    tokens: Vec<TokenLogprob>,
+    finish_reason: Option<&'static str>,
 }
 
 impl Answer {
     /// `generations` are `n` for each prompt in turn.
+    #[allow(clippy::too_many_arguments)] // they become its fields
     pub fn new(
         shared: Arc<Shared>,
         lease: Lease,
-        kind: Kind,
-        generations: Vec<Generation>,
-        n: usize,
-        has_logprobs: bool,
-        asked: Instant,
         places: OwnedSemaphorePermit,
+        asked: Instant,
+        reply: Reply,
+        has_logprobs: bool,
+        n: usize,
+        generations: Vec<Generation>,
     ) -> Self {
         let choice = |(i, generation): (usize, Generation)| Choice {
             generation,
+            parser: match &reply {
+                Reply::Chat { format, prompt } => Some(Parser::new(*format, prompt)),
+                Reply::Completion => None,
+            },
             counts_prompt: i.is_multiple_of(n),
-            has_logprobs,
             has_begun: false,
+            calls: 0,
             length: 0,
         };
-        let (id, object) = match kind {
-            Kind::Chat => (shared.id("chatcmpl"), "chat.completion"),
-            Kind::Completion => (shared.id("cmpl"), "text_completion"),
+        let choices = generations.into_iter().enumerate().map(choice).collect();
+        let (is_chat, id, object) = match reply {
+            Reply::Chat { .. } => (true, shared.id("chatcmpl"), "chat.completion"),
+            Reply::Completion => (false, shared.id("cmpl"), "text_completion"),
         };
         let head = Head {
             id,
             object,
-            created: super::unix_seconds(std::time::SystemTime::now()),
+            created: super::unix_seconds(SystemTime::now()),
             model: lease.name.clone(),
             system_fingerprint: lease.fingerprint.clone(),
         };
-        let choices = generations.into_iter().enumerate().map(choice).collect();
         let usage = Usage::default();
-        Answer { shared, lease, kind, head, choices, next: 0, usage, asked, _places: places }
+        Answer { shared, lease, is_chat, has_logprobs, head, choices, next: 0, usage, asked, _places: places }
     }
 
     /// The response, when it is complete or, streamed, has begun.
@@ -150,42 +170,67 @@ impl Answer {
         self.lease.token_made();
         let tokenizer = self.lease.engine.tokenizer();
         let mut tokens = Vec::new();
-        if let Some(logprob) = token.logprob.filter(|_| choice.has_logprobs)
+        if let Some(logprob) = token.logprob.filter(|_| self.has_logprobs)
             && !tokenizer.eos_token_ids().contains(&token.id)
         {
             let scored = |id, logprob| -> Result<Scored> {
                 let bytes = tokenizer.token_bytes(id)?;
                 Ok(Scored { token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes })
             };
-            let top_logprobs = token.top_logprobs.iter().map(|&(id, logprob)| scored(id, logprob));
-            tokens.push(TokenLogprob {
-                token: scored(token.id, logprob)?,
-                top_logprobs: top_logprobs.collect::<Result<_>>()?,
-            });
+            let top = token.top_logprobs.iter().map(|&(id, logprob)| scored(id, logprob));
+            tokens.push(TokenLogprob { token: scored(token.id, logprob)?, top_logprobs: top.collect::<Result<_>>()? });
         }
-        Ok(Update::Piece { index, text, tokens })
+        let parts = match &mut choice.parser {
+            Some(parser) => parser.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Part::Content(text)],
+        };
+        Ok(Update::Piece(Piece { index, parts, tokens, finish_reason: None }))
     }
 
     fn ended(&mut self, index: usize, Finished { reason, error, stats, .. }: Finished) -> Result<Update, ApiError> {
-        let name = match reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Abort => "aborted",
-            FinishReason::Error => "error",
+        let choice = &mut self.choices[index];
+        let (name, finish_reason) = match reason {
+            FinishReason::Stop => ("stop", "stop"),
+            FinishReason::Length => ("length", "length"),
+            FinishReason::Abort => ("aborted", "stop"),
+            FinishReason::Error => ("error", "stop"),
         };
         self.shared.metrics.sequence(name, &stats);
-        if self.choices[index].counts_prompt {
+        if choice.counts_prompt {
             self.usage.prompt_tokens += stats.prompt_tokens;
             self.usage.prompt_tokens_details.cached_tokens += stats.cached_tokens;
         }
         self.usage.completion_tokens += stats.generated_tokens;
         self.usage.total_tokens = self.usage.prompt_tokens + self.usage.completion_tokens;
-        match error {
-            Some(error) => Err(error.into()),
-            None if reason == FinishReason::Abort => {
-                Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"))
+        if let Some(error) = error {
+            return Err(error.into());
+        }
+        if reason == FinishReason::Abort {
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"));
+        }
+        let parts = choice.parser.as_mut().map(Parser::finish).unwrap_or_default();
+        let begins_call = |part: &Part| matches!(part, Part::CallBegin { .. });
+        let has_called = choice.calls > 0 || parts.iter().any(begins_call);
+        let finish_reason = if reason == FinishReason::Stop && has_called { "tool_calls" } else { finish_reason };
+        Ok(Update::Piece(Piece { index, parts, tokens: Vec::new(), finish_reason: Some(finish_reason) }))
+    }
+
+    /// A call's name, or more of its arguments.
+    fn call(&mut self, index: usize, part: Part) -> Option<Call> {
+        let choice = &mut self.choices[index];
+        match part {
+            Part::CallBegin { name } => {
+                choice.calls += 1;
+                let function = CalledFunction { name: Some(name), arguments: String::new() };
+                let id = Some(self.shared.id("call"));
+                Some(Call { index: Some(choice.calls - 1), id, kind: Some("function"), function })
             }
-            None => Ok(Update::Ended { index, reason }),
+            Part::CallArguments(arguments) => {
+                let function = CalledFunction { name: None, arguments };
+                Some(Call { index: Some(choice.calls.saturating_sub(1)), function, ..Call::default() })
+            }
+            Part::CallEnd { .. } | Part::Reasoning(_) | Part::Content(_) => None,
         }
     }
 
@@ -193,35 +238,52 @@ impl Answer {
         #[derive(Default)]
         struct Whole {
             text: String,
+            reasoning: Option<String>,
+            calls: Vec<Call>,
             tokens: Vec<TokenLogprob>,
             reason: &'static str,
         }
         let mut answers: Vec<Whole> = self.choices.iter().map(|_| Whole::default()).collect();
         while let Some(update) = self.update().await {
-            match update? {
-                Update::Reading { .. } => {}
-                Update::Piece { index, text, tokens } => {
-                    answers[index].text += &text;
-                    answers[index].tokens.extend(tokens);
+            let Update::Piece(Piece { index, parts, tokens, finish_reason }) = update? else { continue };
+            let answer = &mut answers[index];
+            answer.tokens.extend(tokens);
+            answer.reason = finish_reason.unwrap_or_default();
+            for part in parts {
+                match part {
+                    Part::Content(text) => answer.text += &text,
+                    Part::Reasoning(text) => *answer.reasoning.get_or_insert_default() += &text,
+                    part => match self.call(index, part) {
+                        Some(call) if call.id.is_some() => answer.calls.push(Call { index: None, ..call }),
+                        Some(more) => {
+                            let call = answer.calls.last_mut().expect("a call begins before its arguments");
+                            call.function.arguments += &more.function.arguments;
+                        }
+                        None => {}
+                    },
                 }
-                Update::Ended { index, reason } => answers[index].reason = openai::finish_reason(reason),
             }
         }
         let (head, usage) = (&self.head, Some(Some(self.usage)));
-        let has_logprobs = self.choices[0].has_logprobs;
+        let has_logprobs = self.has_logprobs;
         let answers = answers.into_iter().enumerate();
-        Ok(match self.kind {
-            Kind::Chat => {
-                let choice = |(index, Whole { text, tokens, reason })| ChatChoice {
+        Ok(match self.is_chat {
+            true => {
+                let choice = |(index, Whole { text, reasoning, calls, tokens, reason })| ChatChoice {
                     index,
-                    message: ChatMessage { role: Some("assistant"), content: Some(text) },
+                    message: ChatMessage {
+                        role: "assistant",
+                        content: Some(text).filter(|text| !text.is_empty() || Vec::is_empty(&calls)),
+                        reasoning_content: reasoning,
+                        tool_calls: calls,
+                    },
                     logprobs: has_logprobs.then_some(ChatLogprobs { content: tokens }),
                     finish_reason: reason,
                 };
                 Json(openai::Answer { head, choices: answers.map(choice).collect(), usage }).into_response()
             }
-            Kind::Completion => {
-                let choice = |(index, Whole { text, tokens, reason })| CompletionChoice {
+            false => {
+                let choice = |(index, Whole { text, tokens, reason, .. })| CompletionChoice {
                     index,
                     text,
                     logprobs: has_logprobs.then(|| CompletionLogprobs::new(&tokens, 0)),
@@ -253,15 +315,16 @@ struct Streaming {
 
 impl Streaming {
     async fn begin(mut answer: Answer, options: StreamOptions) -> Result<Response, ApiError> {
-        if answer.kind == Kind::Chat {
+        if answer.is_chat {
             answer.head.object = "chat.completion.chunk";
         }
         // What cannot be served has a status of its own if that shows soon, and is an event of the stream otherwise.
         let first = timeout(FIRST_EVENT, answer.update()).await.ok().flatten().transpose()?;
         let mut streaming = Streaming { answer, options, ready: VecDeque::new(), told_reading: None, is_over: false };
-        if streaming.answer.kind == Kind::Chat {
+        if streaming.answer.is_chat {
             for index in 0..streaming.answer.choices.len() {
-                let delta = ChatMessage { role: Some("assistant"), content: Some(String::new()) };
+                let role = Some("assistant");
+                let delta = ChatDelta { role, content: Some(String::new()), ..ChatDelta::default() };
                 streaming.send(ChatChunk { index, delta, logprobs: None, finish_reason: None });
             }
         }
@@ -310,28 +373,41 @@ impl Streaming {
                     self.ready.push_back(Sent::default().comment(format!("reading {done}/{total}")));
                 }
             }
-            Update::Piece { text, tokens, .. } if text.is_empty() && tokens.is_empty() => {}
-            Update::Piece { index, text, tokens } => self.piece(index, text, tokens, None),
-            Update::Ended { index, reason } => {
-                self.piece(index, String::new(), Vec::new(), Some(openai::finish_reason(reason)));
+            Update::Piece(piece) if self.answer.is_chat => self.message(piece),
+            Update::Piece(Piece { index, parts, tokens, finish_reason }) => {
+                let text = |part| if let Part::Content(text) = part { Some(text) } else { None };
+                let text: String = parts.into_iter().filter_map(text).collect();
+                let choice = &mut self.answer.choices[index];
+                let offset = choice.length;
+                choice.length += text.chars().count();
+                let logprobs = (!tokens.is_empty()).then(|| CompletionLogprobs::new(&tokens, offset));
+                if !text.is_empty() || logprobs.is_some() || finish_reason.is_some() {
+                    self.send(CompletionChoice { index, text, logprobs, finish_reason });
+                }
             }
         }
     }
 
-    fn piece(&mut self, index: usize, text: String, tokens: Vec<TokenLogprob>, finish_reason: Option<&'static str>) {
-        let choice = &mut self.answer.choices[index];
-        let offset = choice.length;
-        choice.length += text.chars().count();
-        match self.answer.kind {
-            Kind::Chat => {
-                let content = Some(text).filter(|_| finish_reason.is_none());
-                let logprobs = (!tokens.is_empty()).then_some(ChatLogprobs { content: tokens });
-                self.send(ChatChunk { index, delta: ChatMessage { role: None, content }, logprobs, finish_reason });
+    /// A chunk for each part, the first with the tokens; and one where there is none.
+    fn message(&mut self, Piece { index, parts, tokens, finish_reason }: Piece) {
+        let delta = |part| match part {
+            Part::Content(text) => Some(ChatDelta { content: Some(text), ..ChatDelta::default() }),
+            Part::Reasoning(text) => Some(ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() }),
+            part => {
+                let call = self.answer.call(index, part)?;
+                Some(ChatDelta { tool_calls: vec![call], ..ChatDelta::default() })
             }
-            Kind::Completion => {
-                let logprobs = (!tokens.is_empty()).then(|| CompletionLogprobs::new(&tokens, offset));
-                self.send(CompletionChoice { index, text, logprobs, finish_reason });
-            }
+        };
+        let mut deltas: Vec<ChatDelta> = parts.into_iter().filter_map(delta).collect();
+        if deltas.is_empty() && !tokens.is_empty() {
+            deltas.push(ChatDelta::default());
+        }
+        let mut logprobs = Some(tokens).filter(|tokens| !tokens.is_empty()).map(|content| ChatLogprobs { content });
+        for delta in deltas {
+            self.send(ChatChunk { index, delta, logprobs: logprobs.take(), finish_reason: None });
+        }
+        if finish_reason.is_some() {
+            self.send(ChatChunk { index, delta: ChatDelta::default(), logprobs: None, finish_reason });
         }
     }
 

@@ -83,18 +83,26 @@ impl IntoResponse for ApiError {
 }
 
 impl From<FieldError> for ApiError {
-    fn from(error: FieldError) -> Self {
-        const UNKNOWN: &str = "unknown field `";
-        let unknown = error.problem.strip_prefix(UNKNOWN).and_then(|rest| rest.split_once('`'));
-        match (unknown, error.field) {
-            (Some((name, _)), parent) => {
-                // The path of a field that is unknown ends with its parent's in some places, and with its own name in others.
-                let parent = parent.filter(|parent| parent != name && !parent.ends_with(&format!(".{name}")));
-                let path = parent.map_or(name.to_owned(), |parent| format!("{parent}.{name}"));
-                ApiError::unknown_field(&path)
-            }
-            (None, Some(field)) => ApiError::field(&field, error.problem),
-            (None, None) => ApiError::bad_request(error.problem),
+    fn from(FieldError { field, problem }: FieldError) -> Self {
+        let named = |prefix: &str| problem.strip_prefix(prefix)?.split_once('`').map(|(name, _)| name.to_owned());
+        // The path ends with the field's own name in some places, and with that of what it is in in others.
+        let path = |name: String| match &field {
+            Some(path) if *path == name || path.ends_with(&format!(".{name}")) => path.clone(),
+            Some(parent) => format!("{parent}.{name}"),
+            None => name,
+        };
+        if let Some(name) = named("unknown field `") {
+            return ApiError::unknown_field(&path(name));
+        }
+        if let Some(name) = named("missing field `") {
+            return ApiError::field(&path(name), "missing");
+        }
+        if let Some(name) = named("duplicate field `") {
+            return ApiError::field(&path(name), "given twice");
+        }
+        match field {
+            Some(field) => ApiError::field(&field, problem),
+            None => ApiError::bad_request(problem),
         }
     }
 }

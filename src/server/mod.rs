@@ -3,7 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `http` | sockets: connections and what bounds them, the end of the server |
-//! | `routes` | what each path does |
+//! | `routes`, `submit`, `tokens` | what each path does |
 //! | `security` | who may ask: keys, hosts, origins |
 //! | [`openai`], [`error`](ApiError) | OpenAI's bodies and errors |
 //! | `answer` | from the events of generations to an answer, whole or streamed |
@@ -24,6 +24,8 @@ mod prompt_store;
 mod registry;
 mod routes;
 mod security;
+mod submit;
+mod tokens;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};

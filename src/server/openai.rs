@@ -3,13 +3,15 @@
 //! Reference: <https://platform.openai.com/docs/api-reference>. Requests are read strictly: a field that is not here, and is no
 //! option of a generation ([`Overrides`]) either, is an error that names it.
 
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use crate::chat_template::Conversation;
 use crate::fields;
-use crate::generate::{FinishReason, Overrides};
+use crate::generate::tools::ToolChoice;
+use crate::generate::{Grammar, Overrides};
 
 /// The most answers to one prompt, and alternatives to one token.
 const MAX_N: usize = 128;
@@ -84,6 +86,21 @@ pub struct ChatRequest {
     pub settings: Settings,
     /// What the chat template is to write.
     pub turns: Turns,
+    /// Whether and how functions may be called.
+    pub tools: Option<Tools>,
+    /// What the answer must be.
+    pub grammar: Option<Grammar>,
+}
+
+/// Functions that may be called.
+#[derive(Debug)]
+pub struct Tools {
+    /// As they were given.
+    pub tools: Vec<Value>,
+    /// Whether they must be.
+    pub choice: ToolChoice,
+    /// Whether more than one may.
+    pub parallel: bool,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +110,10 @@ struct ChatFields {
     chat_template_kwargs: Option<Map<String, Value>>,
     logprobs: Option<bool>,
     top_logprobs: Option<usize>,
+    response_format: Option<ResponseFormat>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
     #[serde(flatten)]
     settings: Map<String, Value>,
 }
@@ -101,17 +122,114 @@ impl ChatRequest {
     /// # Errors
     /// When it is not one; the error names the field.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let ChatFields { messages, reasoning_effort, chat_template_kwargs, logprobs, top_logprobs, settings } =
-            read_body(body)?;
-        let mut settings = Settings::read(settings)?;
-        settings.overrides.logprobs = match (logprobs, top_logprobs) {
+        let fields: ChatFields = read_body(body)?;
+        let mut settings = Settings::read(fields.settings)?;
+        settings.overrides.logprobs = match (fields.logprobs, fields.top_logprobs) {
             (Some(true), n) => Some(n.unwrap_or(0)),
             (_, Some(1..)) => return Err(ApiError::field("top_logprobs", "goes with `logprobs`: true")),
             _ => None,
         };
-        check_logprobs("top_logprobs", top_logprobs)?;
-        let turns = Turns::new(messages, reasoning_effort, chat_template_kwargs)?;
-        Ok(ChatRequest { settings, turns })
+        check_logprobs("top_logprobs", fields.top_logprobs)?;
+        let tools = Tools::read(fields.tools, fields.tool_choice, fields.parallel_tool_calls)?;
+        let grammar = match fields.response_format {
+            None | Some(ResponseFormat::Text {}) => None,
+            Some(ResponseFormat::JsonObject {}) => Some(Grammar::JsonObject),
+            Some(ResponseFormat::JsonSchema { json_schema }) => Some(Grammar::JsonSchema(json_schema.schema)),
+        };
+        if grammar.is_some() && tools.is_some() {
+            return Err(ApiError::field("response_format", "goes without `tools`, or with `tool_choice`: \"none\""));
+        }
+        let turns = Turns::new(fields.messages, fields.reasoning_effort, fields.chat_template_kwargs)?;
+        Ok(ChatRequest { settings, turns, tools, grammar })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum ResponseFormat {
+    Text {},
+    JsonObject {},
+    JsonSchema { json_schema: JsonSchema },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)] // some fields are checked alone
+struct JsonSchema {
+    name: String,
+    description: Option<String>,
+    schema: Value,
+    /// It is followed in any case.
+    strict: Option<bool>,
+}
+
+/// What a tool is; templates are given it as it was sent.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)] // some fields are checked alone
+struct Tool {
+    r#type: FunctionType,
+    function: Function,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)] // some fields are checked alone
+struct Function {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Map<String, Value>>,
+    strict: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)] // some fields are checked alone
+struct NamedTool {
+    r#type: FunctionType,
+    function: Named,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    name: String,
+}
+
+impl Tools {
+    /// `None` when none may be called.
+    fn read(
+        tools: Option<Vec<Value>>,
+        choice: Option<Value>,
+        parallel: Option<bool>,
+    ) -> Result<Option<Self>, ApiError> {
+        let Some(tools) = tools.filter(|tools| !tools.is_empty()) else {
+            let others = [("tool_choice", choice.is_some()), ("parallel_tool_calls", parallel.is_some())];
+            return match others.into_iter().find(|(_, is_there)| *is_there) {
+                Some((name, _)) => Err(ApiError::field(name, "goes with `tools`")),
+                None => Ok(None),
+            };
+        };
+        for (i, tool) in tools.iter().enumerate() {
+            fields::read::<Tool, _>(tool).map_err(|error| error.within(&format!("tools[{i}]")))?;
+        }
+        let choice = match choice {
+            None => ToolChoice::Auto,
+            Some(Value::String(word)) => match word.as_str() {
+                "none" => return Ok(None),
+                "auto" => ToolChoice::Auto,
+                "required" => ToolChoice::Required,
+                _ => {
+                    let problem = format!("{word:?}, expected none, auto, required or a function");
+                    return Err(ApiError::field("tool_choice", problem));
+                }
+            },
+            Some(named) => {
+                let named: NamedTool = fields::read(named).map_err(|error| error.within("tool_choice"))?;
+                ToolChoice::Function(named.function.name)
+            }
+        };
+        Ok(Some(Tools { tools, choice, parallel: parallel.unwrap_or(true) }))
     }
 }
 
@@ -142,7 +260,7 @@ pub struct Turns {
 }
 
 impl Turns {
-    fn new(
+    pub(super) fn new(
         messages: Vec<Message>,
         effort: Option<Effort>,
         variables: Option<Map<String, Value>>,
@@ -158,8 +276,14 @@ impl Turns {
     ///
     /// # Errors
     /// When it does not read one, which would be ignored.
-    pub fn conversation(self, reads: impl Fn(&str) -> bool) -> Result<Conversation, ApiError> {
+    pub fn conversation(self, tools: Option<&[Value]>, reads: impl Fn(&str) -> bool) -> Result<Conversation, ApiError> {
         let mut conversation = Conversation::to_answer(self.messages);
+        if let Some(tools) = tools {
+            if !reads("tools") {
+                return Err(ApiError::field("tools", "the model's chat template does not know them"));
+            }
+            conversation.tools = Some(tools.into());
+        }
         if let Some(effort) = self.effort {
             let variables = [("reasoning_effort", json!(effort)), ("enable_thinking", json!(effort != Effort::None))];
             let read = variables.into_iter().filter(|(name, _)| reads(name));
@@ -177,9 +301,9 @@ impl Turns {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Message {
+pub(super) struct Message {
     role: Role,
     #[serde(default, deserialize_with = "text")]
     content: Option<String>,
@@ -189,7 +313,7 @@ struct Message {
     tool_call_id: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Role {
     /// What OpenAI calls `developer` of late; templates know the older name.
@@ -200,22 +324,22 @@ enum Role {
     Tool,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(dead_code)] // some fields are checked alone
 struct ToolCall {
     id: Option<String>,
-    #[serde(rename = "type")]
-    _type: Option<FunctionType>,
+    r#type: Option<FunctionType>,
     function: FunctionCall,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum FunctionType {
     Function,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FunctionCall {
     name: String,
@@ -255,7 +379,6 @@ impl Message {
 
 /// A text, or a list of parts that are text.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    use serde::de::Error as _;
     let wrong = |found: &dyn std::fmt::Display| {
         D::Error::custom(format!("{found}, expected a text or a list of {{\"type\": \"text\", \"text\": …}}"))
     };
@@ -316,7 +439,6 @@ impl CompletionRequest {
 }
 
 fn prompts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Prompt>, D::Error> {
-    use serde::de::Error as _;
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum OneOrMany {
@@ -342,103 +464,11 @@ fn check_logprobs(name: &str, n: Option<usize>) -> Result<(), ApiError> {
     }
 }
 
-/// `POST /v1/tokenize`: a prompt or a conversation.
-#[derive(Debug)]
-pub struct TokenizeRequest {
-    /// The model's name; without one, the server's first.
-    pub model: Option<String>,
-    /// What to tokenize.
-    pub input: TokenizeInput,
-    /// Whether to tell how the vocabulary spells the tokens.
-    pub return_token_strs: bool,
-}
-
-/// What to tokenize.
-#[derive(Debug)]
-pub enum TokenizeInput {
-    /// A text, with or without the special tokens that begin and end one.
-    #[allow(missing_docs)]
-    Prompt { text: String, add_special_tokens: bool },
-    /// What the chat template writes.
-    Conversation(Turns),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TokenizeFields {
-    model: Option<String>,
-    prompt: Option<String>,
-    messages: Option<Vec<Message>>,
-    reasoning_effort: Option<Effort>,
-    chat_template_kwargs: Option<Map<String, Value>>,
-    add_special_tokens: Option<bool>,
-    return_token_strs: Option<bool>,
-}
-
-impl TokenizeRequest {
-    /// # Errors
-    /// When it is not one; the error names the field.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let fields: TokenizeFields = read_body(body)?;
-        let for_messages = [
-            ("reasoning_effort", fields.reasoning_effort.is_some()),
-            ("chat_template_kwargs", fields.chat_template_kwargs.is_some()),
-        ];
-        let input = match (fields.prompt, fields.messages) {
-            (Some(text), None) => {
-                if let Some((name, _)) = for_messages.iter().find(|(_, is_there)| *is_there) {
-                    return Err(ApiError::field(name, "goes with `messages`"));
-                }
-                TokenizeInput::Prompt { text, add_special_tokens: fields.add_special_tokens.unwrap_or(true) }
-            }
-            (None, Some(_)) if fields.add_special_tokens.is_some() => {
-                return Err(ApiError::field(
-                    "add_special_tokens",
-                    "goes with `prompt`; a chat template writes its own",
-                ));
-            }
-            (None, Some(messages)) => {
-                let turns = Turns::new(messages, fields.reasoning_effort, fields.chat_template_kwargs)?;
-                TokenizeInput::Conversation(turns)
-            }
-            _ => return Err(ApiError::field("prompt", "expected either `prompt` or `messages`")),
-        };
-        let return_token_strs = fields.return_token_strs.unwrap_or(false);
-        Ok(TokenizeRequest { model: fields.model, input, return_token_strs })
-    }
-}
-
-/// `POST /v1/detokenize`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DetokenizeRequest {
-    /// The model's name; without one, the server's first.
-    pub model: Option<String>,
-    /// Token ids.
-    pub tokens: Vec<u32>,
-}
-
-impl DetokenizeRequest {
-    /// # Errors
-    /// When it is not one; the error names the field.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        read_body(body)
-    }
-}
-
-fn read_body<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let read = fields::read(&mut deserializer)?;
-    deserializer.end().map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}")))?;
-    Ok(read)
-}
-
-/// Why an answer ended.
-pub fn finish_reason(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Length => "length",
-        FinishReason::Stop | FinishReason::Abort | FinishReason::Error => "stop",
-    }
+/// A body as `T`, whose errors name the field.
+pub(super) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let not_json = |e| ApiError::bad_request(format!("the body is not JSON: {e}"));
+    serde_json::from_slice::<IgnoredAny>(body).map_err(not_json)?;
+    Ok(fields::read(&mut serde_json::Deserializer::from_slice(body))?)
 }
 
 /// What an answer took.
@@ -523,24 +553,64 @@ pub struct ChatChoice {
     pub finish_reason: &'static str,
 }
 
-/// A chunk of one.
+/// What the assistant says.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct ChatMessage {
+    pub role: &'static str,
+    /// `None` beside calls alone.
+    pub content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Call>,
+}
+
+/// A chunk of an answer.
 #[derive(Debug, Serialize)]
 #[allow(missing_docs)]
 pub struct ChatChunk {
     pub index: usize,
-    pub delta: ChatMessage,
+    pub delta: ChatDelta,
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: Option<&'static str>,
 }
 
-/// What the assistant says, or what is new of it.
+/// What is new of what the assistant says.
 #[derive(Debug, Default, Serialize)]
 #[allow(missing_docs)]
-pub struct ChatMessage {
+pub struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Call>,
+}
+
+/// A function that is called, or more of its arguments.
+#[derive(Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Call {
+    /// In chunks: which call it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: CalledFunction,
+}
+
+#[derive(Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct CalledFunction {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// JSON, as the model wrote it.
+    pub arguments: String,
 }
 
 #[derive(Debug, Serialize)]

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, MatchedPath, Path, Request, State};
@@ -13,18 +13,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use super::answer::{Answer, Kind};
-use super::openai::{
-    ChatRequest, CompletionRequest, DetokenizeRequest, Prompt, Settings, TokenizeInput, TokenizeRequest,
-};
-use super::registry::{Lease, Served};
-use super::{ApiError, Shared, page};
-use crate::generate::{self, Event, FinishReason, GenerateOptions, Generation};
+use super::registry::Served;
+use super::{ApiError, Shared, page, submit, tokens};
+use crate::generate::{Event, FinishReason, GenerateOptions, Request as Generate};
 
 /// Of a request's body: some two million tokens.
 const MAX_BODY_BYTES: usize = 8 << 20;
@@ -38,12 +33,12 @@ type Answered = Result<Response, ApiError>;
 /// All paths.
 pub fn router(shared: Arc<Shared>, cors: &[String]) -> Router {
     let keyed = Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(submit::chat))
+        .route("/v1/completions", post(submit::completions))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
-        .route("/v1/tokenize", post(tokenize))
-        .route("/v1/detokenize", post(detokenize))
+        .route("/v1/tokenize", post(tokens::tokenize))
+        .route("/v1/detokenize", post(tokens::detokenize))
         .route("/metrics", get(metrics))
         .route_layer(from_fn_with_state(Arc::clone(&shared), check_key));
     let router = keyed
@@ -105,7 +100,8 @@ async fn count(State(shared): State<Arc<Shared>>, path: MatchedPath, request: Re
     response
 }
 
-async fn read_body(request: Request) -> Result<Bytes, ApiError> {
+/// A request's body, which is bounded in size and time.
+pub async fn body(request: Request) -> Result<Bytes, ApiError> {
     let read = timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await;
     let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come to its end in time");
     read.map_err(late)?.map_err(|rejection| match rejection.status() {
@@ -115,75 +111,6 @@ async fn read_body(request: Request) -> Result<Bytes, ApiError> {
         }
         _ => ApiError::bad_request("the body could not be read"),
     })
-}
-
-async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let asked = Instant::now();
-    let place = shared.admit(1)?;
-    let body = read_body(request).await?;
-    let ChatRequest { settings, turns } = shared.prepare(move || ChatRequest::parse(&body)).await?;
-    let lease = shared.registry.lease(settings.model.as_deref()).await?;
-    let tokenize = {
-        let lease = lease.clone();
-        move || {
-            let tokenizer = lease.engine.tokenizer();
-            let conversation = turns.conversation(|variable| tokenizer.template_reads(variable))?;
-            Ok(tokenizer.encode(&tokenizer.render(&conversation)?, false)?)
-        }
-    };
-    let prompt = shared.prepare(tokenize).await?;
-    answer(shared, lease, place, Kind::Chat, settings, vec![prompt], asked).await
-}
-
-async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let asked = Instant::now();
-    let place = shared.admit(1)?;
-    let body = read_body(request).await?;
-    let CompletionRequest { settings, prompts } = shared.prepare(move || CompletionRequest::parse(&body)).await?;
-    let lease = shared.registry.lease(settings.model.as_deref()).await?;
-    let tokenize = {
-        let lease = lease.clone();
-        move || {
-            let ids = |prompt| match prompt {
-                Prompt::Text(text) => Ok(lease.engine.tokenizer().encode(&text, true)?),
-                Prompt::Ids(ids) => Ok(ids),
-            };
-            prompts.into_iter().map(ids).collect::<Result<Vec<_>, ApiError>>()
-        }
-    };
-    let prompts = shared.prepare(tokenize).await?;
-    answer(shared, lease, place, Kind::Completion, settings, prompts, asked).await
-}
-
-async fn answer(
-    shared: Arc<Shared>,
-    lease: Lease,
-    mut places: OwnedSemaphorePermit,
-    kind: Kind,
-    settings: Settings,
-    prompts: Vec<Vec<u32>>,
-    asked: Instant,
-) -> Answered {
-    let Settings { n, stream, user, overrides, .. } = settings;
-    if let Some(user) = user {
-        log::debug!("a request of {user:?}");
-    }
-    let options = overrides.apply(&shared.defaults)?;
-    places.merge(shared.admit(prompts.len().saturating_mul(n) - 1)?);
-    let mut generations = Vec::new();
-    for prompt in &prompts {
-        for i in 0..n as u64 {
-            let mut options = options.clone();
-            options.sampler.seed = options.sampler.seed.wrapping_add(i);
-            generations.push(submit(&lease, prompt.clone(), options)?);
-        }
-    }
-    let has_logprobs = options.logprobs.is_some();
-    Answer::new(shared, lease, kind, generations, n, has_logprobs, asked, places).respond(stream).await
-}
-
-fn submit(model: &Served, prompt: Vec<u32>, options: GenerateOptions) -> crate::Result<Generation> {
-    model.engine.submit(generate::Request { prompt, options, prompt_cache: None })
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
@@ -198,40 +125,6 @@ async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> R
 
 fn model_json(shared: &Shared, name: &str) -> Value {
     json!({"id": name, "object": "model", "created": shared.registry.started, "owned_by": "mlx_lm"})
-}
-
-async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let _place = shared.admit(1)?;
-    let body = read_body(request).await?;
-    let TokenizeRequest { model, input, return_token_strs } =
-        shared.prepare(move || TokenizeRequest::parse(&body)).await?;
-    let lease = shared.registry.lease(model.as_deref()).await?;
-    let tokenize = move || {
-        let tokenizer = lease.engine.tokenizer();
-        let ids = match input {
-            TokenizeInput::Prompt { text, add_special_tokens } => tokenizer.encode(&text, add_special_tokens)?,
-            TokenizeInput::Conversation(turns) => {
-                let conversation = turns.conversation(|variable| tokenizer.template_reads(variable))?;
-                tokenizer.encode(&tokenizer.render(&conversation)?, false)?
-            }
-        };
-        let most = lease.engine.config().max_position_embeddings;
-        let mut told = json!({"count": ids.len(), "max_model_len": most, "tokens": ids});
-        if return_token_strs {
-            told["token_strs"] = ids.iter().map(|&id| tokenizer.piece(id)).collect();
-        }
-        Ok(Json(told).into_response())
-    };
-    shared.prepare(tokenize).await
-}
-
-async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let _place = shared.admit(1)?;
-    let body = read_body(request).await?;
-    let DetokenizeRequest { model, tokens } = shared.prepare(move || DetokenizeRequest::parse(&body)).await?;
-    let lease = shared.registry.lease(model.as_deref()).await?;
-    let detokenize = move || Ok(Json(json!({"prompt": lease.engine.tokenizer().decode(&tokens)?})).into_response());
-    shared.prepare(detokenize).await
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
@@ -255,7 +148,7 @@ async fn health(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiErr
 
 async fn make_token(model: &Served) -> crate::Result<bool> {
     let options = GenerateOptions { max_tokens: 1, ignore_eos: true, ..GenerateOptions::default() };
-    let mut generation = submit(model, vec![0], options)?;
+    let mut generation = model.engine.submit(Generate { prompt: vec![0], options, prompt_cache: None })?;
     loop {
         match poll_fn(|context| generation.poll_event(context)).await {
             Some(Event::Finished(finished)) => return Ok(finished.reason == FinishReason::Length),

@@ -74,7 +74,8 @@ impl Guard {
             return Err(forbidden(format!("this server answers to this machine's own names, not to {host:?}")));
         }
         let Some(origin) = text(ORIGIN) else { return Ok(()) };
-        let is_own = origin.strip_prefix("http://") == Some(host);
+        // What stands between may speak HTTPS.
+        let is_own = ["http://", "https://"].iter().any(|scheme| origin.strip_prefix(scheme) == Some(host));
         match is_own || self.origins.iter().any(|known| known == "*" || known == origin) {
             true => Ok(()),
             false => Err(forbidden(format!("pages of {origin:?} may not use this server; --cors lets them"))),
@@ -141,6 +142,7 @@ mod tests {
         let own = |origin| headers([(HOST, "localhost:8080"), (ORIGIN, origin)]);
         let closed = guard("127.0.0.1:80", None, &[]);
         assert_eq!(closed.check_page(&own("http://localhost:8080")), Ok(()));
+        assert_eq!(closed.check_page(&own("https://localhost:8080")), Ok(()));
         for origin in ["http://localhost:8081", "https://example.com", "null", "http://localhost:8080.example.com"] {
             assert_eq!(closed.check_page(&own(origin)).unwrap_err().status, 403, "{origin}");
         }
