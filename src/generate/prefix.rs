@@ -26,6 +26,20 @@ pub(super) struct Prefix {
     pub uses: u64,
 }
 
+impl Prefix {
+    /// How many of its last tokens can be forgotten.
+    fn trimmable(&self) -> usize {
+        (self.cache.len() - self.cache.untrimmable()) as usize
+    }
+
+    /// A cache that has seen its first `n` tokens.
+    fn trimmed(&self, n: usize) -> KvCache {
+        let mut cache = self.cache.clone();
+        cache.trim((self.ids.len() - n) as i32).expect("so many can be forgotten");
+        cache
+    }
+}
+
 /// The most recently used last.
 #[derive(Debug)]
 pub(super) struct PrefixCache {
@@ -53,8 +67,8 @@ impl PrefixCache {
         let shared = common(&prefix.ids[..most.min(prefix.ids.len())], prompt);
         match prefix.cache.evicted() {
             0 => shared.min(limits.context_size as usize),
-            // An eviction is not undone.
-            _ if shared == prefix.ids.len() && prefix.cache.limits() == limits => shared,
+            // The last eviction is not undone.
+            _ if prefix.cache.limits() == limits && prefix.ids.len() - shared <= prefix.trimmable() => shared,
             _ => 0,
         }
     }
@@ -73,7 +87,7 @@ impl PrefixCache {
         entry.uses += 1;
         let cache = match entry.cache.evicted() {
             0 => entry.cache.beginning(shared as i32, limits),
-            _ => entry.cache.clone(),
+            _ => entry.trimmed(shared),
         };
         let found = (cache, entry.prefilled.min(shared));
         self.entries.push_back(entry);

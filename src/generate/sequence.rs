@@ -74,15 +74,11 @@ impl Sequence {
     }
 
     /// The token that was chosen last, and those that must follow it, are read like a prompt, all but the last. `generated` are
-    /// all that follow the prompt, or nothing where the cache has lost some of them.
+    /// all that follow the prompt.
     pub(super) fn read_on(&mut self, generated: Vec<u32>, unread: &[u32]) -> Result<()> {
         let (_, body) = unread.split_last().expect("a token was chosen");
         self.sampler.observe(&Array::from_slice(body, &[body.len() as i32]))?;
-        if generated.is_empty() {
-            self.prompt = unread.to_vec();
-        } else {
-            self.prompt.extend(generated);
-        }
+        self.prompt.extend(generated);
         self.next = Next::Prompt(self.prompt.len() - unread.len());
         // As of a prompt that streams through the cache.
         self.chunk_size = self.chunk_size.min((self.cache.limits().window() as usize / 2).max(1));

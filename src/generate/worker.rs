@@ -51,9 +51,6 @@ impl Active<'_> {
 
     /// What was chosen, and what must follow it, is read like a prompt.
     fn read_on(&mut self, unread: &[u32]) -> Result<()> {
-        if self.generated.is_empty() {
-            self.prefilled = 0; // nor is anything of the prompt kept
-        }
         self.is_fresh = false;
         self.sequence.read_on(std::mem::take(&mut self.generated), unread)
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rexpect::process::wait::WaitStatus;
+use nix::sys::wait::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -15,6 +15,8 @@ use crate::unpack_demo;
 const NOTICE: &str = "using the demo model inside this program; --model-root PATH runs another\n";
 /// For what a test waits for: far more than it takes.
 const PATIENCE_MS: u64 = 60_000;
+/// What a terminal is sent when a line may be typed.
+const READY: &str = "\x1b[?2004h";
 
 fn mlx_lm(args: &[&str], home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlx_lm"));
@@ -204,7 +206,8 @@ fn a_template_that_rewrites_earlier_turns_has_its_way() {
 /// A terminal with the program in it, at its first prompt.
 fn terminal(args: &[&str], home: &Path) -> PtySession {
     let mut session = spawn_command(mlx_lm(&[&["chat"], args].concat(), home), Some(PATIENCE_MS)).unwrap();
-    session.exp_string("> ").unwrap();
+    session.exp_string("Ctrl-D ends the conversation").unwrap();
+    session.exp_string(READY).unwrap();
     session
 }
 
@@ -230,13 +233,14 @@ fn ctrl_c_stops_the_answer_and_keeps_what_was_said() {
         say(&mut session, "Tell me a story.");
         session.exp_string(". ").unwrap();
         session.send_control('c').unwrap();
-        session.exp_string("> ").unwrap();
+        session.exp_string(READY).unwrap();
     }
     // On an empty line it does nothing but tell the way out.
     session.send_control('c').unwrap();
     session.exp_string("Ctrl-D ends the conversation").unwrap();
+    session.exp_string(READY).unwrap();
     say(&mut session, "/set max_tokens 3");
-    session.exp_string("> ").unwrap();
+    session.exp_string(READY).unwrap();
     say(&mut session, "Go on.");
     session.exp_string("ends here after 3 tokens").unwrap();
     say(&mut session, "/stats");
@@ -263,10 +267,10 @@ fn what_is_typed_is_remembered_completed_and_may_have_lines() {
     session.flush().unwrap();
     session.exp_string("top_").unwrap();
     session.send_control('c').unwrap();
-    session.exp_string("> ").unwrap();
+    session.exp_string(READY).unwrap();
     session.send("Why\x1b\ris it \\\rblue?\r").unwrap();
     session.flush().unwrap();
-    session.exp_string("The sky looks blue").unwrap();
+    session.exp_string(READY).unwrap();
     say(&mut session, "/save one.json");
     session.exp_string("saved to one.json").unwrap();
     end(session);

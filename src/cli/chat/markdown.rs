@@ -166,7 +166,8 @@ fn begins_block(line: &str) -> bool {
 }
 
 fn code(text: &str) -> String {
-    Style::new().cyan().apply_to(format!("  {text}")).to_string()
+    let indented = if text.is_empty() { String::new() } else { format!("  {text}") };
+    Style::new().cyan().apply_to(indented).to_string()
 }
 
 fn dim(text: &str) -> String {
@@ -201,8 +202,6 @@ struct Writer {
     lists: Vec<Option<u64>>,
     in_code: bool,
     link: String,
-    /// Whether the item under way has a paragraph already.
-    is_loose: bool,
 }
 
 impl Writer {
@@ -234,7 +233,8 @@ impl Writer {
 
     fn start(&mut self, tag: Tag) {
         match tag {
-            Tag::Paragraph if self.is_loose => {
+            // Paragraphs within a list are set apart, as they were written.
+            Tag::Paragraph if !self.lists.is_empty() && !self.out.is_empty() => {
                 self.end_line();
                 self.out += "\n";
             }
@@ -268,7 +268,6 @@ impl Writer {
                 };
                 self.indents.push(" ".repeat(measure_text_width(&marker)));
                 self.marker = Some(marker);
-                self.is_loose &= self.lists.len() == 1;
             }
             _ => {}
         }
@@ -276,10 +275,7 @@ impl Writer {
 
     fn end(&mut self, tag: TagEnd) {
         match tag {
-            TagEnd::Paragraph => {
-                self.end_line();
-                self.is_loose = !self.lists.is_empty();
-            }
+            TagEnd::Paragraph => self.end_line(),
             TagEnd::Heading(_) => {
                 self.end_line();
                 self.styles.pop();
@@ -298,10 +294,7 @@ impl Writer {
                 self.indents.pop();
             }
             TagEnd::CodeBlock => self.in_code = false,
-            TagEnd::List(_) => {
-                self.lists.pop();
-                self.is_loose = false;
-            }
+            TagEnd::List(_) => drop(self.lists.pop()),
             _ => {}
         }
     }
@@ -395,7 +388,7 @@ mod tests {
     fn finished_blocks_are_rendered_however_they_come() {
         console::set_colors_enabled(true);
         let expected = "> question\nA plan\n\nFirst, look at x, which is a long line\nthat the terminal has to break\nsomewhere.\n\
-            1. one\n2. two\n   • deep\n\n3. three\n\npython\n  def f():\n      return 1\n\n  # no heading\n│ quoted\n\n\
+            1. one\n\n2. two\n   • deep\n\n3. three\n\npython\n  def f():\n      return 1\n\n  # no heading\n│ quoted\n\n\
             ────────────────────────────────────────\nThe end: site (https://example.org) <b>\n| a | b |\n|---|---|\nlast";
         for piece in [1, 2, 7, 10_000] {
             let terminal = shown(ANSWER, piece, 40, 40);

@@ -42,7 +42,19 @@ impl Transcript {
             Some((last, said)) if tokenizer.eos_token_ids().contains(last) => said, // the template writes it
             _ => ids,
         };
-        self.text.push_str(&tokenizer.decode(ids)?);
+        let text = tokenizer.decode(ids)?;
+        let end = text.trim_end().len();
+        let mut detokenizer = tokenizer.detokenizer();
+        let mut bytes = 0;
+        for (i, &id) in ids.iter().enumerate() {
+            bytes += detokenizer.push(id)?.len();
+            // Templates may leave out white space behind an answer.
+            if bytes == end && bytes < text.len() {
+                self.cuts.push((self.text.len() + end, self.ids.len() + i + 1));
+                break;
+            }
+        }
+        self.text.push_str(&text);
         self.ids.extend(ids);
         self.cuts.push((self.text.len(), self.ids.len()));
         Ok(())
@@ -80,6 +92,11 @@ mod tests {
         // Taken back, and asked otherwise.
         let other = "<|end|><|user|>And the grass?<|end|><|assistant|>";
         assert!(ids(&format!("{first}{answer}{other}"), &mut transcript).starts_with(&kept));
+        // The template leaves out the white space behind an answer.
+        let mut trimmed = Transcript::default();
+        ids(first, &mut trimmed);
+        trimmed.answer(&[&said[..], &spelled(" \n", &tokenizer)].concat(), &tokenizer).unwrap();
+        assert_eq!(ids(&format!("{first}{answer}{next}"), &mut trimmed), second);
         // A word goes on where the answer was cut.
         let joined = format!("{first}{answer}ness{next}");
         assert_eq!(
