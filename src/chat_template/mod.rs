@@ -209,13 +209,7 @@ impl Compiled {
 }
 
 /// Render in this thread, with the template in `kept` if that is this one, which is left there. The place of a panic is not known.
-fn render(
-    source: &str,
-    variables: Value,
-    date: Option<Date>,
-    fuel: u64,
-    kept: &mut Option<Compiled>,
-) -> Jinja<String> {
+fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64, kept: &mut Option<Compiled>) -> Jinja<String> {
     let same = kept.take().filter(|kept| kept.source == source && kept.date == date);
     let render = || {
         let mut compiled = same.map_or_else(|| Compiled::new(source, date), Ok)?;
