@@ -24,6 +24,7 @@ mod sampling;
 mod streaming;
 mod structured;
 mod tokenizer;
+mod tool_calls;
 
 use std::path::{Path, PathBuf};
 
