@@ -23,8 +23,9 @@ use crate::tokenizer::Tokenizer;
 
 /// Grammars that stay compiled.
 const KEPT: usize = 32;
-/// Grammars are read, and followed, by recursion. Pages of a stack that are not touched cost nothing.
+/// Grammars are read by recursion, and followed by less of it. Pages of a stack that are not touched cost nothing.
 const STACK_BYTES: usize = 256 << 20;
+const STACK_BYTES_OF_SEQUENCE: usize = 16 << 20;
 /// The longest grammar, in bytes.
 const MAX_SOURCE: usize = 1 << 20;
 /// The longest token that is ever allowed, in bytes; a trie of them is as deep as that.
@@ -98,7 +99,9 @@ impl Compiler {
 /// One line of a message of llguidance: the first, and what a regular expression's own message ends with.
 fn summary(problem: &str) -> String {
     let mut lines = problem.lines();
-    let first = lines.next().unwrap_or_default();
+    // Nor are its own settings of use to anyone.
+    let first = lines.next().unwrap_or_default().split(". Enable '").next().unwrap_or_default();
+    let first = &first.replace("Unimplemented keys", "keywords that are not supported");
     let end = first.floor_char_boundary(200);
     let (first, dots) = (&first[..end], if end < first.len() { "…" } else { "" });
     match lines.find_map(|line| line.strip_prefix("error: ")) {
@@ -247,7 +250,7 @@ impl Constraint {
                 let _ = to.send(Err(Error::Internal(panic_message(&*panic).to_owned())));
             }
         };
-        let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES).spawn(run);
+        let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES_OF_SEQUENCE).spawn(run);
         thread.map_err(|e| Error::OutOfMemory(format!("a thread could not be started: {e}")))?;
         Ok(Constraint { tokens, answers })
     }

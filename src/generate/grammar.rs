@@ -41,7 +41,7 @@ pub(super) fn json_schema(schema: &Value) -> Result<Value, String> {
         _ => return Err(format!("a schema is an object, not {schema}")),
     };
     let mut steps = Vec::new();
-    tighten(&mut schema, &mut steps);
+    tighten(&mut schema, &mut steps)?;
     check_steps(&steps)?;
     schema[SETTINGS] = json!({"whitespace_pattern": WHITE_SPACE});
     Ok(schema)
@@ -63,19 +63,27 @@ const FORMATS: [(&str, &str); 5] = [
 
 /// Leave out the few values that llguidance takes for fitting and others do not: an exclusive bound itself, which it allows between
 /// two neighbouring integers, and names and times that do not exist. `steps` gets each `multipleOf`.
-fn tighten(schema: &mut Value, steps: &mut Vec<f64>) {
+fn tighten(schema: &mut Value, steps: &mut Vec<f64>) -> Result<(), String> {
     let fields = match schema {
         Value::Object(fields) => fields,
-        Value::Array(schemas) => return schemas.iter_mut().for_each(|schema| tighten(schema, steps)),
-        _ => return,
+        Value::Array(schemas) => return schemas.iter_mut().try_for_each(|schema| tighten(schema, steps)),
+        _ => return Ok(()),
     };
     for (name, value) in fields.iter_mut().filter(|(name, _)| !NO_SCHEMA.contains(&name.as_str())) {
         match value {
             Value::Object(schemas) if BY_NAME.contains(&name.as_str()) => {
-                schemas.values_mut().for_each(|schema| tighten(schema, steps));
+                schemas.values_mut().try_for_each(|schema| tighten(schema, steps))?;
             }
-            value => tighten(value, steps),
+            value => tighten(value, steps)?,
         }
+    }
+    // A name that is not listed may come twice, which makes one member.
+    let is_closed =
+        fields.get("additionalProperties") == Some(&Value::Bool(false)) && !fields.contains_key("patternProperties");
+    if !is_closed && fields.get("minProperties").and_then(Value::as_f64).is_some_and(|least| least > 1.0) {
+        return Err(
+            "`minProperties` of more than 1 needs `additionalProperties` to be false and no `patternProperties`".into(),
+        );
     }
     steps.extend(fields.get("multipleOf").and_then(Value::as_f64));
     for (exclusive, inclusive, sign) in [("exclusiveMinimum", "minimum", 1.0), ("exclusiveMaximum", "maximum", -1.0)] {
@@ -91,6 +99,7 @@ fn tighten(schema: &mut Value, steps: &mut Vec<f64>) {
     {
         all.push(json!({"pattern": pattern}));
     }
+    Ok(())
 }
 
 /// llguidance computes with `multipleOf` in whole numbers of 32 bits, two of which it multiplies where both are asked of a number, and

@@ -27,6 +27,7 @@ mod server;
 mod streaming;
 mod structured;
 mod tokenizer;
+mod tool_calls;
 
 use std::path::{Path, PathBuf};
 

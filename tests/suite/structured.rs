@@ -11,17 +11,23 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 
 use crate::{compute_on_cpu, fixture};
 
-/// A small Llama with random weights and one of the fixtures' tokenizers.
-pub fn random_model(tokenizer: &str) -> Engine {
-    compute_on_cpu();
+/// A folder with a small Llama, of random weights, and one of the fixtures' tokenizers.
+pub fn random_checkpoint(tokenizer: &str) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for file in fs::read_dir(fixture("tokenizers").join(tokenizer)).unwrap().map(Result::unwrap) {
         fs::copy(file.path(), root.path().join(file.file_name())).unwrap();
     }
     write_random_weights(root.path());
+    root
+}
+
+pub fn random_model(tokenizer: &str) -> Engine {
+    compute_on_cpu();
+    let root = random_checkpoint(tokenizer);
     Engine::load(Checkpoint::open(root.path()).unwrap(), EngineOptions::default()).unwrap()
 }
 
@@ -189,6 +195,7 @@ impl Schemas {
                 schema["additionalProperties"] = self.schema(0);
                 schema["maxProperties"] = (required.len() + 2).into();
             }
+            2 => schema["minProperties"] = (required.len() + self.0.random_range(0..2)).into(),
             _ => {}
         }
         schema
@@ -447,7 +454,9 @@ fn what_cannot_be_followed_is_refused_before_a_token_is_made() {
     assert!(schema(json!(false)).contains("nothing fits"));
     assert!(schema(json!({"type": "strange"})).contains("strange"));
     assert!(schema(json!({"type": "string", "minLength": 3, "maxLength": 2})).contains("minLength"));
-    assert!(schema(json!({"type": "array", "uniqueItems": true})).contains("uniqueItems"));
+    assert!(schema(json!({"type": "array", "uniqueItems": true})).contains("not supported: [\"uniqueItems\"]"));
+    assert!(schema(json!({"items": {"minProperties": 2}})).contains("minProperties"));
+    assert!(schema(json!({"multipleOf": 0.01, "allOf": [{"multipleOf": 99_999_999}]})).contains("multipleOf"));
     assert!(
         schema(json!({"$ref": "https://example.com/schema.json"})).starts_with("the JSON schema cannot be followed")
     );

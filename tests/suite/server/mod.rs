@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -82,10 +83,7 @@ impl Server {
     }
 
     fn wait_for(&self, name: &str, value: f64) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while self.metric(name) != value {
-            assert!(Instant::now() < until, "{name} does not become {value}");
-        }
+        until(name, || self.metric(name) == value);
     }
 
     fn signal(&self, signal: Signal) {
@@ -149,6 +147,15 @@ impl Answer {
         let error = &self.json()["error"];
         assert!(error["message"].is_string() && error["type"].is_string(), "{error}");
         (self.status, error["param"].as_str().map(str::to_owned))
+    }
+}
+
+/// Ask again and again.
+fn until(what: &str, is: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !is() {
+        assert!(Instant::now() < end, "{what}: not in two minutes");
+        thread::yield_now();
     }
 }
 
