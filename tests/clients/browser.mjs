@@ -152,6 +152,31 @@ async function behaves(mock) {
     assert.ok((await page.locator("#log").innerText()).includes(`<img src=x onerror="document.title='owned'">`));
   });
 
+  await check("Markdown is what CommonMark says, of the part that is known", mock.address, {}, async (page) => {
+    const cases = {
+      "**bold *and em***, *em **and bold***": "<p><strong>bold <em>and em</em></strong>, <em>em <strong>and bold</strong></em></p>",
+      "snake_case_name 2 * 3 * 4 \\*no\\* a*b*c": "<p>snake_case_name 2 * 3 * 4 *no* a<em>b</em>c</p>",
+      "`` a`b `` and `**x**` and ~~no~~": "<p><code>a`b</code> and <code>**x**</code> and <del>no</del></p>",
+      "one\n\ntwo  \nthree": "<p>one</p><p>two<br>three</p>",
+      "3. a\n4. b\n\n   more\n": '<ol start="3"><li><p>a</p></li><li><p>b</p><p>more</p></li></ol>',
+      "- a\n  1. b\n     c\n- d": "<ul><li>a<ol><li>b\nc</li></ol></li><li>d</li></ul>",
+      "> quoted\n> - list\n\nplain\n***": "<blockquote><p>quoted</p><ul><li>list</li></ul></blockquote><p>plain</p><hr>",
+      "# a #\n## b\ntext\n### c": "<h2>a</h2><h3>b</h3><p>text</p><h4>c</h4>",
+      "<b>&amp;</b> 1 < 2": "<p>&lt;b&gt;&amp;amp;&lt;/b&gt; 1 &lt; 2</p>",
+      "**open and `open and [open](": "<p>**open and `open and [open](</p>",
+    };
+    const found = await page.evaluate(async (sources) => {
+      const { Rendered } = await import("./markdown.js");
+      return sources.map((source) => {
+        const element = document.createElement("div");
+        const rendered = new Rendered(element);
+        for (let i = 0; i <= source.length; i++) rendered.update(source.slice(0, i)); // as it streams
+        return element.innerHTML;
+      });
+    }, Object.keys(cases));
+    assert.deepEqual(found, Object.values(cases));
+  });
+
   await check("an answer can be stopped, and what was said is kept", mock.address, {}, async (page) => {
     mock.replies.push(endless);
     await page.fill("#text", "Count.");

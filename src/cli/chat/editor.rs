@@ -104,7 +104,8 @@ fn history_file() -> Option<PathBuf> {
 /// The names that `/set` takes.
 pub fn options() -> Vec<String> {
     let command = CacheArgs::augment_args(Overrides::augment_args(clap::Command::new("set")));
-    command.get_arguments().map(|arg| arg.get_id().to_string()).filter(|name| name != "logprobs").collect()
+    let names = command.get_arguments().map(|arg| arg.get_id().to_string()).filter(|name| name != "logprobs");
+    names.chain(["json_schema", "regex", "grammar"].map(str::to_owned)).collect()
 }
 
 /// What rustyline asks while a line is typed.

@@ -255,10 +255,11 @@ impl Chat {
     }
 
     fn generate(&mut self, ids: &mut Vec<u32>, content: &mut String, reasoning: &mut String) -> Result<Turn> {
-        let options = self.current_options()?;
+        let mut options = self.current_options()?;
         let tokenizer = self.session.engine.tokenizer();
         let text = self.dialogue.render(tokenizer)?;
         let format = Format { calls: None, ..tokenizer.reply_format() };
+        options.shown = tokenizer.special_ids(format.markers());
         let mut parser = Parser::new(format, &text);
         let prompt = self.transcript.prompt(text, tokenizer)?;
 

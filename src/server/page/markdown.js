@@ -110,15 +110,15 @@ function list(lines) {
       lines.push(line.replace(new RegExp(`^\\s{0,${indent}}`), ""));
     }
   }
-  const content = ({ lines }) => {
-    const inner = blocks(lines);
-    // Items of one paragraph stand close.
-    return loose ? inner : inner.flatMap((block) => (block.tagName === "P" ? [...block.childNodes] : [block]));
-  };
+  const contents = items.map(({ lines }) => blocks(lines));
+  const isText = (block) => block.tagName === "P";
+  loose ||= contents.some((inner) => inner.filter(isText).length > 1);
+  // Otherwise items stand close.
+  const item = (inner) => el("li", {}, ...(loose ? inner : inner.flatMap((block) => (isText(block) ? [...block.childNodes] : [block]))));
   const start = Number.parseInt(marker, 10);
   const ordered = !Number.isNaN(start);
   const attributes = ordered && start !== 1 ? { start } : {};
-  return el(ordered ? "ol" : "ul", attributes, ...items.map((item) => el("li", {}, ...content(item))));
+  return el(ordered ? "ol" : "ul", attributes, ...contents.map(item));
 }
 
 function table(lines) {
@@ -137,9 +137,9 @@ const INLINE = [
   [/^!?\[((?:[^[\]\\]|\\.|\[[^\]]*\])*)\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"]*")?\s*\)/, ([all, text, address], depth) => link(address, inline(text, depth)) ?? all],
   [/^<(https?:\/\/[^\s<>]+)>/, ([, address]) => link(address, [address]) ?? address],
   [/^https?:\/\/[^\s<>()"']+[^\s<>()"'.,;:!?*_~`]/, ([address]) => link(address, [address]) ?? address],
-  [/^(\*\*|__)(?=\S)([^]*?[^\s\\])\1(?!\1[0])/, ([, , text], depth) => el("strong", {}, ...inline(text, depth))],
+  [/^(\*\*|__)(?=\S)([^]*?[^\s\\])\1(?![*_])/, ([, , text], depth) => el("strong", {}, ...inline(text, depth))],
   [/^~~(?=\S)([^]*?\S)~~/, ([, text], depth) => el("del", {}, ...inline(text, depth))],
-  [/^\*(?=[^\s*])((?:[^*]|\*\*[^*]+\*\*)*?[^\s*\\])\*(?!\*)/, ([, text], depth) => el("em", {}, ...inline(text, depth))],
+  [/^\*(?=[^\s*])((?:[^*]|\*\*[^*]+\*\*)+?)(?<![\s\\])\*(?!\*)/, ([, text], depth) => el("em", {}, ...inline(text, depth))],
   [/^_(?=[^\s_])([^_]*?[^\s_\\])_(?!\w)/, ([, text], depth, before) => (/\w$/.test(before) ? null : el("em", {}, ...inline(text, depth)))],
   [/^(?: {2,}|\\)\n/, () => el("br")],
 ];
