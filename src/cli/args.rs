@@ -35,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Talk to a model in the terminal; lines on standard input are turns of a conversation.
-    Chat(ChatArgs),
+    Chat(Box<ChatArgs>),
     /// Show how a prompt becomes tokens: rendered text, ids and pieces. Needs the tokenizer's files only.
     Tokenize(TokenizeArgs),
     /// Read a prompt once and keep what it left in a file, for --prompt-cache.

@@ -52,7 +52,7 @@ fn run(cli: Cli) -> Result<u8> {
             refuse_mistyped_command(&cli.generate.prompt)?;
             generate::generate(cli.generate)
         }
-        Some(Command::Chat(args)) => chat::chat(args),
+        Some(Command::Chat(args)) => chat::chat(*args),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),

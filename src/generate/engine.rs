@@ -113,9 +113,12 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     /// A caller took events, or went away.
     Wake,
-    Call(Box<dyn FnOnce(&Model, &mut PrefixCache) + Send>),
+    Call(Box<Call>),
     ShutDown,
 }
+
+/// What is done between two passes.
+type Call = dyn FnOnce(&Model, &mut PrefixCache) + Send;
 
 /// A request that was checked.
 pub(super) struct Submission {
@@ -308,7 +311,10 @@ impl Engine {
     /// # Errors
     /// When it was made with another model, evicted tokens, or the engine's thread has ended.
     pub fn keep(&self, prompt_cache: PromptCache) -> Result<()> {
-        self.call_with_prefixes(move |model, prefixes| Ok(prefixes.put(prompt_cache.into_prefix(model)?)))?
+        self.call_with_prefixes(move |model, prefixes| {
+            prefixes.put(prompt_cache.into_prefix(model)?);
+            Ok(())
+        })?
     }
 
     fn call_with_prefixes<R: Send + 'static>(

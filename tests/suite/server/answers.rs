@@ -61,7 +61,9 @@ fn answers_are_those_of_the_command_line_however_many_ask() {
     let expected: Vec<(Value, String)> = questions().into_iter().map(|(body, args)| (body, mlx_lm(&args))).collect();
     let check = |body: &Value, expected: &str| {
         assert_eq!(content(&server.chat(body).ok()), expected, "{body}");
-        let streamed = server.chat(&with(body.clone(), &json!({"stream": true}))).chunks();
+        let streamed = server.chat(&with(body.clone(), &json!({"stream": true})));
+        assert!(streamed.body.lines().any(|line| line.starts_with(": reading ")), "{}", streamed.body);
+        let streamed = streamed.chunks();
         let text = streamed.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str());
         assert_eq!(text.collect::<String>(), expected, "{body}");
         assert_eq!(streamed[0]["choices"][0]["delta"]["role"], "assistant");
