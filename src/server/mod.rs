@@ -81,6 +81,8 @@ struct Shared {
     /// One for each sequence that may be under way or wait.
     permits: Arc<Semaphore>,
     capacity: usize,
+    /// One for each large body that may be in memory.
+    large_bodies: Arc<Semaphore>,
     /// One for each request that may be rendered and tokenized at a time.
     preparing: Semaphore,
     is_draining: AtomicBool,
@@ -127,6 +129,7 @@ impl Server {
             defaults: options.defaults.clone(),
             permits: Arc::new(Semaphore::new(capacity)),
             capacity,
+            large_bodies: Arc::new(Semaphore::new(routes::LARGE_BODIES)),
             preparing: Semaphore::new(num_cpus::get()),
             is_draining: AtomicBool::new(false),
             next_id: AtomicU64::new(0),

@@ -1,6 +1,7 @@
 //! What each path does.
 
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -23,6 +25,9 @@ use crate::generate::{Event, FinishReason, GenerateOptions, Request as Generate}
 
 /// Of a request's body: some two million tokens.
 const MAX_BODY_BYTES: usize = 8 << 20;
+/// Larger ones are read a few at a time.
+const SMALL_BODY_BYTES: usize = 64 << 10;
+pub const LARGE_BODIES: usize = 32;
 /// From a request's head to the end of its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the token may take that `/health` asks for, and for how long another one's counts.
@@ -100,11 +105,38 @@ async fn count(State(shared): State<Arc<Shared>>, path: MatchedPath, request: Re
     response
 }
 
-/// A request's body, which is bounded in size and time.
-pub async fn body(request: Request) -> Result<Bytes, ApiError> {
-    let read = timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await;
+/// A request's body.
+pub struct Body {
+    bytes: Bytes,
+    /// A large one's place among those that are in memory.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A request's body, which is bounded in size and time. It is read before the request has a place in the queue, so that a slow
+/// client takes none.
+///
+/// # Errors
+/// 408, 413, or 400 when it breaks off.
+pub async fn body(shared: &Shared, request: Request) -> Result<Body, ApiError> {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let is_small = length.is_some_and(|length: usize| length <= SMALL_BODY_BYTES);
+    let read = async {
+        let place = match is_small {
+            true => None,
+            false => Arc::clone(&shared.large_bodies).acquire_owned().await.ok(),
+        };
+        Bytes::from_request(request, &()).await.map(|bytes| Body { bytes, _place: place })
+    };
     let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come to its end in time");
-    read.map_err(late)?.map_err(|rejection| match rejection.status() {
+    timeout(BODY_TIMEOUT, read).await.map_err(late)?.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let message = format!("the body has more than {MAX_BODY_BYTES} bytes, which is the most that is read");
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)

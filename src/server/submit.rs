@@ -17,8 +17,8 @@ use crate::generate::{self, Engine, GenerateOptions, Generation, Grammar};
 
 pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, ApiError> {
     let asked = Instant::now();
+    let body = body(&shared, request).await?;
     let place = shared.admit(1)?;
-    let body = body(request).await?;
     let ChatRequest { settings, turns, tools, grammar } = shared.prepare(move || ChatRequest::parse(&body)).await?;
     let request = Accepted::new(&shared, place, settings, 1, asked).await?;
     request
@@ -60,8 +60,8 @@ fn hold(engine: &Engine, options: &mut GenerateOptions, grammar: Grammar, field:
 
 pub async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, ApiError> {
     let asked = Instant::now();
+    let body = body(&shared, request).await?;
     let place = shared.admit(1)?;
-    let body = body(request).await?;
     let CompletionRequest { settings, prompts } = shared.prepare(move || CompletionRequest::parse(&body)).await?;
     let request = Accepted::new(&shared, place, settings, prompts.len(), asked).await?;
     request
@@ -101,7 +101,7 @@ impl Accepted {
             log::debug!("a request of {user:?}");
         }
         let options = overrides.apply(&shared.defaults)?;
-        place.merge(shared.admit(prompts.saturating_mul(n) - 1)?);
+        place.merge(shared.admit(prompts.saturating_mul(n).saturating_sub(1))?);
         let lease = shared.registry.lease(model.as_deref()).await?;
         Ok(Accepted { shared: Arc::clone(shared), lease, places: place, options, n, stream, asked })
     }

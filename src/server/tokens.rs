@@ -77,8 +77,8 @@ struct DetokenizeRequest {
 }
 
 pub async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, ApiError> {
+    let body = body(&shared, request).await?;
     let _place = shared.admit(1)?;
-    let body = body(request).await?;
     let TokenizeRequest { model, input, return_token_strs } =
         shared.prepare(move || TokenizeRequest::parse(&body)).await?;
     let lease = shared.registry.lease(model.as_deref()).await?;
@@ -102,8 +102,8 @@ pub async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Re
 }
 
 pub async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, ApiError> {
+    let body = body(&shared, request).await?;
     let _place = shared.admit(1)?;
-    let body = body(request).await?;
     let DetokenizeRequest { model, tokens } = shared.prepare(move || read_body(&body)).await?;
     let lease = shared.registry.lease(model.as_deref()).await?;
     let detokenize = move || Ok(Json(json!({"prompt": lease.engine.tokenizer().decode(&tokens)?})).into_response());
