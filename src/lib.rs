@@ -177,6 +177,28 @@
 //! # }
 //! ```
 //!
+//! # Hold a text to a schema
+//!
+//! Or to an expression or a grammar; [`generate::tools`] has those of calls of tools, which [`reply`] reads.
+//!
+//! ```
+//! use mlx_lm::generate::Grammar;
+//! # use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions, generate};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let engine = Engine::load(Checkpoint::demo()?, EngineOptions::default())?;
+//! # let prompt = engine.tokenizer().encode("<|bos|><|user|>What colour is the sky?<|end|><|assistant|>", false)?;
+//! let schema = serde_json::json!({
+//!     "type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"], "additionalProperties": false,
+//! });
+//! let options = GenerateOptions { grammar: Some(Grammar::JsonSchema(schema)), ..GenerateOptions::default() };
+//! let text = generate(&engine, &prompt, &options)?.map(|delta| Ok(delta?.text)).collect::<mlx_lm::Result<String>>()?;
+//! let value: serde_json::Value = serde_json::from_str(&text)?;
+//! assert_eq!(value["colour"], "blue");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Make a pack and read it
 //!
 //! ```
@@ -263,8 +285,8 @@
 //!
 //! # Features
 //!
-//! `cli` (the programs, and what only they need), `server` (`mlx_lm serve`) and `demo` (`Checkpoint::demo`, 3.5 MB) are on by
-//! default; the library needs none.
+//! `cli` (the programs, and what only they need), `server` (`mlx_lm serve`), `structured` (grammars) and `demo`
+//! (`Checkpoint::demo`, 3.5 MB) are on by default; the library needs none of them.
 
 pub mod atomic_file;
 pub mod backend;

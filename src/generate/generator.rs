@@ -189,6 +189,7 @@ impl Step {
     /// # Errors
     /// When the pass failed: for all of them. When its logits give no token: for that sequence.
     pub fn read(self, model: &Model) -> Result<Vec<Result<Token>>> {
+        model.evaluate(self.arrays())?;
         self.free.map_or(Ok(Vec::new()), |free| free.read(model))
     }
 }

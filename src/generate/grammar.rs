@@ -54,7 +54,7 @@ const NO_SCHEMA: [&str; 5] = ["const", "enum", "default", "examples", "not"];
 /// What a format must match besides llguidance's idea of it: no leap second, which not every minute has, nor a leap day; names no
 /// longer than may be.
 const FORMATS: [(&str, &str); 5] = [
-    ("email", "^[^@]{1,64}@[^.]{1,63}([.][^.]{1,63}){0,3}$"),
+    ("email", "^[^@]{1,60}@[^.]{1,40}([.][^.]{1,40}){0,3}$"),
     ("hostname", "^.{1,253}$"),
     ("time", "^.{6}[0-5]"),
     ("date", "^.{5}(0[13-9]|1|02-([01]|2[0-8]))"),
