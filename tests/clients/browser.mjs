@@ -40,7 +40,9 @@ const ATTACK = `<img src=x onerror="document.title='owned'"><script>document.tit
 </code><img src=x onerror=alert(1)>
 \`\`\`
 
-# <svg onload="document.title='owned'">`;
+# <svg onload="document.title='owned'">
+
+${"> ".repeat(5000)}deep`;
 
 const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] }); // root has no sandbox
