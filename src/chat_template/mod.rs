@@ -182,7 +182,7 @@ struct Job {
 
 impl Job {
     fn render_here(&self) -> Result<String> {
-        let render = || render(&self.source, Serde(&self.variables).into(), self.date, FUEL);
+        let render = || render(&self.source, Serde(&self.variables).into(), self.date, FUEL, &mut None);
         thread::scope(|scope| {
             let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
             let thread = thread.map_err(|e| Error::Template(format!("no thread to render it: {e}")))?;
@@ -191,12 +191,32 @@ impl Job {
     }
 }
 
-/// Render in this thread. The place of a panic is not known.
-fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64) -> Jinja<String> {
-    let render = || {
+/// A template that was compiled, for renderings to come.
+struct Compiled {
+    source: String,
+    date: Option<Date>,
+    env: Environment<'static>,
+}
+
+impl Compiled {
+    const NAME: &str = "chat";
+
+    fn new(source: &str, date: Option<Date>) -> Jinja<Self> {
         let mut env = environment(date)?;
-        env.set_fuel(Some(fuel));
-        env.template_from_str(source)?.render(variables)
+        env.add_template_owned(Self::NAME, source.to_owned())?;
+        Ok(Compiled { source: source.to_owned(), date, env })
+    }
+}
+
+/// Render in this thread, with the template in `kept` if that is this one, which is left there. The place of a panic is not known.
+fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64, kept: &mut Option<Compiled>) -> Jinja<String> {
+    let same = kept.take().filter(|kept| kept.source == source && kept.date == date);
+    let render = || {
+        let mut compiled = same.map_or_else(|| Compiled::new(source, date), Ok)?;
+        compiled.env.set_fuel(Some(fuel));
+        let text = compiled.env.get_template(Compiled::NAME)?.render(variables);
+        *kept = Some(compiled);
+        text
     };
     let not_jinja = |_| Err(minijinja::Error::new(ErrorKind::InvalidOperation, "not one that MiniJinja can run"));
     catch_unwind(AssertUnwindSafe(render)).unwrap_or_else(not_jinja)

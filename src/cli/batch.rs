@@ -18,6 +18,7 @@ use super::generate::Session;
 use super::output::{print_stats, result_json, token_json, write_line};
 use super::process::{FAILURE, INTERRUPTED, SUCCESS};
 use super::prompt::{Input, MAX_INPUT_BYTES, Prompt, check_messages};
+use super::reply::Reply;
 use super::terminal;
 
 /// What a line of the batch says of its prompt. Its other fields are [`Overrides`].
@@ -177,7 +178,7 @@ fn failed(mut label: Value, error: &anyhow::Error) -> Done {
 }
 
 /// Wait for the end of a line's generation.
-fn collect(mut label: Value, mut generation: Generation, has_logprobs: bool) -> Done {
+fn collect(mut label: Value, mut generation: Generation, has_logprobs: bool, reply: Option<Reply>) -> Done {
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let finished = loop {
         match generation.next_event().expect("a generation finishes") {
@@ -190,7 +191,13 @@ fn collect(mut label: Value, mut generation: Generation, has_logprobs: bool) -> 
         }
     };
     text.push_str(&finished.held_back);
-    let Value::Object(fields) = result_json(&finished, &text) else { unreachable!("a result is an object") };
+    let mut result = result_json(&finished, &text);
+    if let Some(mut reply) = reply {
+        reply.push(&text);
+        reply.finish();
+        reply.add_to(&mut result);
+    }
+    let Value::Object(fields) = result else { unreachable!("a result is an object") };
     label.as_object_mut().expect("built as one").extend(fields);
     if has_logprobs {
         label["tokens"] = tokens.into();
@@ -248,15 +255,17 @@ fn start(
 ) -> Box<dyn FnOnce() -> Done + Send> {
     let value: Result<Value> = serde_json::from_slice(line).map_err(|e| anyhow!("not valid JSON: {e}"));
     let label = labelled(number, &value);
-    let submit = |value| -> Result<(Generation, bool)> {
-        let (prompt, options) = read_line(value, prompt, options)?;
-        let (_, ids) = prompt.encode(session.engine.tokenizer())?;
+    let submit = |value| -> Result<(Generation, bool, Option<Reply>)> {
+        let (prompt, mut options) = read_line(value, prompt, options)?;
+        let tokenizer = session.engine.tokenizer();
+        let (text, ids) = prompt.encode(tokenizer)?;
         let has_logprobs = options.logprobs.is_some();
-        Ok((session.engine.submit(session.request(ids, options))?, has_logprobs))
+        let reply = prompt.tools.is_some().then(|| Reply::new(tokenizer, &text, &mut options));
+        Ok((session.engine.submit(session.request(ids, options))?, has_logprobs, reply))
     };
     match value.and_then(submit) {
         Err(error) => Box::new(move || failed(label, &error)),
-        Ok((generation, has_logprobs)) => Box::new(move || collect(label, generation, has_logprobs)),
+        Ok((generation, has_logprobs, reply)) => Box::new(move || collect(label, generation, has_logprobs, reply)),
     }
 }
 

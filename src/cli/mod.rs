@@ -13,6 +13,7 @@ mod output;
 mod perplexity;
 mod progress;
 mod prompt;
+mod reply;
 #[cfg(feature = "server")]
 mod serve;
 mod terminal;

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
@@ -23,14 +23,17 @@ use crate::tokenizer::Tokenizer;
 
 /// Grammars that stay compiled.
 const KEPT: usize = 32;
-/// Grammars are read, and followed, by recursion. Pages of a stack that are not touched cost nothing.
+/// Grammars are read by recursion, and followed by less of it. Pages of a stack that are not touched cost nothing.
 const STACK_BYTES: usize = 256 << 20;
+const STACK_BYTES_OF_SEQUENCE: usize = 16 << 20;
 /// The longest grammar, in bytes.
 const MAX_SOURCE: usize = 1 << 20;
 /// The longest token that is ever allowed, in bytes; a trie of them is as deep as that.
 const MAX_TOKEN: usize = 1 << 10;
 /// Each state takes up to 2 kB.
 const MAX_LEXER_STATES: usize = 50_000;
+/// Alternatives that are followed at a time, of which each optional property of an object takes four.
+const MAX_ALTERNATIVES: usize = 20_000;
 
 /// Compiles grammars for one model's vocabulary.
 pub(super) struct Compiler {
@@ -96,10 +99,14 @@ impl Compiler {
 /// One line of a message of llguidance: the first, and what a regular expression's own message ends with.
 fn summary(problem: &str) -> String {
     let mut lines = problem.lines();
-    let first = lines.next().unwrap_or_default();
+    // Nor are its own settings of use to anyone.
+    let first = lines.next().unwrap_or_default().split(". Enable '").next().unwrap_or_default();
+    let first = &first.replace("Unimplemented keys", "keywords that are not supported");
+    let end = first.floor_char_boundary(200);
+    let (first, dots) = (&first[..end], if end < first.len() { "…" } else { "" });
     match lines.find_map(|line| line.strip_prefix("error: ")) {
-        Some(error) => format!("{first} {error}"),
-        None => first.to_owned(),
+        Some(error) => format!("{first}{dots} {error}"),
+        None => format!("{first}{dots}"),
     }
 }
 
@@ -157,7 +164,9 @@ fn factory(tokenizer: &Arc<Tokenizer>, vocab_size: usize) -> Result<ParserFactor
         ParserFactory::new(&env, capabilities, &SlicedBiasComputer::general_slices()).map_err(internal)?;
     factory.quiet();
     let limits = factory.limits_mut();
-    *limits = ParserLimits { max_lexer_states: MAX_LEXER_STATES, verbose_errors: false, ..limits.clone() };
+    limits.max_lexer_states = MAX_LEXER_STATES;
+    limits.max_items_in_row = MAX_ALTERNATIVES;
+    limits.verbose_errors = false;
     Ok(factory)
 }
 
@@ -241,7 +250,7 @@ impl Constraint {
                 let _ = to.send(Err(Error::Internal(panic_message(&*panic).to_owned())));
             }
         };
-        let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES).spawn(run);
+        let thread = thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES_OF_SEQUENCE).spawn(run);
         thread.map_err(|e| Error::OutOfMemory(format!("a thread could not be started: {e}")))?;
         Ok(Constraint { tokens, answers })
     }
@@ -308,5 +317,129 @@ fn follow(mut matcher: Matcher, vocab_size: usize, tokens: &Receiver<u32>, to: &
                 Err(_) => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::path::Path;
+
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    pub const TOKENIZERS: [&str; 4] = ["byte_level_llama3", "byte_level_qwen3", "metaspace", "sentencepiece"];
+    const VOCAB_SIZE: i32 = 600;
+
+    pub fn compiler(tokenizer: &str) -> Compiler {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers").join(tokenizer);
+        Compiler::new(Tokenizer::load(&Checkpoint::open(root).unwrap()).unwrap().into(), VOCAB_SIZE)
+    }
+
+    pub fn begin(compiler: &Compiler, grammar: &Grammar) -> Constraint {
+        Constraint::begin(&compiler.compile(grammar).unwrap(), VOCAB_SIZE).unwrap()
+    }
+
+    impl Compiler {
+        pub fn tokenizer(&self) -> &Tokenizer {
+            &self.tokenizer
+        }
+    }
+
+    /// Whether `ids` are allowed one after another, and whether the text may end there. What is forced must be what comes.
+    pub fn allows(compiler: &Compiler, grammar: &Grammar, ids: &[u32]) -> (usize, bool) {
+        let mut constraint = begin(compiler, grammar);
+        let mut forced = VecDeque::new();
+        let mut is_over = false;
+        for (n, &id) in ids.iter().enumerate() {
+            if let Some(next) = forced.pop_front() {
+                if next != id {
+                    return (n, false);
+                }
+                continue;
+            }
+            if is_over || !constraint.mask().unwrap()[id as usize] {
+                return (n, false);
+            }
+            let accepted = constraint.accept(id).unwrap();
+            forced = accepted.forced.into();
+            is_over = accepted.is_over;
+        }
+        let ends = &compiler.tokenizer.eos_token_ids();
+        let may_end =
+            forced.is_empty() && (is_over || ends.iter().any(|end| constraint.mask().unwrap()[*end as usize]));
+        (ids.len(), may_end)
+    }
+
+    /// Tokens that a model which knows nothing may write, how many of them were forced, and whether they are a whole text.
+    fn walk(compiler: &Compiler, grammar: &Grammar, seed: u64) -> (Vec<u32>, usize, bool) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut constraint = begin(compiler, grammar);
+        let (mut ids, mut forced) = (Vec::new(), 0);
+        while ids.len() < 200 {
+            let mask = constraint.mask().unwrap();
+            let allowed: Vec<u32> = (0..VOCAB_SIZE as u32).filter(|id| mask[*id as usize]).collect();
+            let id = allowed[rng.random_range(0..allowed.len())];
+            if compiler.tokenizer.eos_token_ids().contains(&id) {
+                return (ids, forced, true);
+            }
+            let accepted = constraint.accept(id).unwrap();
+            ids.push(id);
+            forced += accepted.forced.len();
+            ids.extend(accepted.forced);
+            if accepted.is_over {
+                return (ids, forced, true);
+            }
+        }
+        (ids, forced, false)
+    }
+
+    /// Catches: forced tokens that spell something else, or in another way than the tokenizer does where that matters; bytes of
+    /// tokens that are not their text's.
+    #[test]
+    fn forced_tokens_are_ones_that_could_have_been_chosen() {
+        let rules = r#"start: "{\"grün\": " NUMBER ", \"and more of it\": " ("true" | "false") ", \"<|im_end|> é\": [" /[a-c ]{0,4}/ "]}"
+            NUMBER: /-?[0-9]{1,3}/"#;
+        let expected = onig::Regex::new(
+            r#"\A\{"grün": -?[0-9]{1,3}, "and more of it": (true|false), "<\|im_end\|> é": \[[a-c ]{0,4}\]\}\z"#,
+        );
+        let expected = expected.unwrap();
+        for tokenizer in TOKENIZERS {
+            let compiler = compiler(tokenizer);
+            let forcing = Grammar::Lark(rules.into());
+            let choosing = Grammar::Lark(format!("%llguidance {{\"no_forcing\": true}}\n{rules}"));
+            let mut all_forced = 0;
+            for seed in 0..40 {
+                for grammar in [&forcing, &choosing] {
+                    let (ids, forced, is_whole) = walk(&compiler, grammar, seed);
+                    let mut detokenizer = compiler.tokenizer.detokenizer().amid_text();
+                    let text: String = ids.iter().map(|id| detokenizer.push(*id).unwrap()).collect();
+                    assert!(is_whole && expected.is_match(&text), "{tokenizer}: {text:?}");
+                    assert_eq!(allows(&compiler, &choosing, &ids), (ids.len(), true), "{tokenizer}: {text:?}");
+                    assert!(forced == 0 || grammar == &forcing);
+                    all_forced += forced;
+                }
+            }
+            assert!(all_forced > 400, "{tokenizer}: {all_forced} tokens were forced");
+        }
+    }
+
+    #[test]
+    fn what_is_compiled_is_kept_and_sequences_do_not_share_their_place() {
+        let compiler = compiler("byte_level_qwen3");
+        let grammar = Grammar::Regex("ab|cd".into());
+        let (first, second) = (compiler.compile(&grammar).unwrap(), compiler.compile(&grammar).unwrap());
+        assert!(Arc::ptr_eq(&first, &second));
+        let id = |text: &str| compiler.tokenizer.encode(text, false).unwrap()[0];
+        let (mut one, mut other) = (begin(&compiler, &grammar), begin(&compiler, &grammar));
+        assert!(one.mask().unwrap()[id("a") as usize]);
+        one.accept(id("a")).unwrap();
+        assert!(other.mask().unwrap()[id("c") as usize]);
+        for i in 0..KEPT {
+            compiler.compile(&Grammar::Regex(format!("x{i}"))).unwrap();
+        }
+        assert!(!Arc::ptr_eq(&first, &compiler.compile(&grammar).unwrap()));
     }
 }

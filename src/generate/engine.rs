@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use mlx_rs::Dtype;
 
 use super::constraint::{Compiler, Start};
+use super::grammar::Grammar;
 use super::options::GenerateOptions;
 use super::output::{Delta, FinishReason, Stats};
 use super::prefix::PrefixCache;
@@ -252,6 +253,14 @@ impl Engine {
     /// What config.json says.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// Compile a grammar ahead of the requests that have it.
+    ///
+    /// # Errors
+    /// When there is no such grammar, no text fits it, or it is too large.
+    pub fn compile(&self, grammar: &Grammar) -> Result<()> {
+        self.grammars.compile(grammar).map(drop)
     }
 
     /// Hand in a request.

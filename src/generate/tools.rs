@@ -197,3 +197,155 @@ impl<'a> Function<'a> {
         }
     }
 }
+
+#[cfg(all(test, feature = "structured"))]
+mod tests {
+    use super::super::constraint::tests::{allows, compiler};
+    use super::*;
+    use crate::reply::Reasoning;
+
+    fn tools() -> Vec<Value> {
+        let city = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"],
+                          "additionalProperties": false});
+        vec![
+            json!({"type": "function", "function": {"name": "weather", "parameters": city, "strict": true}}),
+            json!({"type": "function", "function": {"name": "now"}}),
+        ]
+    }
+
+    /// Asserts that `text` is, or is not, a reply that the grammar of these settings allows.
+    fn check(
+        tokenizer: &str,
+        format: Format,
+        prompt: &str,
+        choice: &ToolChoice,
+        parallel: bool,
+        text: &str,
+        expected: bool,
+    ) {
+        let compiler = compiler(tokenizer);
+        let grammar = tool_grammar(compiler.tokenizer(), format, prompt, &tools(), choice, parallel).unwrap();
+        let ids = compiler.tokenizer().encode(text, false).unwrap();
+        // SentencePiece's own space at the beginning is part of a constrained text.
+        let ids =
+            if tokenizer == "metaspace" && ids.len() > 1 && compiler.tokenizer().piece(ids[0]).as_deref() == Some("▁")
+            {
+                &ids[1..]
+            } else {
+                &ids[..]
+            };
+        let found = allows(&compiler, &grammar, ids);
+        let pieces: Vec<_> = ids.iter().map(|id| compiler.tokenizer().piece(*id).unwrap()).collect();
+        assert_eq!(
+            found == (ids.len(), true),
+            expected,
+            "{tokenizer}, {choice:?}, {text:?}: {found:?} of {pieces:?}\n{grammar:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_required_is_a_call_in_the_models_own_format() {
+        let hermes = Format { reasoning: None, calls: Some(Calls::Hermes) };
+        let weather = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
+        let now = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+        let (required, named) = (ToolChoice::Required, ToolChoice::Function("now".into()));
+        let check_hermes = |choice: &ToolChoice, parallel, text: &str, expected| {
+            check("byte_level_qwen3", hermes, "", choice, parallel, text, expected)
+        };
+        check_hermes(&required, true, weather, true);
+        check_hermes(&required, false, now, true);
+        check_hermes(&required, true, &format!("{weather}\n{now}\n{now}"), true);
+        check_hermes(&required, false, &format!("{weather}\n{now}"), false);
+        check_hermes(&named, true, now, true);
+        check_hermes(&named, true, weather, false);
+        check_hermes(&required, true, "It is sunny.", false);
+        check_hermes(&required, true, &weather.replace("\"Rome\"", "7"), false);
+        check_hermes(&required, true, &weather.replace("weather", "whether"), false);
+
+        let mistral = Format { reasoning: None, calls: Some(Calls::MistralList) };
+        let calls = "[TOOL_CALLS] [{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}, {\"name\": \"now\", \"arguments\": {}}]";
+        check("metaspace", mistral, "", &required, true, calls, true);
+        check("metaspace", mistral, "", &required, false, calls, false);
+        let named = Format { reasoning: None, calls: Some(Calls::MistralNamed) };
+        let calls = "[TOOL_CALLS]weather[ARGS]{\"city\": \"Rome\"}[TOOL_CALLS]now[ARGS]{}";
+        check("metaspace", named, "", &required, true, calls, true);
+        check("metaspace", named, "", &required, false, calls, false);
+
+        let llama = Format { reasoning: None, calls: Some(Calls::Llama) };
+        let call = "{\"name\": \"weather\", \"parameters\": {\"city\": \"Rome\"}}";
+        check("byte_level_llama3", llama, "", &required, true, call, true);
+        check("byte_level_llama3", llama, "", &required, true, &format!("{call}; {call}"), true);
+        check("byte_level_llama3", llama, "", &required, true, &format!("<|python_tag|>{call}"), false);
+    }
+
+    #[test]
+    fn a_reply_that_may_call_is_a_text_or_a_call_that_fits() {
+        let auto = ToolChoice::Auto;
+        for (tokenizer, calls, marker, end) in [
+            ("byte_level_qwen3", Calls::Hermes, "<tool_call>\n", "}\n</tool_call>"),
+            ("metaspace", Calls::MistralList, "[TOOL_CALLS] [", "}]"),
+        ] {
+            let format = Format { reasoning: None, calls: Some(calls) };
+            let call = |arguments: &str| format!("{marker}{{\"name\": \"weather\", \"arguments\": {arguments}{end}");
+            check(tokenizer, format, "", &auto, true, "It is < 7 {and} sunny.\n", true);
+            check(tokenizer, format, "", &auto, true, &call("{\"city\": \"Rome\"}"), true);
+            check(tokenizer, format, "", &auto, true, &format!("I look.\n{}", call("{\"city\": \"Rome\"}")), true);
+            check(tokenizer, format, "", &auto, true, &format!("I look.\n{}", call("{\"town\": \"Rome\"}")), false);
+            check(tokenizer, format, "", &auto, true, &format!("{marker}and so on"), false);
+        }
+        let llama = Format { reasoning: None, calls: Some(Calls::Llama) };
+        check("byte_level_llama3", llama, "", &auto, true, "It is {sunny}.", true);
+        check("byte_level_llama3", llama, "", &auto, true, "{\"name\": \"weather\", \"parameters\": {}}", false);
+        check(
+            "byte_level_llama3",
+            llama,
+            "",
+            &auto,
+            true,
+            "{\"name\": \"weather\", \"parameters\": {\"city\": \"\"}}",
+            true,
+        );
+    }
+
+    #[test]
+    fn reasoning_comes_before_and_where_it_is_open_it_ends_first() {
+        let format = Format { reasoning: Some(Reasoning::Think), calls: Some(Calls::Hermes) };
+        let now = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+        let thought = format!("\nNo {now} < </thin\n</think>\n\n");
+        let check = |prompt: &str, text: String, expected| {
+            check("byte_level_qwen3", format, prompt, &ToolChoice::Required, true, &text, expected)
+        };
+        check("<|im_start|>assistant\n", format!("<think>{thought}{now}"), true);
+        check("<|im_start|>assistant\n", now.into(), true);
+        check("<think>\n", format!("{thought}{now}"), true);
+        check("<think>\n", now.into(), false);
+        check("<think>\n\n</think>\n\n", now.into(), true);
+        check("<think>\n\n</think>\n\n", format!("<think>{thought}{now}"), false);
+
+        let compiler = compiler("byte_level_qwen3");
+        for grammar in [Grammar::JsonObject, Grammar::JsonSchema(json!({"type": "object"}))] {
+            let grammar = grammar.after_reasoning(compiler.tokenizer(), format, "<think>\n");
+            for (text, expected) in
+                [("So.\n</think>\n\n{\"a\": 1}", true), ("{\"a\": 1}", false), ("So.</think>[]", false)]
+            {
+                let ids = compiler.tokenizer().encode(text, false).unwrap();
+                assert_eq!(allows(&compiler, &grammar, &ids) == (ids.len(), true), expected, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_tool_is_refused() {
+        let compiler = compiler("byte_level_qwen3");
+        let format = Format { reasoning: None, calls: Some(Calls::Hermes) };
+        let refused = |format, tools: &[Value], choice: &ToolChoice| {
+            tool_grammar(compiler.tokenizer(), format, "", tools, choice, true).unwrap_err().to_string()
+        };
+        assert!(refused(Format::default(), &tools(), &ToolChoice::Required).contains("no format for calls"));
+        assert!(refused(format, &[], &ToolChoice::Auto).contains("no tools"));
+        assert!(refused(format, &tools(), &ToolChoice::Function("f".into())).contains("\"f\""));
+        assert!(refused(format, &[json!({"type": "function"})], &ToolChoice::Required).contains("a tool is"));
+        let list = json!({"name": "f", "parameters": {"type": "array"}});
+        assert!(refused(format, &[list], &ToolChoice::Required).contains("are an object"));
+    }
+}

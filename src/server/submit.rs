@@ -13,8 +13,7 @@ use super::registry::Lease;
 use super::routes::body;
 use super::{ApiError, Shared};
 use crate::generate::tools::{ToolChoice, tool_grammar};
-use crate::generate::{self, GenerateOptions, Generation, Grammar};
-use crate::tokenizer::Tokenizer;
+use crate::generate::{self, Engine, GenerateOptions, Generation, Grammar};
 
 pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, ApiError> {
     let asked = Instant::now();
@@ -23,7 +22,8 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
     let ChatRequest { settings, turns, tools, grammar } = shared.prepare(move || ChatRequest::parse(&body)).await?;
     let request = Accepted::new(&shared, place, settings, 1, asked).await?;
     request
-        .answer(move |tokenizer, options| {
+        .answer(move |engine, options| {
+            let tokenizer = engine.tokenizer();
             let given = tools.as_ref().map(|tools| tools.tools.as_slice());
             let conversation = turns.conversation(given, |variable| tokenizer.template_reads(variable))?;
             let prompt = tokenizer.render(&conversation)?;
@@ -31,7 +31,7 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
             format.calls = format.calls.filter(|_| tools.is_some());
             options.shown = tokenizer.special_ids(format.markers());
             if let Some(grammar) = grammar {
-                hold(options, grammar.after_reasoning(tokenizer, format, &prompt), "response_format")?;
+                hold(engine, options, grammar.after_reasoning(tokenizer, format, &prompt), "response_format")?;
             }
             if let Some(Tools { tools, choice, parallel }) = tools {
                 let is_strict = |tool: &serde_json::Value| tool["function"]["strict"] == true;
@@ -40,7 +40,7 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
                 let grammar = tool_grammar(tokenizer, format, &prompt, &tools, &choice, parallel);
                 let grammar = grammar.map_err(|error| ApiError::field("tools", error))?;
                 if is_held {
-                    hold(options, grammar, "tools")?;
+                    hold(engine, options, grammar, "tools")?;
                 }
             }
             let ids = tokenizer.encode(&prompt, false)?;
@@ -49,8 +49,9 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
         .await
 }
 
-/// A text that two things hold to something fits neither.
-fn hold(options: &mut GenerateOptions, grammar: Grammar, field: &str) -> Result<(), ApiError> {
+/// Hold the text to what a field asks for.
+fn hold(engine: &Engine, options: &mut GenerateOptions, grammar: Grammar, field: &str) -> Result<(), ApiError> {
+    engine.compile(&grammar).map_err(|error| ApiError::field(field, error))?;
     match options.grammar.replace(grammar) {
         None => Ok(()),
         Some(_) => Err(ApiError::field(field, "goes without another grammar")),
@@ -64,9 +65,9 @@ pub async fn completions(State(shared): State<Arc<Shared>>, request: Request) ->
     let CompletionRequest { settings, prompts } = shared.prepare(move || CompletionRequest::parse(&body)).await?;
     let request = Accepted::new(&shared, place, settings, prompts.len(), asked).await?;
     request
-        .answer(move |tokenizer, _| {
+        .answer(move |engine, _| {
             let ids = |prompt| match prompt {
-                Prompt::Text(text) => Ok(tokenizer.encode(&text, true)?),
+                Prompt::Text(text) => Ok(engine.tokenizer().encode(&text, true)?),
                 Prompt::Ids(ids) => Ok(ids),
             };
             Ok((prompts.into_iter().map(ids).collect::<Result<_, ApiError>>()?, Reply::Completion))
@@ -108,14 +109,14 @@ impl Accepted {
     /// The response to what `read` makes of the prompts: their ids, and how replies to them are told.
     async fn answer<F>(self, read: F) -> Result<Response, ApiError>
     where
-        F: FnOnce(&Tokenizer, &mut GenerateOptions) -> Result<(Vec<Vec<u32>>, Reply), ApiError> + Send + 'static,
+        F: FnOnce(&Engine, &mut GenerateOptions) -> Result<(Vec<Vec<u32>>, Reply), ApiError> + Send + 'static,
     {
         let Accepted { shared, lease, places, mut options, n, stream, asked } = self;
         let has_logprobs = options.logprobs.is_some();
         let submit = {
             let lease = lease.clone();
             move || {
-                let (prompts, reply) = read(lease.engine.tokenizer(), &mut options)?;
+                let (prompts, reply) = read(&lease.engine, &mut options)?;
                 let requests = prompts.iter().flat_map(|prompt| (0..n as u64).map(move |i| (prompt, i)));
                 let generations = requests.map(|(prompt, i)| {
                     let mut options = options.clone();

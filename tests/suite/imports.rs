@@ -6,8 +6,9 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 18] = [
+const LAYERS: [&str; 20] = [
     "cli",
+    "server",
     "generate",
     "models",
     "tokenizer",
@@ -24,6 +25,7 @@ const LAYERS: [&str; 18] = [
     "mapped",
     "atomic_file",
     "watch",
+    "fields",
     "error",
 ];
 

@@ -22,8 +22,12 @@ mod prompt_cache;
 mod reply;
 mod robustness;
 mod sampling;
+#[cfg(feature = "server")]
+mod server;
 mod streaming;
+mod structured;
 mod tokenizer;
+mod tool_calls;
 
 use std::path::{Path, PathBuf};
 

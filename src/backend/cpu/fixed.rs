@@ -3,7 +3,8 @@
 //! A number is kept to within 1/65024 of the largest of its group, where bf16 itself rounds each to 1/512 of its own size
 //! and f16 to 1/4096. Products with quantized weights are then exact in whole numbers.
 
-use crate::backend::cpu::isa::{ROUND, Simd};
+use crate::backend::cpu::isa::{Op, ROUND, Simd};
+use crate::backend::cpu::types::{Floats, load_all, typed};
 
 /// Groups whose largest number is below this count as zeros: their scale would leave the normal range.
 const TINY: f32 = 1e-30;
@@ -62,5 +63,24 @@ impl Fixed {
             }
         }
         fixed
+    }
+}
+
+/// One token of `x` in fixed point.
+pub(super) struct FixToken<'a> {
+    pub x: Floats<'a>,
+    pub token: usize,
+    pub columns: usize,
+    pub group: usize,
+}
+
+impl Op for FixToken<'_> {
+    type Output = Fixed;
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) -> Fixed {
+        let mut values = vec![0.0; self.columns];
+        typed!(Floats, self.x, x => load_all(s, &x[self.token * self.columns..][..self.columns], &mut values));
+        Fixed::new(s, &values, self.group)
     }
 }

@@ -1,5 +1,7 @@
 //! Weights to f32: single rows, in plain Rust for any width; and panels, whose rows lie side by side.
 
+use std::array::from_fn;
+
 use crate::backend::NO_TOKEN;
 use crate::backend::cpu::isa::Simd;
 use crate::backend::cpu::types::{Affine, Element, FloatsMut, Matrix, Values, same_type, typed};
@@ -93,8 +95,9 @@ fn fields<S: Simd, const BITS: u32>(s: S, w: &Matrix, affine: &Affine, first: us
         let (mut scale, mut bias) = (s.splat(0.0), s.splat(0.0));
         let mut k = 0;
         while k < n {
-            let (words, count) = rows.words(s, (column + k) / per_word, (n - k) / per_word);
-            for word in &words[..count] {
+            let left = (n - k) / per_word;
+            let words = rows.words(s, (column + k) / per_word, left);
+            for word in &words[..left.min(S::LANES)] {
                 if k == 0 || (column + k).is_multiple_of(affine.group_size) {
                     let group = (column + k) / affine.group_size;
                     scale = lane_rows(s, scales, groups, first, group);
@@ -123,27 +126,30 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub fn new(words: &'a [u32], width: usize, first: usize) -> Self {
         let last = words.len() / width - 1;
-        Rows { words, width, starts: std::array::from_fn(|lane| (first + lane).min(last) * width) }
+        Rows { words, width, starts: from_fn(|lane| (first + lane).min(last) * width) }
     }
 
-    /// Words `i..i + count` of LANES rows, one vector for each; count is `n` or LANES, whichever is less.
+    /// Words from `i` on of LANES rows, a vector for each of `n` or of LANES, whichever is less; zeros where that is `n`.
     #[inline(always)]
-    pub fn words<S: Simd>(&self, s: S, i: usize, n: usize) -> ([S::U; 16], usize) {
-        let count = n.min(S::LANES);
-        assert!(i + count <= self.width && self.starts[15] + self.width <= self.words.len());
-        let mut copies = [[0; 16]; 16];
-        let mut rows = [std::ptr::null(); 16];
-        for lane in 0..S::LANES {
-            let row = &self.words[self.starts[lane] + i..][..count];
-            rows[lane] = row.as_ptr();
-            if count < S::LANES {
-                copies[lane][..count].copy_from_slice(row);
-                rows[lane] = copies[lane].as_ptr();
-            }
-        }
+    pub fn words<S: Simd>(&self, s: S, i: usize, n: usize) -> [S::U; 16] {
+        // Starts ascend.
+        assert!(i + n.min(S::LANES) <= self.width && self.starts[15] + self.width <= self.words.len());
+        let copies;
+        let rows: [*const u32; 16] = if n >= S::LANES {
+            from_fn(|lane| self.words.as_ptr().wrapping_add(self.starts[lane] + i))
+        } else {
+            copies = self.starts.map(|start| padded(&self.words[start + i..][..n]));
+            from_fn(|lane| copies[lane].as_ptr())
+        };
         // SAFETY: each row has as many words as there are lanes.
-        (unsafe { s.load_columns(&rows) }, count)
+        unsafe { s.load_columns(&rows) }
     }
+}
+
+fn padded(words: &[u32]) -> [u32; 16] {
+    let mut padded = [0; 16];
+    padded[..words.len()].copy_from_slice(words);
+    padded
 }
 
 /// Value `at` of rows `first..first + LANES` of `values` `[rows, width]`; rows that there are not are the last one.

@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use crate::backend::cpu::fixed::Fixed;
+use crate::backend::cpu::fixed::FixToken;
 use crate::backend::cpu::gemm::{Microkernel, Panel};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
-use crate::backend::cpu::types::{Affine, Floats, Layer, Shared, Values, load_all, same_type, typed};
+use crate::backend::cpu::types::{Affine, Floats, Layer, Shared, Values, same_type, typed};
 use crate::backend::cpu::unpack::{Rows, lane_rows};
 
 /// Columns of a panel; whole groups of any size.
@@ -84,25 +84,6 @@ impl<S: Simd, const TOKENS: usize> Microkernel for FixedPoint<S, TOKENS> {
         for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(tiles.len() * TOKENS * Self::ROWS)) {
             self.s.run(MultiplyFixed::<TOKENS> { packed, first_tile: tiles.start, panel, group: self.group, sums });
         }
-    }
-}
-
-/// One token of `x` in fixed point.
-struct FixToken<'a> {
-    x: Floats<'a>,
-    token: usize,
-    columns: usize,
-    group: usize,
-}
-
-impl Op for FixToken<'_> {
-    type Output = Fixed;
-
-    #[inline(always)]
-    fn with<S: Simd>(self, s: S) -> Fixed {
-        let mut values = vec![0.0; self.columns];
-        typed!(Floats, self.x, x => load_all(s, &x[self.token * self.columns..][..self.columns], &mut values));
-        Fixed::new(s, &values, self.group)
     }
 }
 
@@ -182,8 +163,8 @@ fn pairs<S: Simd, const BITS: u32>(s: S, rows: &Rows, column: usize, panel: &mut
     let n = panel.len().div_ceil(width) * 2 / per_word;
     assert!(panel.len() >= (n * per_word / 2 - 1) * width + S::LANES);
     for first in (0..n).step_by(S::LANES) {
-        let (words, count) = rows.words(s, column / per_word + first, n - first);
-        for (i, word) in words[..count].iter().enumerate() {
+        let words = rows.words(s, column / per_word + first, n - first);
+        for (i, word) in words[..S::LANES.min(n - first)].iter().enumerate() {
             for j in (0..per_word).step_by(2) {
                 let at = ((first + i) * per_word + j) / 2 * width;
                 // SAFETY: the panel has a row for each pair of columns.

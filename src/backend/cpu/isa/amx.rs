@@ -283,7 +283,8 @@ unsafe fn fill(s: Avx512, w: &Matrix, first: usize, column: usize, panel: &mut [
                     let rows = Rows::new(words, w.columns / 2, first);
                     let n = panel.len() / TILE;
                     for p in (0..n).step_by(16) {
-                        let (pairs, count) = rows.words(s, column / 2 + p, n - p);
+                        let count = TILE.min(n - p);
+                        let pairs = rows.words(s, column / 2 + p, count);
                         for (pair, to) in pairs[..count].iter().zip(panel[p * TILE..].chunks_exact_mut(TILE)) {
                             s.store_words(to.as_mut_ptr(), *pair);
                         }
@@ -332,7 +333,8 @@ unsafe fn fields<const BITS: u32>(
             let order = _mm512_loadu_si512(order.as_ptr().cast());
             let mut k = 0;
             while k < n {
-                let (words, count) = rows.words(s, (column + k) / per_word, (n - k) / per_word);
+                let count = TILE.min((n - k) / per_word);
+                let words = rows.words(s, (column + k) / per_word, count);
                 for word in &words[..count] {
                     if k == 0 || (column + k).is_multiple_of(affine.group_size) {
                         let group = (column + k) / affine.group_size;

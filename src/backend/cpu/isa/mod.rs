@@ -23,6 +23,8 @@ pub(in crate::backend::cpu) trait Op {
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // some is for products of whole numbers
 pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
+    /// Whether products of whole numbers are there, and pay.
+    const WHOLE_NUMBERS: bool;
     /// Lanes of f32.
     type F: Copy;
     /// Lanes of u32.
@@ -84,13 +86,6 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     fn exp2_whole(self, a: Self::F) -> Self::F;
     /// Value `index` of `bits` bits (2, 4 or 8) of each word, counted from the lowest.
     fn field<const BITS: u32>(self, words: Self::U, index: u32) -> Self::F;
-    /// Whether [`Simd::word_dots`] is there for values of so many bits.
-    fn has_word_dots(bits: u32) -> bool;
-    /// For each word, the sum of the products of its values with whole numbers: those of value `f` of byte `p` (counted over
-    /// all words) are 256 times byte `p` of row 2f of `x` plus byte `p` of row 2f + 1.
-    /// # Safety
-    /// `x` can be read for `2 · 8 / BITS` rows of `4 · LANES` bytes.
-    unsafe fn word_dots<const BITS: u32>(self, words: Self::U, x: *const i8) -> Self::F;
     /// All lanes the same.
     fn splat_word(self, x: u32) -> Self::U;
     /// # Safety
@@ -100,8 +95,20 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     fn pairs<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
     /// The sum of the products of the two signed numbers of 16 bits in each lane, added to `sum`.
     fn dot_pairs(self, a: Self::U, b: Self::U, sum: Self::U) -> Self::U;
+    /// [`Simd::dot_pairs`] of each of `a` with the pair at `x` in all lanes, added to each of `sums`.
+    /// # Safety
+    /// `x` can be read.
+    #[inline(always)]
+    unsafe fn dot_pair<const R: usize>(self, a: [Self::U; R], x: *const u32, sums: &mut [Self::U; R]) {
+        let x = self.splat_word(unsafe { x.read() });
+        for r in 0..R {
+            sums[r] = self.dot_pairs(a[r], x, sums[r]);
+        }
+    }
     /// Value `index` of `BITS` bits (2, 4 or 8) of each half of each word, as two numbers of 16 bits.
     fn half_fields<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
+    /// Signed whole numbers, added.
+    fn add_words(self, a: Self::U, b: Self::U) -> Self::U;
     /// Signed whole numbers as floats.
     fn to_floats(self, x: Self::U) -> Self::F;
     /// Lane `i` is lane `lanes[i]` of `table`.
@@ -148,6 +155,7 @@ fn pairs(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
 
 impl Simd for Portable {
     const LANES: usize = 8;
+    const WHOLE_NUMBERS: bool = false;
     type F = [f32; 8];
     type U = [u32; 8];
 
@@ -249,12 +257,6 @@ impl Simd for Portable {
     fn field<const BITS: u32>(self, words: Self::U, index: u32) -> Self::F {
         lanes(words, |word| ((word >> (index * BITS)) & ((1 << BITS) - 1)) as i32 as f32)
     }
-    fn has_word_dots(_: u32) -> bool {
-        false
-    }
-    unsafe fn word_dots<const BITS: u32>(self, _: Self::U, _: *const i8) -> Self::F {
-        unreachable!("floats are as fast in plain Rust")
-    }
     #[inline(always)]
     fn splat_word(self, x: u32) -> Self::U {
         [x; 8]
@@ -270,6 +272,9 @@ impl Simd for Portable {
         unreachable!("floats are faster in plain Rust")
     }
     fn half_fields<const BITS: u32>(self, _: Self::U, _: u32) -> Self::U {
+        unreachable!("floats are faster in plain Rust")
+    }
+    fn add_words(self, _: Self::U, _: Self::U) -> Self::U {
         unreachable!("floats are faster in plain Rust")
     }
     fn to_floats(self, _: Self::U) -> Self::F {

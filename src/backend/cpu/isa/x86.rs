@@ -24,6 +24,7 @@ impl<const VNNI: bool> Avx2With<VNNI> {
 // it says so; pointers are the caller's promise.
 impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     const LANES: usize = 8;
+    const WHOLE_NUMBERS: bool = true;
     type F = __m256;
     type U = __m256i;
 
@@ -172,26 +173,6 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
             _mm256_cvtepi32_ps(_mm256_and_si256(low, _mm256_set1_epi32((1 << BITS) - 1)))
         }
     }
-    fn has_word_dots(bits: u32) -> bool {
-        bits <= 4 // products of pairs of bytes are added in 16 bits
-    }
-    #[inline(always)]
-    unsafe fn word_dots<const BITS: u32>(self, words: __m256i, x: *const i8) -> __m256 {
-        unsafe {
-            let mask = _mm256_set1_epi8((1 << BITS) - 1);
-            let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            for f in 0..(8 / BITS) as usize {
-                let q = _mm256_srlv_epi32(words, _mm256_set1_epi32((f as u32 * BITS) as i32));
-                let q = _mm256_and_si256(q, mask);
-                let row = x.add(f * 64).cast();
-                // At most 8 / BITS · 2 · 128 · (2^BITS - 1) = 7680.
-                high = _mm256_add_epi16(high, _mm256_maddubs_epi16(q, _mm256_loadu_si256(row)));
-                low = _mm256_add_epi16(low, _mm256_maddubs_epi16(q, _mm256_loadu_si256(row.add(1))));
-            }
-            let high = _mm256_madd_epi16(high, _mm256_set1_epi16(256));
-            _mm256_cvtepi32_ps(_mm256_add_epi32(high, _mm256_madd_epi16(low, _mm256_set1_epi16(1))))
-        }
-    }
     #[inline(always)]
     fn splat_word(self, x: u32) -> __m256i {
         unsafe { _mm256_set1_epi32(x as i32) }
@@ -222,6 +203,10 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
             let fields = _mm256_srl_epi32(words, _mm_cvtsi32_si128((index * BITS) as i32));
             _mm256_and_si256(fields, _mm256_set1_epi16((1 << BITS) - 1))
         }
+    }
+    #[inline(always)]
+    fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(a, b) }
     }
     #[inline(always)]
     fn to_floats(self, x: __m256i) -> __m256 {
@@ -258,10 +243,28 @@ fn dpwssd(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     sum
 }
 
+/// [`dpwssd`] of two with one pair in all lanes.
+/// # Safety
+/// `x` can be read.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+unsafe fn dpwssd_two(a: [__m512i; 2], x: *const u32, sums: &mut [__m512i; 2]) {
+    let [first, second] = sums;
+    let _all: __m512i; // a discarded output would have no type, and so no name
+    // SAFETY: the instructions read `x`, and read and write these registers.
+    unsafe {
+        asm!("vpbroadcastd {all}, dword ptr [{x}]", "vpdpwssd {first}, {a}, {all}", "vpdpwssd {second}, {b}, {all}",
+            x = in(reg) x, all = out(zmm_reg) _all, a = in(zmm_reg) a[0], b = in(zmm_reg) a[1],
+            first = inout(zmm_reg) *first, second = inout(zmm_reg) *second,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+}
+
 // SAFETY, for every block below: an `Avx512` exists only where the machine has these instructions; pointers are the
 // caller's promise.
 impl Simd for Avx512 {
     const LANES: usize = 16;
+    const WHOLE_NUMBERS: bool = true;
     type F = __m512;
     type U = __m512i;
 
@@ -408,23 +411,6 @@ impl Simd for Avx512 {
             }
         }
     }
-    fn has_word_dots(bits: u32) -> bool {
-        bits <= 8
-    }
-    #[inline(always)]
-    unsafe fn word_dots<const BITS: u32>(self, words: __m512i, x: *const i8) -> __m512 {
-        unsafe {
-            let mask = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
-            let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-            for f in 0..(8 / BITS) as usize {
-                let q = _mm512_srlv_epi32(words, _mm512_set1_epi32((f as u32 * BITS) as i32));
-                let q = _mm512_and_si512(q, mask);
-                high = _mm512_dpbusd_epi32(high, q, _mm512_loadu_si512(x.add(f * 128).cast()));
-                low = _mm512_dpbusd_epi32(low, q, _mm512_loadu_si512(x.add(f * 128 + 64).cast()));
-            }
-            _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low))
-        }
-    }
     #[inline(always)]
     fn splat_word(self, x: u32) -> __m512i {
         unsafe { _mm512_set1_epi32(x as i32) }
@@ -447,12 +433,29 @@ impl Simd for Avx512 {
     fn dot_pairs(self, a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
         unsafe { dpwssd(sum, a, b) }
     }
+    /// Not from the above: LLVM loads many pairs early, and has too few registers for them.
+    #[inline(always)]
+    unsafe fn dot_pair<const R: usize>(self, a: [__m512i; R], x: *const u32, sums: &mut [__m512i; R]) {
+        unsafe {
+            if R == 2 {
+                dpwssd_two([a[0], a[R - 1]], x, sums.first_chunk_mut().expect("two of them"));
+            } else {
+                for r in 0..R {
+                    sums[r] = dpwssd(sums[r], a[r], _mm512_set1_epi32(x.read() as i32));
+                }
+            }
+        }
+    }
     #[inline(always)]
     fn half_fields<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
         unsafe {
             let fields = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
             _mm512_and_si512(fields, _mm512_set1_epi16((1 << BITS) - 1))
         }
+    }
+    #[inline(always)]
+    fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
     fn to_floats(self, x: __m512i) -> __m512 {

@@ -1,0 +1,285 @@
+//! Weights of 2, 4 or 8 bits with activations in whole numbers, which instructions for pairs of numbers of 16 bits multiply.
+//!
+//! As many rows as a vector has lanes are turned, some words at a time, so that a lane holds a row: a group's products
+//! then add up lane by lane, and scale and bias come in once for each group. Sums are those of
+//! [`crate::backend::cpu::gemm::fixed_point`], in the same order. While some rows are computed, those that follow are
+//! asked for in the order in which they lie in memory.
+
+use std::array::from_fn;
+use std::ops::Range;
+
+use crate::backend::cpu::fixed::FixToken;
+use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::scratch::Scratch;
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{Affine, Element, Floats, Matrix, Shared, Values, same_type, typed};
+use crate::backend::cpu::unpack::Rows;
+
+/// The most words of a row that are turned at once: a group of 128 values of 8 bits.
+const WORDS: usize = 32;
+
+/// A loop of at most eight rounds whose index is a constant in each, as shifts want it.
+macro_rules! unrolled {
+    ($j:ident < $n:expr, $body:block) => {
+        unrolled!(@ $j, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident, $n:expr, $body:block, $($value:literal)*) => {
+        $({
+            let $j: usize = $value;
+            if $j < $n $body
+        })*
+    };
+}
+
+/// Some vectors as whole numbers, group by group: what a step reads lies together.
+pub(super) struct Vectors {
+    tokens: usize,
+    /// `[groups, tokens, group / 2]`, as [`Simd::half_fields`] meets them: value j of a word with the one half a word behind it.
+    pairs: Vec<u32>,
+    /// Of the whole numbers, `[groups, tokens]`.
+    scales: Vec<f32>,
+    /// Of the values of each group.
+    sums: Vec<f32>,
+}
+
+impl Vectors {
+    /// `x` `[tokens, columns]` for weights with groups of `group` values, so many to a word.
+    pub fn new<S: Simd>(s: S, x: Floats, columns: usize, group: usize, fields: usize) -> Self {
+        let (tokens, groups) = (x.len() / columns, columns / group);
+        let (pairs, numbers) = (vec![0; tokens * columns / 2], vec![0.0; tokens * groups]);
+        let mut vectors = Vectors { tokens, pairs, scales: numbers.clone(), sums: numbers };
+        let (pairs, scales) = (Shared(vectors.pairs.as_mut_ptr()), Shared(vectors.scales.as_mut_ptr()));
+        let sums = Shared(vectors.sums.as_mut_ptr());
+        threads::for_each(tokens, |token| {
+            let fixed = s.run(FixToken { x, token, columns, group });
+            for (g, numbers) in fixed.numbers.chunks_exact(group).enumerate() {
+                let at = g * tokens + token;
+                // SAFETY: this task alone writes this token's part of each group.
+                unsafe {
+                    scales.at(at).write(fixed.scales[g]);
+                    sums.at(at).write(fixed.sums[g]);
+                    for (w, word) in numbers.chunks_exact(fields).enumerate() {
+                        let (low, high) = word.split_at(fields / 2);
+                        for (j, (low, high)) in low.iter().zip(high).enumerate() {
+                            let pair = u32::from(*low as u16) | u32::from(*high as u16) << 16;
+                            pairs.at((at * group + w * fields) / 2 + j).write(pair);
+                        }
+                    }
+                }
+            }
+        });
+        vectors
+    }
+}
+
+/// The products of some rows with all of x, to `sums` `[x.tokens, rows.len()]`.
+#[inline(always)]
+pub(super) fn products<S: Simd>(s: S, w: &Matrix, x: &Vectors, rows: Range<usize>, sums: &mut [f32]) {
+    let Values::Affine(affine) = &w.values else { unreachable!("whole numbers are for quantized weights") };
+    match affine.bits {
+        2 => blocks_for::<S, 2>(s, w, affine, x, rows, sums),
+        4 => blocks_for::<S, 4>(s, w, affine, x, rows, sums),
+        _ => blocks_for::<S, 8>(s, w, affine, x, rows, sums),
+    }
+}
+
+#[inline(always)]
+fn blocks_for<S: Simd, const BITS: u32>(
+    s: S,
+    w: &Matrix,
+    affine: &Affine,
+    x: &Vectors,
+    rows: Range<usize>,
+    sums: &mut [f32],
+) {
+    // Several vectors take two vectors of rows, which share the loads of x; one waits for memory, which likes one.
+    if x.tokens == 1 {
+        blocks::<S, BITS, 1>(s, w, affine, x, rows, sums)
+    } else {
+        blocks::<S, BITS, 2>(s, w, affine, x, rows, sums)
+    }
+}
+
+#[inline(always)]
+fn blocks<S: Simd, const BITS: u32, const R: usize>(
+    s: S,
+    w: &Matrix,
+    affine: &Affine,
+    x: &Vectors,
+    rows: Range<usize>,
+    sums: &mut [f32],
+) {
+    let (width, groups) = (R * S::LANES, w.columns / affine.group_size);
+    let words_of_row = w.columns / 32 * BITS as usize;
+    let words_of_group = affine.group_size / 32 * BITS as usize;
+    let step = words_of_group.max(S::LANES);
+    assert!(step <= WORDS && sums.len() == x.tokens * rows.len());
+    let mut turned = [0; 2 * 16 * WORDS];
+    // `[groups, scales and biases, R · LANES]`, and room for a vector of groups.
+    let mut numbers = Scratch::<f32>::new(groups.next_multiple_of(S::LANES) * 2 * width);
+    let mut acc = Scratch::<f32>::new(x.tokens * width);
+    for first in rows.clone().step_by(width) {
+        // Threads take tasks of one size in turn.
+        let of_next_task = rows.end + (threads::threads() - 1) * rows.len();
+        let next = if first + width < rows.end { first + width } else { of_next_task };
+        let (ahead, bytes) = typed!(Floats, affine.scales, from => {
+            let sources = [from, same_type(from, affine.biases)];
+            for (i, from) in sources.into_iter().enumerate() {
+                for r in 0..R {
+                    let to = &mut numbers[i * width + r * S::LANES..];
+                    turn(s, from, groups, first + r * S::LANES, to, 2 * width);
+                }
+            }
+            let ahead = sources.map(|from| from.as_ptr().wrapping_add(next * groups).cast::<u8>());
+            (ahead, width * size_of_val(&from[0]))
+        });
+        let packed: [Rows; R] = from_fn(|r| Rows::new(affine.packed, words_of_row, first + r * S::LANES));
+        let words_ahead = affine.packed.as_ptr().wrapping_add(next * words_of_row);
+        acc.fill(0.0);
+        for word in (0..words_of_row).step_by(step) {
+            let n = step.min(words_of_row - word);
+            for r in 0..R {
+                for i in (0..n).step_by(S::LANES) {
+                    let columns = packed[r].words(s, word + i, n - i);
+                    for c in 0..S::LANES {
+                        // SAFETY: `i + c` is below WORDS, and a vector has 16 lanes at most.
+                        unsafe { s.store_words(turned.as_mut_ptr().add((i + c) * width + r * S::LANES), columns[c]) };
+                    }
+                }
+            }
+            for i in (0..n).step_by(words_of_group) {
+                let group = (word + i) / words_of_group;
+                for ahead in ahead {
+                    s.prefetch(ahead.wrapping_add(group * bytes));
+                }
+                let group = Group {
+                    words: &turned[i * width..(i + words_of_group) * width],
+                    numbers: numbers[group * 2 * width..][..2 * width].split_at(width),
+                    pairs: &x.pairs[group * x.tokens * affine.group_size / 2..][..x.tokens * affine.group_size / 2],
+                    scales: &x.scales[group * x.tokens..][..x.tokens],
+                    sums: &x.sums[group * x.tokens..][..x.tokens],
+                    ahead: words_ahead.wrapping_add((word + i) * width),
+                };
+                if R == 1 {
+                    group.add::<S, BITS, R, 1>(s, 0, &mut acc);
+                }
+                let mut token = if R == 1 { 1 } else { 0 };
+                while token < x.tokens {
+                    token += match x.tokens - token {
+                        // As many sums as there are registers for.
+                        8.. if S::LANES == 16 => group.add::<S, BITS, R, 8>(s, token, &mut acc),
+                        4.. => group.add::<S, BITS, R, 4>(s, token, &mut acc),
+                        2.. => group.add::<S, BITS, R, 2>(s, token, &mut acc),
+                        _ => group.add::<S, BITS, R, 1>(s, token, &mut acc),
+                    };
+                }
+            }
+        }
+        let (at, n) = (first - rows.start, width.min(rows.end - first));
+        for (acc, sums) in acc.chunks_exact(width).zip(sums.chunks_exact_mut(rows.len())) {
+            sums[at..at + n].copy_from_slice(&acc[..n]);
+        }
+    }
+}
+
+/// Rows `first..first + LANES` of `values` `[rows, n]` to the first LANES of every `width` numbers of `to`, which has room for
+/// whole vectors of values; rows that there are not are the last one.
+#[inline(always)]
+fn turn<S: Simd, E: Element>(s: S, values: &[E], n: usize, first: usize, to: &mut [f32], width: usize) {
+    let last = values.len() / n - 1;
+    assert!(to.len() >= (n.next_multiple_of(S::LANES) - 1) * width + S::LANES);
+    for at in (0..n).step_by(S::LANES) {
+        let count = S::LANES.min(n - at);
+        let mut rows = [[0f32; 16]; 16];
+        for (lane, row) in rows[..S::LANES].iter_mut().enumerate() {
+            let from = &values[(first + lane).min(last) * n + at..][..count];
+            if count == S::LANES {
+                // SAFETY: both have a value for each lane.
+                unsafe { s.store(row.as_mut_ptr(), E::load(s, from.as_ptr())) };
+            } else {
+                for (to, from) in row.iter_mut().zip(from) {
+                    *to = from.to_f32();
+                }
+            }
+        }
+        // SAFETY: rows have 16 numbers, and `to` has room for a vector every `width` numbers.
+        unsafe {
+            let columns = s.load_columns(&from_fn(|lane| rows[lane].as_ptr().cast()));
+            for i in 0..S::LANES {
+                s.store_words(to.as_mut_ptr().add((at + i) * width).cast(), columns[i]);
+            }
+        }
+    }
+}
+
+/// One group of each row of a block, and of all vectors.
+struct Group<'a> {
+    /// `[words, R · LANES]`.
+    words: &'a [u32],
+    /// Scales and biases, `[R · LANES]` each.
+    numbers: (&'a [f32], &'a [f32]),
+    /// `[tokens, group / 2]`.
+    pairs: &'a [u32],
+    /// `[tokens]`, as are the sums.
+    scales: &'a [f32],
+    sums: &'a [f32],
+    /// What lies as far into the next block.
+    ahead: *const u32,
+}
+
+impl Group<'_> {
+    /// Add the products with B vectors from `token` on to `acc` `[tokens, R · LANES]`; B.
+    #[inline(always)]
+    fn add<S: Simd, const BITS: u32, const R: usize, const B: usize>(
+        &self,
+        s: S,
+        token: usize,
+        acc: &mut [f32],
+    ) -> usize {
+        let (width, pairs_of_word) = (R * S::LANES, (16 / BITS) as usize);
+        let words = self.words.len() / width;
+        let pairs = words * pairs_of_word;
+        let (scales, biases) = self.numbers;
+        assert!(scales.len() == width && biases.len() == width && acc.len() >= (token + B) * width);
+        assert!(self.pairs.len() >= (token + B) * pairs && self.scales.len().min(self.sums.len()) >= token + B);
+        // Sums of whole numbers are exact, so several can be under way where one would be waited for.
+        let chains = (8 / (R * B)).clamp(1, 4);
+        // SAFETY: the lengths were checked.
+        unsafe {
+            let x = self.pairs.as_ptr().add(token * pairs);
+            let mut dots = [[[s.splat_word(0); R]; 4]; B];
+            for k in 0..words {
+                let mut packed = [s.splat_word(0); R];
+                for r in 0..R {
+                    packed[r] = s.load_words(self.words.as_ptr().add(k * width + r * S::LANES));
+                    s.prefetch(self.ahead.wrapping_add(k * width + r * S::LANES));
+                }
+                unrolled!(j < pairs_of_word, {
+                    let mut w = packed;
+                    for r in 0..R {
+                        w[r] = s.half_fields::<BITS>(packed[r], j as u32);
+                    }
+                    for t in 0..B {
+                        s.dot_pair(w, x.add(t * pairs + k * pairs_of_word + j), &mut dots[t][j % chains]);
+                    }
+                });
+            }
+            for r in 0..R {
+                let (scales, biases) =
+                    (s.load(scales.as_ptr().add(r * S::LANES)), s.load(biases.as_ptr().add(r * S::LANES)));
+                for t in 0..B {
+                    let mut dot = dots[t][0][r];
+                    for chain in 1..chains {
+                        dot = s.add_words(dot, dots[t][chain][r]);
+                    }
+                    let acc = acc.as_mut_ptr().add((token + t) * width + r * S::LANES);
+                    let x_scale = s.splat(*self.scales.get_unchecked(token + t));
+                    let x_sum = s.splat(*self.sums.get_unchecked(token + t));
+                    let dot = s.mul(s.to_floats(dot), x_scale);
+                    s.store(acc, s.fma(biases, x_sum, s.fma(dot, scales, s.load(acc))));
+                }
+            }
+        }
+        B
+    }
+}

@@ -1,0 +1,138 @@
+//! `y = W · x + bias` for a few vectors: decoding, which reads all of W for each.
+//!
+//! Activations of 16 bits become whole numbers of 16 bits with a scale for each group (see [`crate::backend::cpu::fixed`]), which
+//! meet weights of 2, 4 and 8 bits in [`fixed_point`]. All else is computed in [`floats`].
+
+mod fixed_point;
+mod floats;
+
+use std::ops::Range;
+
+use crate::backend::Epilogue;
+use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
+use crate::backend::cpu::isa::{Op, Simd};
+use crate::backend::cpu::scratch::Scratch;
+use crate::backend::cpu::threads;
+use crate::backend::cpu::types::{Affine, Floats, FloatsMut, Matrix, Shared, Values, typed};
+
+/// The most rows of one task.
+const BLOCK: usize = 1024;
+
+/// `x` `[m, columns]`, `y` `[m, width]`; m small. The sums of a vector are made in the same order whatever m is.
+pub(super) struct Gemv<'a> {
+    pub x: Floats<'a>,
+    pub fused: FusedLayers<'a>,
+    pub y: FloatsMut<'a>,
+}
+
+impl Op for Gemv<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) {
+        let Gemv { x, fused, y } = self;
+        let columns = fused.layers[0].weight.columns;
+        let tokens = x.len() / columns;
+        let mut prepared: Vec<(Layout, Prepared)> = Vec::new();
+        let mut prepared_for = Vec::new();
+        for layer in fused.layers {
+            let layout = Layout::of(s, &layer.weight, &x);
+            let known = prepared.iter().position(|(known, _)| *known == layout);
+            prepared_for.push(known.unwrap_or(prepared.len()));
+            if known.is_none() {
+                prepared.push((layout, Prepared::new(s, x, columns, layout)));
+            }
+        }
+        let width = fused.width();
+        let task = threads::share(width).next_multiple_of(2 * S::LANES).min(BLOCK);
+        let tasks = fused.tasks(|_| task);
+        typed!(FloatsMut, y, y => {
+            let y = Shared(y.as_mut_ptr());
+            threads::for_each(tasks.len(), |i| {
+                let task = &tasks[i];
+                let n = task.rows.len();
+                // For one layer or two, `[tokens, n]`.
+                let mut sums = [Scratch::<f32>::new(tokens * n), Scratch::new(0)];
+                if fused.epilogue == Epilogue::SwiGlu {
+                    sums[1] = Scratch::new(tokens * n);
+                }
+                for (i, (layer, sums)) in fused.layers_of(task).iter().zip(&mut sums).enumerate() {
+                    let (_, x) = &prepared[prepared_for[task.layer + i]];
+                    s.run(Products { w: &layer.weight, x, rows: task.rows.clone(), sums });
+                    layer.add_bias(task.rows.clone(), n, sums);
+                }
+                for token in 0..tokens {
+                    let [sums, other] = &sums;
+                    let part = token * n..(token + 1) * n;
+                    let multiplied = (fused.epilogue == Epilogue::SwiGlu).then(|| &other[part.clone()]);
+                    // SAFETY: a row of y has `width` numbers, and this task alone writes these.
+                    let y = Shared(unsafe { y.at(token * width + task.at) });
+                    s.run(Finish { sums: &sums[part], multiplied, y });
+                }
+            });
+        });
+    }
+}
+
+/// How x is laid out for a weight.
+#[derive(Clone, Copy, PartialEq)]
+struct Layout {
+    /// Values in one word of the weight; 1 when they are turned into f32 first.
+    fields: usize,
+    /// Values that share a scale; 0 for none.
+    group: usize,
+    /// Whether activations become whole numbers.
+    fixed_point: bool,
+}
+
+impl Layout {
+    fn of<S: Simd>(_: S, w: &Matrix, x: &Floats) -> Self {
+        match w.values {
+            Values::Affine(Affine { bits: bits @ (2 | 4 | 8), group_size, .. }) => Layout {
+                fields: 32 / bits as usize,
+                group: group_size,
+                fixed_point: S::WHOLE_NUMBERS && x.bits() == 16,
+            },
+            _ => Layout { fields: 1, group: 0, fixed_point: false },
+        }
+    }
+}
+
+/// x as its products read it.
+enum Prepared {
+    Floats(Vec<floats::Vector>),
+    FixedPoint(fixed_point::Vectors),
+}
+
+impl Prepared {
+    #[inline(always)]
+    fn new<S: Simd>(s: S, x: Floats, columns: usize, layout: Layout) -> Self {
+        let Layout { fields, group, fixed_point } = layout;
+        if fixed_point {
+            Prepared::FixedPoint(fixed_point::Vectors::new(s, x, columns, group, fields))
+        } else {
+            Prepared::Floats(floats::vectors(s, x, columns, group, fields))
+        }
+    }
+}
+
+/// The products of some rows with all of x, to `sums` `[x.len(), rows.len()]`.
+struct Products<'a> {
+    w: &'a Matrix<'a>,
+    x: &'a Prepared,
+    rows: Range<usize>,
+    sums: &'a mut [f32],
+}
+
+impl Op for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<S: Simd>(self, s: S) {
+        let Products { w, x, rows, sums } = self;
+        match x {
+            Prepared::FixedPoint(x) => fixed_point::products(s, w, x, rows, sums),
+            Prepared::Floats(x) => floats::products(s, w, x, rows, sums),
+        }
+    }
+}
