@@ -52,7 +52,7 @@ let passed = 0;
 /** Run `test` in a fresh browser profile at `address`; what the console complains of fails it, but for `expected`. */
 async function check(name, address, { size = SIZES[0], colorScheme = "light", expected = /^$/, ...options }, test) {
   const context = await browser.newContext({ viewport: size, colorScheme, reducedMotion: "reduce", ...options });
-  context.setDefaultTimeout(20_000);
+  context.setDefaultTimeout(120_000); // far more than it takes
   const page = await context.newPage();
   const complaints = [];
   const complain = (text) => expected.test(text) || complaints.push(text);
