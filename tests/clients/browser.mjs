@@ -40,7 +40,9 @@ const ATTACK = `<img src=x onerror="document.title='owned'"><script>document.tit
 </code><img src=x onerror=alert(1)>
 \`\`\`
 
-# <svg onload="document.title='owned'">`;
+# <svg onload="document.title='owned'">
+
+${"> ".repeat(5000)}deep`;
 
 const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] }); // root has no sandbox
@@ -50,7 +52,7 @@ let passed = 0;
 /** Run `test` in a fresh browser profile at `address`; what the console complains of fails it, but for `expected`. */
 async function check(name, address, { size = SIZES[0], colorScheme = "light", expected = /^$/, ...options }, test) {
   const context = await browser.newContext({ viewport: size, colorScheme, reducedMotion: "reduce", ...options });
-  context.setDefaultTimeout(20_000);
+  context.setDefaultTimeout(120_000); // far more than it takes
   const page = await context.newPage();
   const complaints = [];
   const complain = (text) => expected.test(text) || complaints.push(text);

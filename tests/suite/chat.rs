@@ -280,7 +280,11 @@ fn what_is_typed_is_remembered_completed_and_may_have_lines() {
     let history = home.path().join("mlx_lm/chat_history");
     assert!(fs::read_to_string(&history).unwrap().contains("What colour is the sky?"));
     let mut session = terminal(&[], home.path());
-    session.send("\x1b[A\x1b[A\x1b[A\x1b[A\r").unwrap(); // four up
+    session.send("\x1b[A\x1b[A\x03").unwrap(); // up, up, and never mind
+    session.flush().unwrap();
+    session.exp_string("is it").unwrap();
+    session.exp_string(READY).unwrap();
+    session.send("\x12colour\r").unwrap(); // searched backward
     session.flush().unwrap();
     session.exp_string("The sky is blue.").unwrap();
     end(session);

@@ -9,6 +9,9 @@ const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+)(.*)$/;
 const QUOTE = /^ {0,3}> ?/;
 const DIVIDER = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 
+/** What stands deeper than this is text. */
+const DEEPEST = 8;
+
 /** Text that is shown as it grows: blocks that have not changed keep their elements. */
 export class Rendered {
   constructor(element) {
@@ -72,7 +75,7 @@ function split(lines) {
 
 const startsBlock = (line) => FENCE.test(line) || HEADING.test(line) || RULE.test(line);
 
-function render(lines) {
+function render(lines, depth = 0) {
   const [first] = lines;
   const fence = FENCE.exec(first);
   if (fence) return code(lines, fence);
@@ -80,13 +83,13 @@ function render(lines) {
   // The page's own heading is the first.
   if (heading) return el(`h${Math.min(6, heading[1].length + 1)}`, {}, ...inline(heading[2]));
   if (RULE.test(first)) return el("hr");
-  if (ITEM.test(first)) return list(lines);
-  if (QUOTE.test(first)) return el("blockquote", {}, ...blocks(lines.map((line) => line.replace(QUOTE, ""))));
+  if (depth < DEEPEST && ITEM.test(first)) return list(lines, depth);
+  if (depth < DEEPEST && QUOTE.test(first)) return el("blockquote", {}, ...blocks(lines.map((line) => line.replace(QUOTE, "")), depth));
   if (lines.length > 1 && first.includes("|") && DIVIDER.test(lines[1])) return table(lines);
   return el("p", {}, ...inline(lines.map((line) => line.trimStart()).join("\n")));
 }
 
-const blocks = (lines) => split(lines).map((source) => render(source.split("\n")));
+const blocks = (lines, depth) => split(lines).map((source) => render(source.split("\n"), depth + 1));
 
 function code(lines, [, fence, info]) {
   const closed = lines.length > 1 && lines.at(-1).trim().startsWith(fence);
@@ -96,7 +99,7 @@ function code(lines, [, fence, info]) {
   return el("div", { class: "code" }, bar, el("pre", { tabindex: "0", role: "group", "aria-label": `Code, ${language || "text"}` }, el("code", {}, text)));
 }
 
-function list(lines) {
+function list(lines, depth) {
   const [, base, marker] = ITEM.exec(lines[0]);
   const items = [];
   let loose = false;
@@ -110,7 +113,7 @@ function list(lines) {
       lines.push(line.replace(new RegExp(`^\\s{0,${indent}}`), ""));
     }
   }
-  const contents = items.map(({ lines }) => blocks(lines));
+  const contents = items.map(({ lines }) => blocks(lines, depth));
   const isText = (block) => block.tagName === "P";
   loose ||= contents.some((inner) => inner.filter(isText).length > 1);
   // Otherwise items stand close.
@@ -147,7 +150,7 @@ const MARK = /[\\`![<*_~]|https?:\/\/| {2,}\n/g;
 
 /** Text and elements of a line. */
 function inline(text, depth = 0) {
-  if (depth > 8) return [text];
+  if (depth > DEEPEST) return [text];
   const out = [];
   let plain = "";
   let at = 0;
