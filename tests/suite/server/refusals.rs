@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufReader, Write};
 use std::process::Command;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
 use super::{Answer, Server, until, user, with};
@@ -168,5 +170,39 @@ fn keys_hosts_and_origins_are_checked() {
         let output =
             Command::new(env!("CARGO_BIN_EXE_mlx_lm")).args(["serve", "--port", "0"]).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// A body that was tampered with is a request, or an error that can be told. `fuzz/` does the same for longer.
+#[test]
+fn bodies_that_were_tampered_with_are_requests_or_errors() {
+    let function =
+        json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": true}});
+    let chat = json!({"model": "m", "messages": [{"role": "system", "content": [{"type": "text", "text": "x"}]},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "\u{e9}\n"}], "tools": [function], "tool_choice": "required",
+        "stream": true, "stream_options": {"include_usage": true}, "logprobs": true, "top_logprobs": 2, "stop": ["a", "b"],
+        "temperature": 0.5, "logit_bias": {"1": -1.5}, "seed": 1, "n": 2, "reasoning_effort": "low", "max_tokens": null});
+    let schema = json!({"messages": user("Hi"), "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}});
+    let completion =
+        json!({"prompt": [[1, 2], "x"], "logprobs": 1, "top_k": 3, "min_p": 0.1, "json_schema": {}, "user": "u"});
+    let bodies = [chat, schema, completion].map(|body| body.to_string().into_bytes());
+    let pieces: [&[u8]; 12] =
+        [b"null", b"{}", b"[]", b"-1", b"1e999", b"\"\"", b",", b":", b"\\ud800", b"\xff", b"[[[[", b"\"stop\":7,"];
+    let mut random = StdRng::seed_from_u64(0);
+    for i in 0..60_000 {
+        let mut body = bodies[i % bodies.len()].clone();
+        for _ in 0..random.random_range(0..4) {
+            let start = random.random_range(0..=body.len());
+            let end = random.random_range(start..=body.len().min(start + 12));
+            let piece = match random.random_range(0..3) {
+                0 => pieces[random.random_range(0..pieces.len())].to_vec(),
+                1 => vec![random.random()],
+                _ => Vec::new(),
+            };
+            body.splice(start..end, piece);
+        }
+        let bytes: &[u8] = &body;
+        include!("../../../fuzz/exercise_requests.rs")
     }
 }
