@@ -3,11 +3,12 @@
 PROMPT ?= In the beginning the Universe was created.
 DIST   := mlx_lm-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
 
-.PHONY: help setup demo test lint dist man clean
+.PHONY: help setup demo test test-clients lint dist man clean
 
 help:
 	@echo "make demo    set up, build, and let the demo model answer PROMPT=\"...\""
 	@echo "make test    set up and run the test suite"
+	@echo "make test-clients  the openai packages, curl and Chromium against mlx_lm serve"
 	@echo "make setup   fetch MLX and build its C API under .mlx/ [MLX=cpu|cuda12|cuda13]"
 	@echo "make lint    formatting, clippy and documentation, warnings as errors"
 	@echo "make dist    a tarball that runs without a toolchain, under dist/"
@@ -23,6 +24,12 @@ demo: setup
 
 test: setup
 	cargo test --locked
+
+# Chromium, Node and npm come from the system: apt-get install chromium nodejs npm. All else is installed below target/ and
+# tests/clients/node_modules/.
+test-clients: setup need-chromium
+	cargo build --release --locked
+	tests/clients/run.sh
 
 lint: setup
 	cargo fmt --check
@@ -49,6 +56,9 @@ clean:
 
 need-python3:
 	@command -v python3 >/dev/null || { echo "error: python3 was not found; install Python 3.9 or later with pip (Debian and Ubuntu: apt-get install python3-pip)" >&2; exit 1; }
+
+need-chromium:
+	@for program in chromium node npm curl; do command -v $$program >/dev/null || { echo "error: $$program was not found; as root: apt-get install chromium nodejs npm curl" >&2; exit 1; }; done
 
 need-cargo:
 	@command -v cargo >/dev/null || { echo "error: cargo was not found; install Rust from https://rustup.rs" >&2; exit 1; }

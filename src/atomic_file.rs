@@ -31,6 +31,17 @@ pub(crate) struct Whole {
     overwrite: bool,
 }
 
+/// Write a whole file.
+///
+/// # Errors
+/// When `target` exists and `overwrite` is not set, when it exists and is not a file, when another process is writing it, or when
+/// its directory cannot be written.
+pub fn write(target: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
+    let file = AtomicFile::create(target, overwrite)?;
+    file.write_at(bytes, 0)?;
+    file.commit(|| Ok(()))
+}
+
 impl AtomicFile {
     /// # Errors
     /// When `target` exists and `overwrite` is not set, when it exists and is not a file, when another process is

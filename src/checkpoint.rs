@@ -236,6 +236,15 @@ impl Checkpoint {
         self.weight_names()?.iter().map(|name| self.weight_file(name, false)).collect()
     }
 
+    /// The bytes of all tensors of the model.
+    #[cfg(feature = "server")]
+    pub(crate) fn weight_bytes(&self) -> Result<u64> {
+        let tensors = |file: &WeightFile| {
+            file.index.tensors.iter().map(|tensor| tensor.bytes.end - tensor.bytes.start).sum::<u64>()
+        };
+        Ok(self.weight_headers()?.iter().map(tensors).sum())
+    }
+
     /// What the safetensors file `name` holds.
     pub(crate) fn tensor_index(&self, name: &str) -> Result<TensorIndex> {
         Ok(self.weight_file(name, false)?.index)

@@ -26,6 +26,7 @@
 //! | [`models`] | config.json, the families, the decoder, RoPE |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
 //! | [`mod@generate`] | the engine and its scheduler, the key-value cache, the sampler |
+//! | `server` | OpenAI's interface over HTTP (feature `server`) |
 //!
 //! Arrays are MLX's and lazy: an operation that returns `Ok` has been described, not run. MLX keeps its streams per
 //! thread, so a model is loaded and run on one thread. Every failure is an [`Error`] that names the file, field or tensor it
@@ -176,6 +177,28 @@
 //! # }
 //! ```
 //!
+//! # Hold a text to a schema
+//!
+//! Or to an expression or a grammar; [`generate::tools`] has those of calls of tools, which [`reply`] reads.
+//!
+//! ```
+//! use mlx_lm::generate::Grammar;
+//! # use mlx_lm::{Checkpoint, Engine, EngineOptions, GenerateOptions, generate};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let engine = Engine::load(Checkpoint::demo()?, EngineOptions::default())?;
+//! # let prompt = engine.tokenizer().encode("<|bos|><|user|>What colour is the sky?<|end|><|assistant|>", false)?;
+//! let schema = serde_json::json!({
+//!     "type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"], "additionalProperties": false,
+//! });
+//! let options = GenerateOptions { grammar: Some(Grammar::JsonSchema(schema)), ..GenerateOptions::default() };
+//! let text = generate(&engine, &prompt, &options)?.map(|delta| Ok(delta?.text)).collect::<mlx_lm::Result<String>>()?;
+//! let value: serde_json::Value = serde_json::from_str(&text)?;
+//! assert_eq!(value["colour"], "blue");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Make a pack and read it
 //!
 //! ```
@@ -262,23 +285,28 @@
 //!
 //! # Features
 //!
-//! `cli` (the programs, and what only they need) and `demo` (`Checkpoint::demo`, 3.5 MB) are on by default; the library
-//! needs neither.
+//! `cli` (the programs, and what only they need), `server` (`mlx_lm serve`), `structured` (grammars) and `demo`
+//! (`Checkpoint::demo`, 3.5 MB) are on by default; the library needs none of them.
 
+pub mod atomic_file;
 pub mod backend;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod error;
+#[cfg(any(feature = "cli", feature = "server"))]
+pub mod fields;
 pub mod generate;
 pub mod mlxpack;
 pub mod models;
 pub mod ops;
 pub mod quantized;
+pub mod reply;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod tensor_index;
 pub mod tokenizer;
 pub mod weights;
 
-mod atomic_file;
 mod mapped;
 mod mlx_rs_patch;
 

@@ -59,6 +59,20 @@ pub struct Conversation {
     pub continue_final_message: bool,
 }
 
+impl Conversation {
+    /// One that the model is to answer; where the last message is the assistant's, that is continued.
+    pub fn to_answer(messages: Vec<serde_json::Value>) -> Self {
+        let last = messages.last().filter(|message| message["role"] == "assistant");
+        let continues = last.is_some_and(|message| message["content"].is_string() || message["content"].is_array());
+        Conversation {
+            messages,
+            add_generation_prompt: !continues,
+            continue_final_message: continues,
+            ..Conversation::default()
+        }
+    }
+}
+
 /// A checkpoint's chat template and the special tokens that it names.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -78,6 +92,11 @@ impl ChatTemplate {
         // Jinja2 knows one kind of line end.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         ChatTemplate { source: generation_as_with(&source), special_tokens }
+    }
+
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The conversation as text, special tokens included: within 2 seconds and 512 MB of a worker, where the program
@@ -103,6 +122,14 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render`].
     pub fn render_here(&self, conversation: &Conversation) -> Result<String> {
         self.render_by(conversation, Job::render_here)
+    }
+
+    /// Whether the template's source has this word.
+    pub fn mentions(&self, word: &str) -> bool {
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        let alone =
+            |at: usize| !self.source[..at].ends_with(is_part) && !self.source[at + word.len()..].starts_with(is_part);
+        self.source.match_indices(word).any(|(at, _)| alone(at))
     }
 
     fn render_by(&self, conversation: &Conversation, render: impl FnOnce(&Job) -> Result<String>) -> Result<String> {
@@ -155,7 +182,7 @@ struct Job {
 
 impl Job {
     fn render_here(&self) -> Result<String> {
-        let render = || render(&self.source, Serde(&self.variables).into(), self.date, FUEL);
+        let render = || render(&self.source, Serde(&self.variables).into(), self.date, FUEL, &mut None);
         thread::scope(|scope| {
             let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
             let thread = thread.map_err(|e| Error::Template(format!("no thread to render it: {e}")))?;
@@ -164,12 +191,32 @@ impl Job {
     }
 }
 
-/// Render in this thread. The place of a panic is not known.
-fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64) -> Jinja<String> {
-    let render = || {
+/// A template that was compiled, for renderings to come.
+struct Compiled {
+    source: String,
+    date: Option<Date>,
+    env: Environment<'static>,
+}
+
+impl Compiled {
+    const NAME: &str = "chat";
+
+    fn new(source: &str, date: Option<Date>) -> Jinja<Self> {
         let mut env = environment(date)?;
-        env.set_fuel(Some(fuel));
-        env.template_from_str(source)?.render(variables)
+        env.add_template_owned(Self::NAME, source.to_owned())?;
+        Ok(Compiled { source: source.to_owned(), date, env })
+    }
+}
+
+/// Render in this thread, with the template in `kept` if that is this one, which is left there. The place of a panic is not known.
+fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64, kept: &mut Option<Compiled>) -> Jinja<String> {
+    let same = kept.take().filter(|kept| kept.source == source && kept.date == date);
+    let render = || {
+        let mut compiled = same.map_or_else(|| Compiled::new(source, date), Ok)?;
+        compiled.env.set_fuel(Some(fuel));
+        let text = compiled.env.get_template(Compiled::NAME)?.render(variables);
+        *kept = Some(compiled);
+        text
     };
     let not_jinja = |_| Err(minijinja::Error::new(ErrorKind::InvalidOperation, "not one that MiniJinja can run"));
     catch_unwind(AssertUnwindSafe(render)).unwrap_or_else(not_jinja)

@@ -19,7 +19,7 @@ use minijinja::{ErrorKind, Value};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::{FUEL, Failure, Job, Place, render as render_in_thread};
+use super::{Compiled, FUEL, Failure, Job, Place, render as render_in_thread};
 use crate::error::{Error, Result};
 
 /// The address space of a worker, in bytes: its program, its stack and all that a template makes.
@@ -64,7 +64,11 @@ pub fn serve() -> io::Result<()> {
     }
     limit(Resource::RLIMIT_CORE, 0)?;
     // This thread goes on reading, so that the process ends with the one that it works for, whatever a template does.
-    thread::Builder::new().stack_size(STACK_BYTES).spawn(move || requests.iter().try_for_each(|line| answer(&line)))?;
+    let answer_all = move || {
+        let mut kept = None;
+        requests.iter().try_for_each(|line| answer(&line, &mut kept))
+    };
+    thread::Builder::new().stack_size(STACK_BYTES).spawn(answer_all)?;
     for line in io::stdin().lines() {
         sender.send(line?).map_err(io::Error::other)?;
     }
@@ -92,21 +96,22 @@ enum Reply {
     TooLong,
 }
 
-/// Answer a request.
-fn answer(line: &str) -> io::Result<()> {
+/// Answer a request, with the template of the one before where it is the same.
+fn answer(line: &str, kept: &mut Option<Compiled>) -> io::Result<()> {
     let _watched = cfg!(target_os = "macos").then(watch_memory);
     let (job, attempts): (Job, Vec<Attempt>) = serde_json::from_str(line)?;
     let variables = Value::from(Serde(&job.variables));
     let max_bytes = MAX_OWN_BYTES + MAX_GROWTH * line.len();
     for Attempt { source, fuel } in attempts {
         let part = &job.source[..job.source.floor_char_boundary(source)];
-        let reply = match render_in_thread(part, variables.clone(), job.date, fuel).map_err(|e| (e.kind(), e.into())) {
-            _ if part.len() < job.source.len() => Reply::Short(Place::of(&job.source, part.len())),
-            Err((ErrorKind::OutOfFuel, failure)) if fuel < FUEL => Reply::Short(failure.place.unwrap_or_default()),
-            Ok(text) if text.len() > max_bytes => Reply::TooLong,
-            Err((_, Failure { problem, .. })) if problem.len() > max_bytes => Reply::TooLong,
-            rendered => Reply::Done(rendered.map_err(|(_, failure)| failure)),
-        };
+        let reply =
+            match render_in_thread(part, variables.clone(), job.date, fuel, kept).map_err(|e| (e.kind(), e.into())) {
+                _ if part.len() < job.source.len() => Reply::Short(Place::of(&job.source, part.len())),
+                Err((ErrorKind::OutOfFuel, failure)) if fuel < FUEL => Reply::Short(failure.place.unwrap_or_default()),
+                Ok(text) if text.len() > max_bytes => Reply::TooLong,
+                Err((_, Failure { problem, .. })) if problem.len() > max_bytes => Reply::TooLong,
+                rendered => Reply::Done(rendered.map_err(|(_, failure)| failure)),
+            };
         let mut line = serde_json::to_vec(&reply)?;
         line.push(b'\n');
         io::stdout().lock().write_all(&line)?;

@@ -3,12 +3,15 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use anyhow::Result;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_lm::backend::cpu::MAX_THREADS;
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::{GenerateOptions, Overrides};
 use serde_json::Value;
+
+use super::prompt::{read_json, read_text};
 
 /// Generate text from a Mistral, Llama or Qwen3 checkpoint.
 ///
@@ -31,6 +34,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Talk to a model in the terminal; lines on standard input are turns of a conversation.
+    Chat(Box<ChatArgs>),
     /// Show how a prompt becomes tokens: rendered text, ids and pieces. Needs the tokenizer's files only.
     Tokenize(TokenizeArgs),
     /// Read a prompt once and keep what it left in a file, for --prompt-cache.
@@ -39,6 +44,9 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Measure how fast a model reads a prompt and generates on this machine.
     Bench(BenchArgs),
+    /// Answer requests over HTTP, as OpenAI's interface has them, and show a page to talk to.
+    #[cfg(feature = "server")]
+    Serve(ServeArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
     /// Write the man pages into a directory.
@@ -220,6 +228,55 @@ pub enum PerplexityFormat {
     Jsonl,
 }
 
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A model directory or .mlxpack file, under the name of its folder or pack, or NAME=PATH (repeatable). The first is loaded
+    /// at the start, the others when they are asked for
+    #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
+    #[arg(long, short, visible_alias = "model", value_name = "[NAME=]PATH")]
+    pub model_root: Vec<String>,
+    /// The address to listen at
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// The port; 0 takes one that is free
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// A file of API keys, one a line, of which requests must bring one
+    #[arg(long, value_name = "FILE", help_heading = "Security", conflicts_with = "no_api_key")]
+    pub api_key_file: Option<PathBuf>,
+    /// Let anybody ask who can reach an address that is not this machine's alone
+    #[arg(long, help_heading = "Security")]
+    pub no_api_key: bool,
+    /// Let web pages of this origin ask, such as https://example.com, or `*` (repeatable)
+    #[arg(long, value_name = "ORIGIN", help_heading = "Security")]
+    pub cors: Vec<String>,
+    /// Compute up to so many sequences of a model together; answers do not depend on it
+    #[arg(long, value_name = "N", default_value = "16", value_parser = parallel, help_heading = "Limits")]
+    pub parallel: usize,
+    /// Let so many more wait; beyond that, requests are refused with status 429
+    #[arg(long, value_name = "N", default_value = "256", value_parser = queue, help_heading = "Limits")]
+    pub queue: usize,
+    /// Memory for the keys and values of all that a model computes together, such as 2GB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub cache_memory: Option<ByteSize>,
+    /// Let a model go that nobody has asked for so long
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
+    pub idle_unload: Option<u64>,
+    /// How long requests under way may take to end after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "SECONDS", default_value = "30", help_heading = "Limits")]
+    pub drain_seconds: u64,
+    /// Keep the most used beginnings of prompts in this directory, over restarts
+    #[arg(long, value_name = "DIR")]
+    pub prompt_cache_dir: Option<PathBuf>,
+    /// What requests leave out: an option of --batch lines, such as temp=0.7 max_tokens=1000
+    #[arg(long, value_name = "NAME=VALUE", num_args = 1..)]
+    pub default: Vec<String>,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
+}
+
 /// How much of the past a model sees.
 #[derive(Debug, Args)]
 pub struct CacheArgs {
@@ -250,6 +307,21 @@ impl CacheArgs {
     }
 }
 
+/// What the text must be.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct GrammarArgs {
+    /// Generate JSON that fits the JSON schema in this file
+    #[arg(long, value_name = "FILE", help_heading = "Structure")]
+    pub json_schema: Option<PathBuf>,
+    /// Generate a text that matches this regular expression as a whole
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true, help_heading = "Structure")]
+    pub regex: Option<String>,
+    /// Generate a text that follows the Lark grammar in this file
+    #[arg(long, value_name = "FILE", help_heading = "Structure")]
+    pub grammar: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
@@ -263,6 +335,8 @@ pub struct GenerateArgs {
     pub cache: CacheArgs,
     #[command(flatten)]
     pub overrides: Overrides,
+    #[command(flatten)]
+    pub grammar: GrammarArgs,
     /// Generate for each line {"prompt": …, "id": …, options …} of a file or `-`; one JSON line per result
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "prefill_response", "format"], help_heading = "Output")]
     pub batch: Option<PathBuf>,
@@ -299,13 +373,61 @@ pub enum DeviceArg {
     Gpu,
 }
 
-impl GenerateArgs {
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A system message before the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Conversation")]
+    pub system: Option<String>,
+    /// Go on from a conversation, a JSON list of messages as /save writes it
+    #[arg(long, value_name = "FILE", conflicts_with = "system", help_heading = "Conversation")]
+    pub messages: Option<PathBuf>,
+    /// Set a variable of the chat template, such as enable_thinking=false (repeatable)
+    #[arg(long, value_name = "KEY=JSON", value_parser = template_arg, help_heading = "Conversation")]
+    pub template_arg: Vec<(String, Value)>,
+    /// The date that the chat template prints, instead of today's
+    #[arg(long, value_name = "YYYY-MM-DD", help_heading = "Conversation")]
+    pub date: Option<jiff::civil::Date>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub overrides: Overrides,
+    /// Memory for keys and values, such as 2GB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub cache_memory: Option<ByteSize>,
+    /// Do not render Markdown in a terminal
+    #[arg(long, help_heading = "Output")]
+    pub plain: bool,
+    /// Do not show what the model thinks before it answers
+    #[arg(long, help_heading = "Output")]
+    pub hide_reasoning: bool,
+    /// Show timings and memory of each answer on stderr
+    #[arg(long, help_heading = "Output")]
+    pub verbose: bool,
+    /// Where to compute [default: the GPU when MLX has one]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceArg>,
+}
+
+impl ChatArgs {
     /// The library's options, their ranges checked.
     pub fn options(&self) -> mlx_lm::Result<GenerateOptions> {
+        self.cache.overrides(self.overrides.clone()).apply(&GenerateOptions::default())
+    }
+}
+
+impl GenerateArgs {
+    /// The library's options, their ranges checked.
+    pub fn options(&self) -> Result<GenerateOptions> {
         let mut overrides = self.cache.overrides(self.overrides.clone());
+        let GrammarArgs { json_schema, regex, grammar } = &self.grammar;
+        overrides.json_schema = json_schema.as_deref().map(read_json).transpose()?;
+        overrides.regex = regex.clone();
+        overrides.grammar = grammar.as_deref().map(read_text).transpose()?;
         // An event per token tells its log-probability; text alone does not need it.
         overrides.logprobs = overrides.logprobs.or((self.format == Format::Jsonl).then_some(0));
-        overrides.apply(&GenerateOptions::default())
+        Ok(overrides.apply(&GenerateOptions::default())?)
     }
 }
 
@@ -319,6 +441,14 @@ fn parallel(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|n| (1..=1024).contains(n))
         .ok_or_else(|| "expected a whole number from 1 to 1024".to_owned())
+}
+
+#[cfg(feature = "server")]
+fn queue(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&n: &usize| n <= 1 << 16)
+        .ok_or_else(|| "expected a whole number from 0 to 65536".to_owned())
 }
 
 fn bits(text: &str) -> Result<u32, String> {

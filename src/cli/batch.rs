@@ -9,16 +9,16 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use mlx_lm::GenerateOptions;
 use mlx_lm::generate::{self, FinishReason, Finished, Generation, Overrides};
+use mlx_lm::{GenerateOptions, fields};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::generate::Session;
 use super::output::{print_stats, result_json, token_json, write_line};
 use super::process::{FAILURE, INTERRUPTED, SUCCESS};
 use super::prompt::{Input, MAX_INPUT_BYTES, Prompt, check_messages};
+use super::reply::Reply;
 use super::terminal;
 
 /// What a line of the batch says of its prompt. Its other fields are [`Overrides`].
@@ -45,29 +45,8 @@ fn read_line(value: Value, flags: &Prompt, base: &GenerateOptions) -> Result<(Pr
     };
     let (of_prompt, of_options): (Map<_, _>, Map<_, _>) =
         fields.into_iter().partition(|(name, _)| PROMPT_FIELDS.contains(&name.as_str()));
-    let options = read_fields::<Overrides>(of_options)?.apply(base)?;
-    Ok((read_fields::<LinePrompt>(of_prompt)?.resolve(flags)?, options))
-}
-
-/// A struct from an object; errors name the field.
-fn read_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T> {
-    serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| {
-        // Rust's names of types are nobody's business.
-        let names = [
-            ("usize", "a whole number from 0"),
-            ("i64", "a whole number"),
-            ("f32", "a number"),
-            ("a sequence", "a list"),
-        ];
-        let problem = error.inner().to_string().replace("invalid type: map", "invalid type: object");
-        let problem = names
-            .iter()
-            .fold(problem, |text, (rust, json)| text.replace(&format!("expected {rust}"), &format!("expected {json}")));
-        match error.path().to_string().as_str() {
-            "." => anyhow!("{problem}"),
-            field => anyhow!("`{field}`: {problem}"),
-        }
-    })
+    let options = fields::read::<Overrides, _>(Value::Object(of_options))?.apply(base)?;
+    Ok((fields::read::<LinePrompt, _>(Value::Object(of_prompt))?.resolve(flags)?, options))
 }
 
 impl LinePrompt {
@@ -199,7 +178,7 @@ fn failed(mut label: Value, error: &anyhow::Error) -> Done {
 }
 
 /// Wait for the end of a line's generation.
-fn collect(mut label: Value, mut generation: Generation, has_logprobs: bool) -> Done {
+fn collect(mut label: Value, mut generation: Generation, has_logprobs: bool, reply: Option<Reply>) -> Done {
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let finished = loop {
         match generation.next_event().expect("a generation finishes") {
@@ -212,7 +191,13 @@ fn collect(mut label: Value, mut generation: Generation, has_logprobs: bool) -> 
         }
     };
     text.push_str(&finished.held_back);
-    let Value::Object(fields) = result_json(&finished, &text) else { unreachable!("a result is an object") };
+    let mut result = result_json(&finished, &text);
+    if let Some(mut reply) = reply {
+        reply.push(&text);
+        reply.finish();
+        reply.add_to(&mut result);
+    }
+    let Value::Object(fields) = result else { unreachable!("a result is an object") };
     label.as_object_mut().expect("built as one").extend(fields);
     if has_logprobs {
         label["tokens"] = tokens.into();
@@ -270,15 +255,17 @@ fn start(
 ) -> Box<dyn FnOnce() -> Done + Send> {
     let value: Result<Value> = serde_json::from_slice(line).map_err(|e| anyhow!("not valid JSON: {e}"));
     let label = labelled(number, &value);
-    let submit = |value| -> Result<(Generation, bool)> {
-        let (prompt, options) = read_line(value, prompt, options)?;
-        let (_, ids) = prompt.encode(session.engine.tokenizer())?;
+    let submit = |value| -> Result<(Generation, bool, Option<Reply>)> {
+        let (prompt, mut options) = read_line(value, prompt, options)?;
+        let tokenizer = session.engine.tokenizer();
+        let (text, ids) = prompt.encode(tokenizer)?;
         let has_logprobs = options.logprobs.is_some();
-        Ok((session.engine.submit(session.request(ids, options))?, has_logprobs))
+        let reply = prompt.tools.is_some().then(|| Reply::new(tokenizer, &text, &mut options));
+        Ok((session.engine.submit(session.request(ids, options))?, has_logprobs, reply))
     };
     match value.and_then(submit) {
         Err(error) => Box::new(move || failed(label, &error)),
-        Ok((generation, has_logprobs)) => Box::new(move || collect(label, generation, has_logprobs)),
+        Ok((generation, has_logprobs, reply)) => Box::new(move || collect(label, generation, has_logprobs, reply)),
     }
 }
 

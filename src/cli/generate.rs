@@ -16,6 +16,7 @@ use super::output::{Printer, print_stats};
 use super::process::{INTERRUPTED, SUCCESS, Usage};
 use super::progress::Progress;
 use super::prompt::Prompt;
+use super::reply::Reply;
 use super::terminal;
 
 /// A loaded model.
@@ -53,7 +54,7 @@ impl Session {
 }
 
 pub fn generate(args: GenerateArgs) -> Result<u8> {
-    let options = args.options()?;
+    let mut options = args.options()?;
     let engine = EngineOptions {
         cache_memory: args.cache_memory.map(|bytes| bytes.as_u64()),
         stop: Arc::clone(terminal::interrupt()),
@@ -91,13 +92,20 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
         return batch::run(batch, &session, verbose);
     }
     let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?;
-    let (_, ids) = prompt.encode(session.engine.tokenizer())?;
-    run(&session, ids, options, format, verbose)
+    let (text, ids) = prompt.encode(session.engine.tokenizer())?;
+    let has_reply = prompt.tools.is_some() && format != Format::Text;
+    let reply = has_reply.then(|| Reply::new(session.engine.tokenizer(), &text, &mut options));
+    run(&session, ids, options, Printer::new(format, reply), verbose)
 }
 
 /// Generate from `ids` until it ends or Ctrl-C stops it.
-fn run(session: &Session, ids: Vec<u32>, options: GenerateOptions, format: Format, is_verbose: bool) -> Result<u8> {
-    let mut printer = Printer::new(format);
+fn run(
+    session: &Session,
+    ids: Vec<u32>,
+    options: GenerateOptions,
+    mut printer: Printer,
+    is_verbose: bool,
+) -> Result<u8> {
     printer.prefill(ids.len())?;
     let _interruptible = terminal::Generation::begin();
     let (prompt_tokens, max_tokens) = (ids.len(), options.max_tokens);

@@ -7,11 +7,15 @@ mod args;
 mod batch;
 mod bench;
 mod cache_prompt;
+mod chat;
 mod generate;
 mod output;
 mod perplexity;
 mod progress;
 mod prompt;
+mod reply;
+#[cfg(feature = "server")]
+mod serve;
 mod terminal;
 mod tokenize;
 
@@ -48,10 +52,13 @@ fn run(cli: Cli) -> Result<u8> {
             refuse_mistyped_command(&cli.generate.prompt)?;
             generate::generate(cli.generate)
         }
+        Some(Command::Chat(args)) => chat::chat(*args),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
         Some(Command::Bench(args)) => bench::bench(args),
+        #[cfg(feature = "server")]
+        Some(Command::Serve(args)) => serve::serve(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
         Some(Command::RenderTemplates) => {

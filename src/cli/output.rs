@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::Format;
+use super::reply::Reply;
 
 /// The fields that every JSON form of a result has.
 pub fn result_json(finished: &Finished, text: &str) -> Value {
@@ -38,11 +39,13 @@ pub struct Printer {
     text: String,
     /// For `--format json`, those whose log-probabilities were asked for.
     tokens: Vec<Value>,
+    /// For the JSON forms, where the model has tools.
+    reply: Option<Reply>,
 }
 
 impl Printer {
-    pub fn new(format: Format) -> Self {
-        Printer { format, out: io::stdout().lock(), text: String::new(), tokens: Vec::new() }
+    pub fn new(format: Format, reply: Option<Reply>) -> Self {
+        Printer { format, out: io::stdout().lock(), text: String::new(), tokens: Vec::new(), reply }
     }
 
     pub fn prefill(&mut self, prompt_tokens: usize) -> io::Result<()> {
@@ -60,10 +63,15 @@ impl Printer {
             }
             Format::Jsonl => {
                 self.text.push_str(&delta.text);
-                write_line(&mut self.out, &with_event("token", token_json(delta)))
+                write_line(&mut self.out, &with_event("token", token_json(delta)))?;
+                let calls = self.reply.as_mut().map_or(&[][..], |reply| reply.push(&delta.text));
+                calls.iter().try_for_each(|call| write_line(&mut self.out, &with_event("tool_call", call.clone())))
             }
             Format::Json => {
                 self.text.push_str(&delta.text);
+                if let Some(reply) = &mut self.reply {
+                    reply.push(&delta.text);
+                }
                 self.tokens.extend(delta.token.logprob.map(|_| token_json(delta)));
                 Ok(())
             }
@@ -72,15 +80,24 @@ impl Printer {
 
     pub fn done(&mut self, finished: &Finished) -> io::Result<()> {
         self.text.push_str(&finished.held_back);
+        let mut json = result_json(finished, &self.text);
+        let mut calls = Vec::new();
+        if let Some(mut reply) = self.reply.take() {
+            calls.extend_from_slice(reply.push(&finished.held_back));
+            calls.extend_from_slice(reply.finish());
+            reply.add_to(&mut json);
+        }
         match self.format {
             Format::Jsonl => {
                 if !finished.held_back.is_empty() {
                     write_line(&mut self.out, &json!({"event": "text", "text": finished.held_back}))?;
                 }
-                write_line(&mut self.out, &with_event("done", result_json(finished, &self.text)))
+                for call in calls {
+                    write_line(&mut self.out, &with_event("tool_call", call))?;
+                }
+                write_line(&mut self.out, &with_event("done", json))
             }
             Format::Json => {
-                let mut json = result_json(finished, &self.text);
                 if !self.tokens.is_empty() {
                     json["tokens"] = std::mem::take(&mut self.tokens).into();
                 }

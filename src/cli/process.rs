@@ -106,8 +106,8 @@ fn report(error: &Error) -> u8 {
     FAILURE
 }
 
-/// The error of a write to standard output. All other I/O errors come with what they are about.
-fn of_stdout(error: &Error) -> Option<&io::Error> {
+/// The error of a write to standard output, if it is one. All other I/O errors come with what they are about.
+pub fn of_stdout(error: &Error) -> Option<&io::Error> {
     error.downcast_ref().filter(|_| error.chain().count() == 1)
 }
 

@@ -56,7 +56,7 @@ impl Prompt {
             Input::Text { text, system: args.system.clone(), response: args.prefill_response.clone() }
         };
         let tools = match &args.tools {
-            Some(path) => Some(parse_json(&read_text(path)?).with_context(|| path.display().to_string())?),
+            Some(path) => Some(read_json(path)?),
             None => None,
         };
         Ok(Prompt {
@@ -92,16 +92,11 @@ impl Prompt {
                 system.chain([message("user", text)]).chain(response).collect()
             }
         };
-        // An answer that was begun is continued.
-        let last = messages.last().filter(|message| message["role"] == "assistant");
-        let continues = last.is_some_and(|message| message["content"].is_string() || message["content"].is_array());
         let text = tokenizer.render(&Conversation {
-            messages,
             tools: self.tools.clone(),
             args: self.template_args.clone(),
             date: self.date,
-            add_generation_prompt: !continues,
-            continue_final_message: continues,
+            ..Conversation::to_answer(messages)
         })?;
         let ids = tokenizer.encode(&text, false)?;
         Ok((text, ids))
@@ -180,11 +175,17 @@ pub fn read_text(path: &Path) -> Result<String> {
         .map_err(|e| anyhow!("{name}: not UTF-8 text: invalid byte at offset {}", e.utf8_error().valid_up_to()))
 }
 
+/// A JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
+    parse_json(&read_text(path)?).with_context(|| path.display().to_string())
+}
+
 fn parse_json(text: &str) -> Result<Value> {
     serde_json::from_str(text).context("not valid JSON")
 }
 
-fn parse_messages(text: &str) -> Result<Vec<Value>> {
+/// The messages of a conversation.
+pub fn parse_messages(text: &str) -> Result<Vec<Value>> {
     match parse_json(text)? {
         Value::Array(messages) => check_messages(messages),
         _ => bail!("expected a JSON list of messages, such as [{{\"role\": \"user\", \"content\": \"Hello\"}}]"),

@@ -1,11 +1,13 @@
 //! Ctrl-C that stops a load or a generation, and otherwise the program.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
@@ -23,6 +25,13 @@ pub fn catch_interrupt() {
         .and_then(|_| flag::register(SIGINT, AT_ONCE.clone()))
         .and_then(|_| flag::register(SIGINT, INTERRUPT.clone()));
     if let Err(error) = registered {
+        log::warn!("Ctrl-C will not stop cleanly: {error}");
+    }
+}
+
+/// From here on Ctrl-C asks a load or a generation to stop, any number of times, and never ends the program.
+pub fn only_catch_interrupt() {
+    if let Err(error) = flag::register(SIGINT, INTERRUPT.clone()) {
         log::warn!("Ctrl-C will not stop cleanly: {error}");
     }
 }
@@ -51,6 +60,35 @@ pub fn interrupt() -> &'static Arc<AtomicBool> {
 /// Whether Ctrl-C asked the work to stop.
 pub fn interrupted() -> bool {
     INTERRUPT.load(Ordering::SeqCst)
+}
+
+/// While it lives, what is typed does not show, since it would stand in the midst of an answer. It is read afterwards.
+pub struct Quiet(Option<Termios>);
+
+impl Quiet {
+    pub fn begin() -> Self {
+        let before = tcgetattr(io::stdin()).ok();
+        if let Some(before) = &before {
+            let mut quiet = before.clone();
+            quiet.local_flags.remove(LocalFlags::ECHO | LocalFlags::ICANON);
+            quiet.input_flags.remove(InputFlags::ICRNL); // Enter stays what it is
+            let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, &quiet);
+        }
+        Quiet(before)
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, before);
+        }
+    }
+}
+
+/// What was asked to stop has stopped.
+pub fn forget_interrupt() {
+    INTERRUPT.store(false, Ordering::SeqCst);
 }
 
 /// While it lives, a computation that does not stop soon after Ctrl-C (MLX's own, which nothing can interrupt) is ended with the

@@ -4,16 +4,20 @@
 //! they are made; dropping it aborts the request.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mlx_rs::Dtype;
 
+use super::constraint::{Compiler, Start};
+use super::grammar::Grammar;
 use super::options::GenerateOptions;
 use super::output::{Delta, FinishReason, Stats};
+use super::prefix::PrefixCache;
 use super::prompt_cache::PromptCache;
 use super::worker::Worker;
 use super::{Prepared, prepare};
@@ -109,18 +113,46 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     /// A caller took events, or went away.
     Wake,
-    Call(Box<dyn FnOnce(&Model) + Send>),
+    Call(Box<Call>),
     ShutDown,
 }
+
+/// What is done between two passes.
+type Call = dyn FnOnce(&Model, &mut PrefixCache) + Send;
 
 /// A request that was checked.
 pub(super) struct Submission {
     pub prepared: Prepared,
     pub options: GenerateOptions,
     pub prompt_cache: Option<PromptCache>,
-    pub to: Sender<Event>,
+    pub grammar: Option<Arc<Start>>,
+    pub events: Events,
     pub link: Arc<Link>,
     pub submitted: Instant,
+}
+
+/// Where the events of a request go.
+#[derive(Clone)]
+pub(super) struct Events {
+    to: Sender<Event>,
+    /// Dropped after `to`, so that whoever is woken finds the end.
+    wake: WakeAtEnd,
+}
+
+impl Events {
+    pub fn send(&self, event: Event) {
+        let _ = self.to.send(event); // whoever is gone is aborted before the next pass
+        self.wake.0.wake();
+    }
+}
+
+#[derive(Clone)]
+struct WakeAtEnd(Arc<Link>);
+
+impl Drop for WakeAtEnd {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
 }
 
 /// What a request's two ends share.
@@ -128,8 +160,29 @@ pub(super) struct Submission {
 pub(super) struct Link {
     /// Deltas that were not taken yet.
     pub queued: AtomicUsize,
-    /// Nobody will take any more.
-    pub is_gone: AtomicBool,
+    /// The end is asked for, or nobody will take any more.
+    pub is_aborted: AtomicBool,
+    /// Whoever waits for an event without blocking.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Link {
+    fn wake(&self) {
+        if let Some(waker) = locked(&self.waker).take() {
+            waker.wake();
+        }
+    }
+}
+
+/// What an engine is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Sequences under way.
+    pub running: usize,
+    /// Bytes of the keys and values of sequences under way, and of those kept for later ones.
+    pub cache_bytes: u64,
 }
 
 /// A model on its own thread. Dropped, it aborts what is under way and waits for the thread.
@@ -137,9 +190,11 @@ pub(super) struct Link {
 pub struct Engine {
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
+    load: Arc<Mutex<Load>>,
     tokenizer: Arc<Tokenizer>,
     config: DecoderConfig,
     dtype: Dtype,
+    grammars: Compiler,
 }
 
 impl Engine {
@@ -166,20 +221,25 @@ impl Engine {
         let (commands, received) = channel();
         let (ready, is_ready) = channel();
         let of_thread = Arc::clone(&tokenizer);
+        let told = Arc::<Mutex<Load>>::default();
+        let tell = Arc::clone(&told);
         let run = move || {
             let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(panicked(&*panic)));
             match loaded {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok(model) => {
                     let _ = ready.send(Ok((model.config().clone(), model.dtype())));
-                    Worker::new(&model, &of_thread, &options).run(&received);
+                    Worker::new(&model, &of_thread, &options).run(&received, |load| *locked(&tell) = load);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(16 << 20).spawn(run);
         let thread = thread.map_err(|e| Error::OutOfMemory(format!("a thread could not be started: {e}")))?;
         match is_ready.recv() {
-            Ok(Ok((config, dtype))) => Ok(Engine { commands, thread: Some(thread), tokenizer, config, dtype }),
+            Ok(Ok((config, dtype))) => {
+                let grammars = Compiler::new(Arc::clone(&tokenizer), config.vocab_size);
+                Ok(Engine { commands, thread: Some(thread), load: told, tokenizer, config, dtype, grammars })
+            }
             Ok(Err(error)) => {
                 let _ = thread.join();
                 Err(error)
@@ -198,20 +258,31 @@ impl Engine {
         &self.config
     }
 
+    /// Compile a grammar ahead of the requests that have it.
+    ///
+    /// # Errors
+    /// When there is no such grammar, no text fits it, or it is too large.
+    pub fn compile(&self, grammar: &Grammar) -> Result<()> {
+        self.grammars.compile(grammar).map(drop)
+    }
+
     /// Hand in a request.
     ///
     /// # Errors
     /// When an option is out of range, or the prompt is empty, holds an id beyond the model's vocabulary, or is longer than the
-    /// context and must not be. What else goes wrong is told by [`Event::Finished`].
+    /// context and must not be; when there is no such [grammar](super::Grammar), no text fits it, or it is too large. What else
+    /// goes wrong is told by [`Event::Finished`].
     pub fn submit(&self, request: Request) -> Result<Generation> {
         let prepared = prepare(&self.config, self.dtype, &request.prompt, &request.options)?;
+        let grammar = request.options.grammar.as_ref().map(|grammar| self.grammars.compile(grammar)).transpose()?;
         let (to, events) = channel();
         let link = Arc::new(Link::default());
         let submission = Submission {
             prepared,
             options: request.options,
             prompt_cache: request.prompt_cache,
-            to,
+            grammar,
+            events: Events { to, wake: WakeAtEnd(Arc::clone(&link)) },
             link: Arc::clone(&link),
             submitted: Instant::now(),
         };
@@ -224,10 +295,41 @@ impl Engine {
     /// # Errors
     /// When `with` panics.
     pub fn call<R: Send + 'static>(&self, with: impl FnOnce(&Model) -> R + Send + 'static) -> Result<R> {
+        self.call_with_prefixes(move |model, _| with(model))
+    }
+
+    /// The beginnings of prompts that are kept and were of use, the most used first, at most so many.
+    ///
+    /// # Errors
+    /// When the engine's thread has ended.
+    pub fn prefixes(&self, most: usize) -> Result<Vec<PromptCache>> {
+        self.call_with_prefixes(move |model, prefixes| prefixes.most_used(model, most))
+    }
+
+    /// Keep what was read of a prompt for requests to come, as if one had just ended with it.
+    ///
+    /// # Errors
+    /// When it was made with another model, evicted tokens, or the engine's thread has ended.
+    pub fn keep(&self, prompt_cache: PromptCache) -> Result<()> {
+        self.call_with_prefixes(move |model, prefixes| {
+            prefixes.put(prompt_cache.into_prefix(model)?);
+            Ok(())
+        })?
+    }
+
+    fn call_with_prefixes<R: Send + 'static>(
+        &self,
+        with: impl FnOnce(&Model, &mut PrefixCache) -> R + Send + 'static,
+    ) -> Result<R> {
         let (to, result) = channel();
-        let call = move |model: &Model| drop(to.send(with(model)));
+        let call = move |model: &Model, prefixes: &mut PrefixCache| drop(to.send(with(model, prefixes)));
         self.commands.send(Command::Call(Box::new(call))).map_err(|_| ended())?;
         result.recv().map_err(|_| ended())
+    }
+
+    /// What it was doing after the last pass.
+    pub fn status(&self) -> Load {
+        *locked(&self.load)
     }
 }
 
@@ -238,6 +340,16 @@ impl Drop for Engine {
             let _ = thread.join();
         }
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The last event where the engine's thread has ended without one.
+fn broken() -> Event {
+    let (held_back, stats) = (String::new(), Stats::default());
+    Event::Finished(Finished { reason: FinishReason::Error, error: Some(ended()), held_back, stats })
 }
 
 fn ended() -> Error {
@@ -263,11 +375,45 @@ impl Generation {
         if self.finished.is_some() {
             return None;
         }
-        let event = self.events.recv().unwrap_or_else(|_| {
-            let stats = Stats::default();
-            let held_back = String::new();
-            Event::Finished(Finished { reason: FinishReason::Error, error: Some(ended()), held_back, stats })
-        });
+        let event = self.events.recv().unwrap_or_else(|_| broken());
+        Some(self.taken(event))
+    }
+
+    /// The next event, if it comes within `patience`.
+    pub fn next_event_within(&mut self, patience: Duration) -> Poll<Option<Event>> {
+        if self.finished.is_some() {
+            return Poll::Ready(None);
+        }
+        let event = match self.events.recv_timeout(patience) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => return Poll::Pending,
+            Err(RecvTimeoutError::Disconnected) => broken(),
+        };
+        Poll::Ready(Some(self.taken(event)))
+    }
+
+    /// Ask for the end: [`Event::Finished`] comes after the pass that is being computed. What was read stays for requests to come.
+    pub fn abort(&self) {
+        self.link.is_aborted.store(true, Ordering::Release);
+        let _ = self.commands.send(Command::Wake);
+    }
+
+    /// The next event if there is one, `None` after [`Event::Finished`]; otherwise the task of `context` is woken once there is.
+    pub fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if self.finished.is_some() {
+            return Poll::Ready(None);
+        }
+        // Before looking, so that what comes in between wakes.
+        *locked(&self.link.waker) = Some(context.waker().clone());
+        match self.events.try_recv() {
+            Ok(event) => Poll::Ready(Some(self.taken(event))),
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Disconnected) => Poll::Ready(Some(self.taken(broken()))),
+        }
+    }
+
+    /// An event that is about to be handed out.
+    fn taken(&mut self, event: Event) -> Event {
         match &event {
             Event::Delta(_) => {
                 if self.link.queued.fetch_sub(1, Ordering::AcqRel) == PATIENCE.1 {
@@ -277,7 +423,7 @@ impl Generation {
             Event::Finished(finished) => self.finished = Some((finished.reason, finished.stats)),
             Event::Reading { .. } | Event::Read { .. } => {}
         }
-        Some(event)
+        event
     }
 
     /// Why it ended; `None` while it runs.
@@ -307,9 +453,8 @@ impl Iterator for Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.link.is_gone.store(true, Ordering::Release);
         if self.finished.is_none() {
-            let _ = self.commands.send(Command::Wake);
+            self.abort();
         }
     }
 }

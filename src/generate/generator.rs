@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
-use mlx_rs::ops::concatenate;
-use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::ops::indexing::{TryIndexOp, take_axis};
+use mlx_rs::ops::{concatenate, select};
 use mlx_rs::transforms::async_eval;
 
 use super::kv_cache::KvCache;
@@ -36,10 +36,19 @@ pub struct Token {
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
-/// A pass that was submitted: the tokens that it chooses.
+/// A pass that was submitted.
 #[derive(Debug)]
 pub struct Step {
-    /// `[N]`, one for each sequence that was decoded.
+    /// The tokens of sequences that may choose any.
+    free: Option<Choices>,
+    /// Logits `[N, V]` of the others, which choose when it is known what they may: see [`Step::constrained`].
+    constrained: Option<Array>,
+}
+
+/// Tokens that are chosen.
+#[derive(Debug)]
+struct Choices {
+    /// `[N]`, one for each sequence.
     tokens: Array,
     /// Of the tokens, and of the most likely ones; see [`ops::logprobs`].
     logprobs: Option<(Array, Array)>,
@@ -47,8 +56,8 @@ pub struct Step {
     wanted: Vec<Option<usize>>,
 }
 
-/// Submit a pass over the next token of each of `decoding`, whose prompts are prefilled, and the next tokens of the prompts of
-/// `prefilling`, as many as are said. `last` is the step before, which chose the tokens of sequences that go on. A pass
+/// Submit a pass over the next token of each of `decoding`, whose prompts are prefilled and of which those that are constrained
+/// come last, and the next tokens of the prompts of `prefilling`, as many as are said. `last` is the step before, which chose the tokens of sequences that go on. A pass
 /// that only prefills gives no step, and is computed when this returns. `on_layer` is told the layers that are done of a pass
 /// long enough to tell of.
 ///
@@ -93,23 +102,58 @@ pub fn submit(
     }
     let decoded = if prefilling.is_empty() { hidden_states } else { hidden_states.try_index((..rows, ..))? };
     let logits = model.logits(&decoded, Phase::Decode)?;
-    let mut samplers: Vec<_> = decoding.iter_mut().map(|sequence| &mut sequence.sampler).collect();
-    let (tokens, logits) = sample(logits, &mut samplers)?;
-    let wanted: Vec<Option<usize>> = decoding.iter().map(|sequence| sequence.logprobs).collect();
-    let top = wanted.iter().flatten().max();
-    let logprobs = top.map(|&top| ops::logprobs(&logits, &tokens, top)).transpose()?;
-    for (row, sequence) in decoding.iter_mut().enumerate() {
+    let free = decoding.iter().take_while(|sequence| sequence.constraint.is_none()).count();
+    let (free, constrained) = decoding.split_at_mut(free);
+    let n = free.len() as i32;
+    let (of_free, constrained) = match (free.is_empty(), constrained.is_empty()) {
+        (_, true) => (Some(logits), None),
+        (true, false) => (None, Some(logits)),
+        (false, false) => (Some(logits.try_index((..n, ..))?), Some(logits.try_index((n.., ..))?)),
+    };
+    let step = Step { free: of_free.map(|logits| choose(logits, free)).transpose()?, constrained };
+    for (row, sequence) in free.iter_mut().enumerate() {
         sequence.next = Next::Chosen { row };
     }
-    let step = Step { tokens, logprobs, wanted };
     async_eval(step.arrays())?;
     Ok(Some(step))
+}
+
+/// Choose by `logits` `[N, V]`.
+fn choose(logits: Array, sequences: &mut [&mut Sequence]) -> Result<Choices> {
+    let mut samplers: Vec<_> = sequences.iter_mut().map(|sequence| &mut sequence.sampler).collect();
+    let (tokens, logits) = sample(logits, &mut samplers)?;
+    let wanted: Vec<Option<usize>> = sequences.iter().map(|sequence| sequence.logprobs).collect();
+    let top = wanted.iter().flatten().max();
+    let logprobs = top.map(|&top| ops::logprobs(&logits, &tokens, top)).transpose()?;
+    Ok(Choices { tokens, logprobs, wanted })
+}
+
+/// Tokens chosen by rows of the logits that [`Step::constrained`] gives: of each sequence its row and which tokens it may choose.
+///
+/// # Errors
+/// As [`Step::read`].
+pub fn choose_constrained(
+    model: &Model,
+    logits: &Array,
+    rows: Vec<(usize, Vec<bool>, &mut Sequence)>,
+) -> Result<Vec<Result<Token>>> {
+    let (mut indices, mut allowed, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, mask, sequence) in rows {
+        indices.push(row as i32);
+        allowed.extend(mask);
+        sequences.push(sequence);
+    }
+    let shape = [sequences.len() as i32, logits.dim(1)];
+    let logits = take_axis(logits, Array::from_slice(&indices, &[shape[0]]), 0)?;
+    let never = Array::from_f32(f32::NEG_INFINITY).as_dtype(logits.dtype())?;
+    let logits = select(Array::from_slice(&allowed, &shape), logits, never)?;
+    choose(logits, &mut sequences)?.read(model)
 }
 
 /// The ids of `decoding`, in order, in parts.
 fn next_tokens(decoding: &[&mut Sequence], last: Option<&Step>) -> Result<Vec<Array>> {
     let chosen = |(i, sequence): (usize, &&mut Sequence)| sequence.next == Next::Chosen { row: i };
-    if let Some(last) = last
+    if let Some(last) = last.and_then(|step| step.free.as_ref())
         && last.wanted.len() == decoding.len()
         && decoding.iter().enumerate().all(chosen)
     {
@@ -124,7 +168,7 @@ fn next_token(sequence: &Sequence, last: Option<&Step>) -> Result<Array> {
         Next::Prompt(read) => Array::from_slice(&sequence.prompt[read..], &[1]),
         Next::Token(token) => Array::from_slice(&[token], &[1]),
         Next::Chosen { row } => {
-            let tokens = &last.expect("a step chose it").tokens;
+            let tokens = &last.and_then(|step| step.free.as_ref()).expect("a step chose it").tokens;
             tokens.try_index(row as i32..row as i32 + 1)?
         }
     })
@@ -132,15 +176,31 @@ fn next_token(sequence: &Sequence, last: Option<&Step>) -> Result<Array> {
 
 impl Step {
     fn arrays(&self) -> impl Iterator<Item = &Array> {
-        let logprobs = self.logprobs.iter().flat_map(|(values, ids)| [values, ids]);
-        [&self.tokens].into_iter().chain(logprobs)
+        self.free.iter().flat_map(Choices::arrays).chain(&self.constrained)
     }
 
-    /// Wait for the tokens, one for each sequence that was decoded, in order.
+    /// Logits `[N, V]` of the sequences that are constrained, in order, for [`choose_constrained`].
+    pub fn constrained(&self) -> Option<Array> {
+        self.constrained.clone()
+    }
+
+    /// Wait for the tokens, one for each sequence that was decoded and is not constrained, in order.
     ///
     /// # Errors
     /// When the pass failed: for all of them. When its logits give no token: for that sequence.
     pub fn read(self, model: &Model) -> Result<Vec<Result<Token>>> {
+        model.evaluate(self.arrays())?;
+        self.free.map_or(Ok(Vec::new()), |free| free.read(model))
+    }
+}
+
+impl Choices {
+    fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let logprobs = self.logprobs.iter().flat_map(|(values, ids)| [values, ids]);
+        [&self.tokens].into_iter().chain(logprobs)
+    }
+
+    fn read(self, model: &Model) -> Result<Vec<Result<Token>>> {
         model.evaluate(self.arrays())?;
         let ids: &[u32] = self.tokens.as_slice();
         let tokens = ids.iter().zip(&self.wanted).enumerate().map(|(row, (&id, &wanted))| {

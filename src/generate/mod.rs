@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod generator;
+pub mod grammar;
 pub mod kv_cache;
 pub mod options;
 pub mod perplexity;
@@ -9,7 +10,13 @@ pub mod prompt_cache;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod tools;
 
+#[cfg(feature = "structured")]
+mod constraint;
+#[cfg(not(feature = "structured"))]
+#[path = "unconstrained.rs"]
+mod constraint;
 mod output;
 mod prefix;
 mod stop;
@@ -20,10 +27,13 @@ use mlx_rs::Dtype;
 use crate::error::{Error, Result};
 use crate::models::config::DecoderConfig;
 pub use crate::watch::Watch;
-pub use engine::{Engine, EngineOptions, Event, Finished, Generation, Request};
+pub use engine::{Engine, EngineOptions, Event, Finished, Generation, Load, Request};
+pub use grammar::Grammar;
 use kv_cache::CacheLimits;
 pub use options::{GenerateOptions, Overflow, Overrides};
 pub use output::{Delta, FinishReason, Stats};
+#[cfg(feature = "server")]
+pub(crate) use worker::available_memory;
 
 /// `None` for what a [`Watch`] stopped.
 fn unless_interrupted<T>(result: Result<T>) -> Result<Option<T>> {

@@ -1,5 +1,6 @@
 //! What may be set of a generation: its options, and what a flag or a line of a batch overrides of them.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -8,6 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::grammar::Grammar;
 use super::kv_cache::CacheLimits;
 use super::sampler::SamplerOptions;
 use crate::error::{Error, Result};
@@ -36,6 +38,11 @@ pub struct GenerateOptions {
     pub prefill_step: usize,
     /// How each token is chosen.
     pub sampler: SamplerOptions,
+    /// What the text must be; where it can go on no more it ends, as by an end-of-sequence token.
+    pub grammar: Option<Grammar>,
+    /// Special tokens that are part of the text as the vocabulary spells them, such as the
+    /// [markers](crate::reply::Format::markers) of a reply.
+    pub shown: BTreeSet<u32>,
 }
 
 /// What to do with more tokens than the context holds.
@@ -64,6 +71,8 @@ impl Default for GenerateOptions {
             logprobs: None,
             prefill_step: 2048,
             sampler: SamplerOptions::default(),
+            grammar: None,
+            shown: BTreeSet::new(),
         }
     }
 }
@@ -128,6 +137,7 @@ pub struct Overrides {
         feature = "cli",
         arg(long, short = 'n', value_name = "N", allow_negative_numbers = true, help_heading = "Limits")
     )]
+    #[serde(alias = "max_completion_tokens")]
     pub max_tokens: Option<usize>,
     /// The most tokens that the model looks back at; see [`GenerateOptions::context_size`]
     #[cfg_attr(feature = "cli", arg(skip))] // other commands have this and the next two as well
@@ -166,6 +176,7 @@ pub struct Overrides {
         feature = "cli",
         arg(long, short = 't', value_name = "T", allow_negative_numbers = true, help_heading = "Sampling")
     )]
+    #[serde(alias = "temperature")]
     pub temp: Option<f32>,
     /// Keep the most likely tokens that together have this probability (0-1) [default: 1]
     #[cfg_attr(feature = "cli", arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling"))]
@@ -201,6 +212,15 @@ pub struct Overrides {
     /// Give the log-probabilities of the N most likely tokens at each step (with --format json or jsonl, or --batch)
     #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Output"))]
     pub logprobs: Option<usize>,
+    /// A JSON schema that the text must fit
+    #[cfg_attr(feature = "cli", arg(skip))] // the flags of this and the next but one name files
+    pub json_schema: Option<Value>,
+    /// A regular expression that the whole text must match
+    #[cfg_attr(feature = "cli", arg(skip))]
+    pub regex: Option<String>,
+    /// A grammar that the text must follow; see [`Grammar::Lark`]
+    #[cfg_attr(feature = "cli", arg(skip))]
+    pub grammar: Option<String>,
 }
 
 impl Overrides {
@@ -235,9 +255,22 @@ impl Overrides {
                 logit_bias: or(&self.logit_bias, &sampler.logit_bias),
                 seed: self.seed.map_or(sampler.seed, Seed::number),
             },
+            grammar: self.grammar()?.or_else(|| base.grammar.clone()),
+            shown: base.shown.clone(),
         };
         options.validate()?;
         Ok(options)
+    }
+
+    /// The one of the three that is there.
+    fn grammar(&self) -> Result<Option<Grammar>> {
+        match (self.json_schema.clone(), self.regex.clone(), self.grammar.clone()) {
+            (None, None, None) => Ok(None),
+            (Some(schema), None, None) => Ok(Some(Grammar::JsonSchema(schema))),
+            (None, Some(regex), None) => Ok(Some(Grammar::Regex(regex))),
+            (None, None, Some(lark)) => Ok(Some(Grammar::Lark(lark))),
+            _ => Err(Error::Input("`json_schema`, `regex` and `grammar` exclude each other; give one of them".into())),
+        }
     }
 }
 

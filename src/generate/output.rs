@@ -14,7 +14,7 @@ use crate::tokenizer::{Detokenizer, Tokenizer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// An end-of-sequence token, or a stop string.
+    /// An end-of-sequence token, a stop string, or the end of what a grammar allows.
     Stop,
     /// `max_tokens`; or, where nothing may be evicted, the context is full.
     Length,
@@ -41,6 +41,8 @@ pub struct Stats {
     pub prompt_tokens: usize,
     /// Those of the prompt that were read here: all but what a cache held, was truncated, or came after an interruption.
     pub read_tokens: usize,
+    /// Those of the prompt that a cache held.
+    pub cached_tokens: usize,
     /// Including an end-of-sequence token.
     pub generated_tokens: usize,
     /// From the request to the first token.
@@ -73,9 +75,8 @@ pub(super) struct Output<'t> {
     stop: StopStrings,
     ignore_eos: bool,
     max_tokens: usize,
-    /// Prompt tokens that are read, and of these the ones that need not be.
+    /// Prompt tokens that are read, but for those of them that a cache holds.
     read: usize,
-    resumed: usize,
     stats: Stats,
     started: Instant,
 }
@@ -90,21 +91,29 @@ impl<'t> Output<'t> {
         started: Instant,
     ) -> Self {
         let &Prepared { ref read, max_tokens, prompt_tokens, .. } = prepared;
+        let mut detokenizer = tokenizer.detokenizer().showing(options.shown.clone());
+        if options.grammar.is_some() {
+            detokenizer = detokenizer.amid_text();
+        }
         Output {
-            detokenizer: tokenizer.detokenizer(),
+            detokenizer,
             stop: StopStrings::new(&options.stop),
             ignore_eos: options.ignore_eos,
             max_tokens,
             read: read.len(),
-            resumed,
-            stats: Stats { prompt_tokens, evicted_tokens: (prompt_tokens - read.len()) as u64, ..Stats::default() },
+            stats: Stats {
+                prompt_tokens,
+                cached_tokens: resumed,
+                evicted_tokens: (prompt_tokens - read.len()) as u64,
+                ..Stats::default()
+            },
             started,
         }
     }
 
     /// So many prompt tokens turned out to be in the cache already.
     pub fn resumed(&mut self, tokens: usize) {
-        self.resumed = tokens;
+        self.stats.cached_tokens = tokens;
     }
 
     /// Whether no token at all is asked for.
@@ -122,17 +131,22 @@ impl<'t> Output<'t> {
         self.stats.evicted_tokens
     }
 
-    /// What a token makes certain; and why it is the last, if it is.
-    pub fn push(&mut self, tokenizer: &Tokenizer, token: Token) -> Result<(Delta, Option<FinishReason>)> {
+    /// What a token makes certain, after which the text may not go on where `is_over`; and why it is the last, if it is.
+    pub fn push(
+        &mut self,
+        tokenizer: &Tokenizer,
+        token: Token,
+        is_over: bool,
+    ) -> Result<(Delta, Option<FinishReason>)> {
         let elapsed = self.started.elapsed();
         if self.stats.generated_tokens == 0 {
             self.stats.prompt_time = elapsed;
-            self.stats.read_tokens = self.read - self.resumed;
+            self.stats.read_tokens = self.read - self.stats.cached_tokens;
         }
         self.stats.generation_time = elapsed - self.stats.prompt_time;
         self.stats.generated_tokens += 1;
         let is_eos = !self.ignore_eos && tokenizer.eos_token_ids().contains(&token.id);
-        let is_last = is_eos || self.stats.generated_tokens == self.max_tokens;
+        let is_last = is_eos || is_over || self.stats.generated_tokens == self.max_tokens;
 
         let mut certain = if is_eos { String::new() } else { self.detokenizer.push(token.id)? };
         if is_last {
@@ -143,7 +157,7 @@ impl<'t> Output<'t> {
             text.push_str(&self.stop.finish());
         }
         let reason = match () {
-            () if stopped || is_eos => Some(FinishReason::Stop),
+            () if stopped || is_eos || is_over => Some(FinishReason::Stop),
             () if is_last => Some(FinishReason::Length),
             () => None,
         };
@@ -158,7 +172,7 @@ impl<'t> Output<'t> {
         }
         if self.stats.generated_tokens == 0 {
             self.stats.prompt_time = self.started.elapsed();
-            self.stats.read_tokens = read.saturating_sub(self.resumed);
+            self.stats.read_tokens = read.saturating_sub(self.stats.cached_tokens);
         }
         self.stats.evicted_tokens += evicted;
         Finished { reason, error, held_back, stats: self.stats }

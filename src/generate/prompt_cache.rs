@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::Watch;
 use super::generator::read;
 use super::kv_cache::{CacheLimits, KvCache};
+use super::prefix::Prefix;
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
@@ -32,6 +33,18 @@ pub struct PromptCache {
     model: String,
     ids: Vec<u32>,
     cache: KvCache,
+}
+
+/// The bytes of a [`PromptCache`]'s file, which any thread may write.
+pub(crate) struct FileBytes(Vec<u8>);
+
+impl FileBytes {
+    /// As [`PromptCache::save`].
+    pub fn write(&self, path: &Path, overwrite: bool) -> Result<()> {
+        let target = AtomicFile::create(path, overwrite)?;
+        target.write_at(&self.0, 0)?;
+        target.commit(|| Ok(()))
+    }
 }
 
 /// What the file says besides the tensors.
@@ -93,6 +106,32 @@ impl PromptCache {
         }
     }
 
+    /// What an engine has kept: `cache` holds `ids`.
+    pub(super) fn of_prefix(model: &Model, ids: Vec<u32>, cache: KvCache) -> Self {
+        PromptCache { model: model.identity().to_owned(), ids, cache }
+    }
+
+    /// The same, for an engine to keep.
+    ///
+    /// # Errors
+    /// When it was made with another model, or evicted tokens.
+    pub(super) fn into_prefix(self, model: &Model) -> Result<Prefix> {
+        self.require(model)?;
+        if self.cache.evicted() > 0 {
+            return Err(Error::Input("the prompt cache evicted tokens, so that it serves one prompt alone".into()));
+        }
+        Ok(Prefix { prefilled: self.ids.len(), ids: self.ids, cache: self.cache, uses: 1 })
+    }
+
+    fn require(&self, model: &Model) -> Result<()> {
+        match self.model == model.identity() {
+            true => Ok(()),
+            false => {
+                Err(Error::Input("the prompt cache was made with another model; make it again with this one".into()))
+            }
+        }
+    }
+
     /// Tokens that it saves a generation from reading.
     pub fn ids(&self) -> &[u32] {
         &self.ids
@@ -108,6 +147,11 @@ impl PromptCache {
     /// # Errors
     /// When `path` exists and `overwrite` is not set, or writing fails.
     pub fn save(&self, path: &Path, overwrite: bool) -> Result<()> {
+        self.to_bytes()?.write(path, overwrite)
+    }
+
+    /// The file's bytes. Where the model is used meanwhile, its thread must call this.
+    pub(crate) fn to_bytes(&self) -> Result<FileBytes> {
         let limits = self.cache.limits();
         let mut metadata = Metadata {
             model: self.model.clone(),
@@ -131,11 +175,8 @@ impl PromptCache {
         let views = tensors.iter().map(|(name, dtype, shape, bytes): &(_, _, Vec<usize>, _)| {
             (name, TensorView::new(*dtype, shape.clone(), bytes).expect("an array's bytes fit its shape"))
         });
-        let file = safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata.to_json())])))
-            .map_err(|e| Error::malformed(path, e))?;
-        let target = AtomicFile::create(path, overwrite)?;
-        target.write_at(&file, 0)?;
-        target.commit(|| Ok(()))
+        let header = HashMap::from([(KEY.to_owned(), metadata.to_json())]);
+        safetensors::serialize(views, Some(header)).map(FileBytes).map_err(|e| Error::Internal(e.to_string()))
     }
 
     /// Read what [`PromptCache::save`] wrote for this `model`.
@@ -209,11 +250,7 @@ impl PromptCache {
     /// When it was made with another model; when tokens were evicted and what is left is not what such a cache would hold for
     /// this prompt, or it holds more than the limits allow.
     pub(super) fn resume(&self, model: &Model, limits: CacheLimits, prompt: &[u32]) -> Result<KvCache> {
-        if self.model != model.identity() {
-            return Err(Error::Input(
-                "the prompt cache was made with another model; make it again with this one".into(),
-            ));
-        }
+        self.require(model)?;
         let most = prompt.len() - 1;
         let shared = self.ids.iter().zip(&prompt[..most]).take_while(|(a, b)| a == b).count();
         let mut cache = self.cache.clone();

@@ -169,6 +169,13 @@ impl Scheduler {
     pub fn skip(&mut self, id: Id, to_prefill: usize) {
         self.running.iter_mut().filter(|entry| entry.id == id).for_each(|entry| entry.to_prefill = to_prefill);
     }
+
+    /// A sequence that decoded has tokens to read, in whole chunks of so many.
+    pub fn read_on(&mut self, id: Id, to_prefill: usize, chunk_size: usize) {
+        for entry in self.running.iter_mut().filter(|entry| entry.id == id) {
+            (entry.to_prefill, entry.chunk_size, entry.whole_chunks) = (to_prefill, chunk_size, true);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use mlx_rs::Array;
 
+use super::constraint::Constraint;
 use super::kv_cache::KvCache;
 use super::sampler::{Sampler, SamplerOptions};
 use crate::error::Result;
@@ -28,6 +29,8 @@ pub struct Sequence {
     pub(super) next: Next,
     /// Prompt tokens of one pass, at most.
     pub(super) chunk_size: usize,
+    /// Which tokens it may choose, where that is constrained.
+    pub(super) constraint: Option<Constraint>,
 }
 
 impl Sequence {
@@ -54,7 +57,7 @@ impl Sequence {
             sampler.observe(&Array::from_slice(body, &[body.len() as i32]))?;
         }
         let chunk_size = cache.limits().chunk_size(prompt.len(), prefill_step);
-        Ok(Sequence { prompt, cache, sampler, logprobs, next: Next::Prompt(seen), chunk_size })
+        Ok(Sequence { prompt, cache, sampler, logprobs, next: Next::Prompt(seen), chunk_size, constraint: None })
     }
 
     /// What the model remembers.
@@ -68,6 +71,18 @@ impl Sequence {
             Next::Prompt(read) => self.prompt.len() - 1 - read,
             Next::Chosen { .. } | Next::Token(_) => 0,
         }
+    }
+
+    /// The token that was chosen last, and those that must follow it, are read like a prompt, all but the last. `generated` are
+    /// all that follow the prompt.
+    pub(super) fn read_on(&mut self, generated: Vec<u32>, unread: &[u32]) -> Result<()> {
+        let (_, body) = unread.split_last().expect("a token was chosen");
+        self.sampler.observe(&Array::from_slice(body, &[body.len() as i32]))?;
+        self.prompt.extend(generated);
+        self.next = Next::Prompt(self.prompt.len() - unread.len());
+        // As of a prompt that streams through the cache.
+        self.chunk_size = self.chunk_size.min((self.cache.limits().window() as usize / 2).max(1));
+        Ok(())
     }
 
     /// The prompt tokens that the cache has seen.

@@ -4,13 +4,15 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 
+use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
 
 use super::Prepared;
-use super::engine::{Command, EngineOptions, Event, Finished, Link, PATIENCE, Submission, panicked};
-use super::generator::{CLEAR_CACHE_EVERY, Step, Token, submit};
+use super::constraint::{Accepted, Constraint};
+use super::engine::{Command, EngineOptions, Event, Events, Finished, Link, Load, PATIENCE, Submission, panicked};
+use super::generator::{CLEAR_CACHE_EVERY, Step, Token, choose_constrained, submit};
 use super::kv_cache::{CacheLimits, STEP};
 use super::output::{FinishReason, Output, Stats};
 use super::prefix::{Prefix, PrefixCache, WORTHWHILE, common};
@@ -35,9 +37,9 @@ struct Active<'t> {
     is_fresh: bool,
     /// Tokens still to be submitted.
     left: usize,
-    /// Those generated, as long as the cache holds them all.
+    /// Those generated.
     generated: Vec<u32>,
-    to: Sender<Event>,
+    events: Events,
     link: Arc<Link>,
 }
 
@@ -47,8 +49,10 @@ impl Active<'_> {
         self.sequence.prompt.len() <= self.limits.context_size as usize
     }
 
-    fn send(&self, event: Event) {
-        let _ = self.to.send(event); // whoever is gone is aborted before the next pass
+    /// What was chosen, and what must follow it, is read like a prompt.
+    fn read_on(&mut self, unread: &[u32]) -> Result<()> {
+        self.is_fresh = false;
+        self.sequence.read_on(std::mem::take(&mut self.generated), unread)
     }
 }
 
@@ -91,7 +95,8 @@ impl<'t> Worker<'t> {
         }
     }
 
-    pub fn run(mut self, commands: &Receiver<Command>) {
+    /// Do what `commands` ask for until they end, and `tell` after each pass what is under way.
+    pub fn run(mut self, commands: &Receiver<Command>, tell: impl Fn(Load)) {
         let stop = Arc::clone(&self.stop);
         let _interruptible = ops::interruptible(&stop);
         let mut has_work = false;
@@ -103,7 +108,7 @@ impl<'t> Worker<'t> {
                     Command::Submit(submission) => self.queue(*submission),
                     Command::Call(call) => {
                         // Whoever called finds that no result comes.
-                        let _ = catch_unwind(AssertUnwindSafe(|| call(self.model)));
+                        let _ = catch_unwind(AssertUnwindSafe(|| call(self.model, &mut self.prefixes)));
                     }
                     Command::Wake => {}
                     Command::ShutDown => return self.end_all(&Error::Interrupted),
@@ -118,7 +123,15 @@ impl<'t> Worker<'t> {
                 self.end_all(&error);
                 !self.waiting.is_empty()
             });
+            tell(self.load());
         }
+    }
+
+    fn load(&self) -> Load {
+        let (waiting, running) = self.scheduler.load();
+        let tokens = self.active.iter().map(|active| u64::from(active.sequence.cache.capacity().unsigned_abs()));
+        let cache_bytes = tokens.sum::<u64>() * self.bytes_per_token + self.prefixes.bytes();
+        Load { waiting, running, cache_bytes }
     }
 
     fn queue(&mut self, submission: Submission) {
@@ -138,7 +151,7 @@ impl<'t> Worker<'t> {
         if self.stop.load(Ordering::Relaxed) && !(self.active.is_empty() && self.waiting.is_empty()) {
             return Err(Error::Interrupted);
         }
-        self.drop_those_gone();
+        self.end_aborted();
         self.admit();
         let held = self.share_prefixes();
         for active in &self.active {
@@ -148,8 +161,13 @@ impl<'t> Worker<'t> {
             }
         }
         let mut plan = self.scheduler.plan(|id| held.contains(&id));
-        plan.decode.retain(|id| self.active.iter().any(|active| active.id == *id && active.left > 0));
         let last = self.last.take();
+        // What a constrained sequence may choose next, its last token says, which is not read yet.
+        let waits = |active: &Active| {
+            active.sequence.constraint.is_some() && last.as_ref().is_some_and(|(_, ids)| ids.contains(&active.id))
+        };
+        let goes_on = |id: &Id| self.active.iter().any(|active| active.id == *id && active.left > 0 && !waits(active));
+        plan.decode.retain(goes_on);
         if !plan.is_empty() {
             self.last = self.submit(&plan, last.as_ref().map(|(step, _)| step))?;
         }
@@ -170,14 +188,16 @@ impl<'t> Worker<'t> {
         Ok(goes_on || self.scheduler.admissible().is_some())
     }
 
-    fn drop_those_gone(&mut self) {
-        let is_gone = |link: &Link| link.is_gone.load(Ordering::Acquire);
-        let waiting = self.waiting.iter().filter(|(_, s)| is_gone(&s.link)).map(|(id, _)| *id);
-        let active = self.active.iter().filter(|active| is_gone(&active.link)).map(|active| active.id);
-        for id in waiting.chain(active).collect::<Vec<_>>() {
+    /// End what callers do not want to go on. What was read of it may serve others.
+    fn end_aborted(&mut self) {
+        let is_aborted = |link: &Link| link.is_aborted.load(Ordering::Acquire);
+        for (id, submission) in self.waiting.extract_if(.., |(_, submission)| is_aborted(&submission.link)) {
             self.scheduler.remove(id);
-            self.waiting.retain(|(waiting, _)| *waiting != id);
-            self.active.retain(|active| active.id != id);
+            refuse(&submission, Error::Interrupted);
+        }
+        let active = self.active.iter().filter(|active| is_aborted(&active.link)).map(|active| active.id);
+        for id in active.collect::<Vec<_>>() {
+            self.finish(id, FinishReason::Abort);
         }
     }
 
@@ -203,7 +223,7 @@ impl<'t> Worker<'t> {
     }
 
     fn start(&self, id: Id, submission: &Submission) -> Result<Active<'t>> {
-        let Submission { prepared, options, prompt_cache, to, link, submitted } = submission;
+        let Submission { prepared, options, prompt_cache, grammar, events, link, submitted } = submission;
         let Prepared { read, limits, max_tokens, .. } = prepared;
         let cache = match prompt_cache {
             Some(_) if read.len() < prepared.prompt_tokens => {
@@ -216,8 +236,9 @@ impl<'t> Worker<'t> {
         let vocab_size = self.model.config().vocab_size;
         let output = Output::new(self.tokenizer, options, prepared, cache.seen() as usize, *submitted);
         let is_fresh = cache.is_empty();
-        let sequence =
+        let mut sequence =
             Sequence::new(read.clone(), cache, &options.sampler, vocab_size, options.logprobs, options.prefill_step)?;
+        sequence.constraint = grammar.as_ref().map(|start| Constraint::begin(start, vocab_size)).transpose()?;
         Ok(Active {
             id,
             prefilled: if is_fresh { read.len() - 1 } else { 0 },
@@ -228,7 +249,7 @@ impl<'t> Worker<'t> {
             is_fresh,
             left: *max_tokens,
             generated: Vec::new(),
-            to: to.clone(),
+            events: events.clone(),
             link: Arc::clone(link),
         })
     }
@@ -240,15 +261,17 @@ impl<'t> Worker<'t> {
         for i in 0..self.active.len() {
             let (before, rest) = self.active.split_at_mut(i);
             let active = &mut rest[0];
-            if !active.is_fresh || !active.shares() {
+            if !active.is_fresh || !active.shares() && self.prefixes.deterministic() {
                 continue;
             }
             let prompt = &active.sequence.prompt[..active.sequence.prompt.len() - 1];
             // What another has read, and will have read.
             let shared = |other: &Active| common(&other.sequence.prompt[..other.prefilled], prompt);
             let read = |other: &Active| shared(other).min(other.sequence.read());
-            let others = || before.iter().filter(|other| other.shares() && other.sequence.cache.evicted() == 0);
-            let kept = self.prefixes.longest(prompt);
+            let shares = active.shares();
+            let others =
+                || before.iter().filter(|other| shares && other.shares() && other.sequence.cache.evicted() == 0);
+            let kept = self.prefixes.longest(prompt, active.limits);
             let best = others().max_by_key(|other| read(other));
             let now = best.map_or(0, read).max(kept);
             if others().map(shared).max().is_some_and(|later| later >= now + WORTHWHILE) {
@@ -278,70 +301,135 @@ impl<'t> Worker<'t> {
     }
 
     fn submit(&mut self, plan: &Plan, last: Option<&Step>) -> Result<Option<(Step, Vec<Id>)>> {
-        let (mut decoding, mut prefilling, mut lookers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut free, mut constrained, mut prefilling, mut lookers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for active in &mut self.active {
             if plan.decode.contains(&active.id) {
                 active.left -= 1;
-                decoding.push(&mut active.sequence);
+                let decoding = if active.sequence.constraint.is_some() { &mut constrained } else { &mut free };
+                decoding.push((active.id, &mut active.sequence));
             } else if let Some((_, n)) = plan.prefill.iter().find(|(id, _)| *id == active.id) {
-                lookers.push((active.to.clone(), active.sequence.read(), *n, active.sequence.prompt.len()));
+                // Tokens that must follow are read like a prompt, but nobody waits for them.
+                if !active.output.has_begun() {
+                    lookers.push((active.events.clone(), active.sequence.read(), *n, active.sequence.prompt.len()));
+                }
                 prefilling.push((&mut active.sequence, *n));
             }
         }
         let layers = self.model.config().num_hidden_layers as usize;
         let mut tell = |layer: usize| {
-            for (to, before, n, total) in &lookers {
-                let _ = to.send(Event::Reading { done: before + n * layer / layers, total: *total });
+            for (events, before, n, total) in &lookers {
+                events.send(Event::Reading { done: before + n * layer / layers, total: *total });
             }
         };
         tell(0);
+        let (ids, mut decoding): (Vec<Id>, Vec<_>) = free.into_iter().chain(constrained).unzip();
         let step = submit(self.model, &mut decoding, &mut prefilling, last, &mut tell)?;
         for active in self.active.iter_mut().filter(|active| plan.prefill.iter().any(|(id, _)| *id == active.id)) {
             active.evicted = active.sequence.cache.evicted();
         }
-        let ids = plan.decode.clone();
         Ok(step.map(|step| (step, ids)))
     }
 
     /// Read the tokens of a pass; `next` are the sequences of the one that was submitted after it.
     fn deliver(&mut self, step: Step, ids: &[Id], next: &[Id]) -> Result<()> {
-        for (&id, token) in ids.iter().zip(step.read(self.model)?) {
+        let logits = step.constrained();
+        let free = step.read(self.model)?;
+        let (ids, constrained) = ids.split_at(free.len());
+        for (&id, token) in ids.iter().zip(free) {
             let Some(active) = self.active.iter_mut().find(|active| active.id == id) else {
                 continue; // it ended meanwhile
             };
-            let token = match token {
-                Ok(token) => token,
-                Err(error) => {
-                    self.end(id, error);
-                    continue;
+            match token {
+                Ok(token) => {
+                    if !next.contains(&id) {
+                        active.sequence.next = Next::Token(token.id);
+                    }
+                    self.tell(id, token, false);
                 }
-            };
-            if !next.contains(&id) {
-                active.sequence.next = Next::Token(token.id);
+                Err(error) => self.end(id, error),
             }
-            match active.sequence.cache.evicted() {
-                0 => active.generated.push(token.id),
-                _ => active.generated = Vec::new(),
+        }
+        match logits {
+            Some(logits) => self.choose(&logits, constrained),
+            None => Ok(()),
+        }
+    }
+
+    /// Choose tokens for the sequences that are constrained, and tell them.
+    fn choose(&mut self, logits: &Array, ids: &[Id]) -> Result<()> {
+        let (mut rows, mut failed) = (Vec::new(), Vec::new());
+        for active in &mut self.active {
+            let Some(row) = ids.iter().position(|id| *id == active.id) else { continue };
+            match active.sequence.constraint.as_mut().expect("it is constrained").mask() {
+                Ok(mask) => rows.push((active.id, (row, mask, &mut active.sequence))),
+                Err(error) => failed.push((active.id, error)),
             }
-            self.tell(id, token);
+        }
+        let (ids, rows): (Vec<Id>, Vec<_>) = rows.into_iter().unzip();
+        let tokens = if rows.is_empty() { Vec::new() } else { choose_constrained(self.model, logits, rows)? };
+        for (id, error) in failed {
+            self.end(id, error);
+        }
+        for (id, token) in ids.into_iter().zip(tokens) {
+            if let Err(error) = token.and_then(|token| self.follow(id, token)) {
+                self.end(id, error);
+            }
         }
         Ok(())
     }
 
-    fn tell(&mut self, id: Id, token: Token) {
+    /// Tell a token that a constrained sequence chose, and those that alone may follow it.
+    fn follow(&mut self, id: Id, token: Token) -> Result<()> {
         let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
-        if !active.output.has_begun() {
-            active.send(Event::Read { evicted: active.output.left_out() + active.evicted });
+        let sequence = &mut active.sequence;
+        let Accepted { mut forced, is_over } =
+            sequence.constraint.as_mut().expect("it is constrained").accept(token.id)?;
+        sequence.next = Next::Token(token.id);
+        forced.truncate(active.left);
+        active.left -= forced.len();
+        let top = active.sequence.logprobs;
+        let unread: Vec<u32> = std::iter::once(token.id).chain(forced.iter().copied()).collect();
+        // Of tokens one of which is allowed, it has all the probability.
+        let certain = |id: u32| Token {
+            id,
+            logprob: top.map(|_| 0.0),
+            top_logprobs: if top.is_some_and(|n| n > 0) { vec![(id, 0.0)] } else { Vec::new() },
+        };
+        let last = forced.len();
+        for (i, token) in std::iter::once(token).chain(forced.into_iter().map(certain)).enumerate() {
+            if !self.tell(id, token, is_over && i == last) {
+                return Ok(());
+            }
         }
-        match active.output.push(self.tokenizer, token) {
+        if last > 0 {
+            let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
+            active.read_on(&unread)?;
+            let Active { sequence, .. } = active;
+            self.scheduler.read_on(id, sequence.to_prefill(), sequence.chunk_size);
+        }
+        Ok(())
+    }
+
+    /// Tell a token, after which the text may not go on where `is_over`; whether the sequence is under way still.
+    fn tell(&mut self, id: Id, token: Token, is_over: bool) -> bool {
+        let active = self.active.iter_mut().find(|active| active.id == id).expect("it is under way");
+        active.generated.push(token.id);
+        if !active.output.has_begun() {
+            active.events.send(Event::Read { evicted: active.output.left_out() + active.evicted });
+        }
+        match active.output.push(self.tokenizer, token, is_over) {
             Ok((delta, reason)) => {
                 active.link.queued.fetch_add(1, Ordering::AcqRel);
-                active.send(Event::Delta(delta));
+                active.events.send(Event::Delta(delta));
                 if let Some(reason) = reason {
                     self.finish(id, reason);
                 }
+                reason.is_none()
             }
-            Err(error) => self.end(id, error),
+            Err(error) => {
+                self.end(id, error);
+                false
+            }
         }
     }
 
@@ -351,26 +439,26 @@ impl<'t> Worker<'t> {
         self.active.remove(at)
     }
 
-    /// A sequence is complete; its cache stays for others.
+    /// A sequence is complete, or was aborted; its cache stays for others.
     fn finish(&mut self, id: Id, reason: FinishReason) {
-        let Active { sequence, output, to, prefilled, generated, .. } = self.take(id);
+        let Active { sequence, output, events, prefilled, generated, .. } = self.take(id);
         let evicted = sequence.cache.evicted();
-        let _ = to.send(Event::Finished(output.finish(reason, None, evicted, sequence.read())));
+        events.send(Event::Finished(output.finish(reason, None, evicted, sequence.read())));
         let mut ids = sequence.prompt;
         ids.extend(generated);
-        ids.truncate(sequence.cache.len() as usize);
-        if evicted == 0 && sequence.cache.len() as usize == ids.len() {
-            self.prefixes.put(Prefix { prefilled: prefilled.min(ids.len()), ids, cache: sequence.cache });
+        ids.truncate(sequence.cache.seen() as usize);
+        if sequence.cache.seen() as usize == ids.len() {
+            self.prefixes.put(Prefix { prefilled: prefilled.min(ids.len()), ids, cache: sequence.cache, uses: 0 });
             self.prefixes.shrink(self.cache_memory - self.scheduler.used());
         }
     }
 
     /// A sequence ends with an error, or is aborted.
     fn end(&mut self, id: Id, error: Error) {
-        let Active { sequence, output, to, .. } = self.take(id);
+        let Active { sequence, output, events, .. } = self.take(id);
         let (reason, error) = broken_off(error);
         let finished = output.finish(reason, error, sequence.cache.evicted(), sequence.read());
-        let _ = to.send(Event::Finished(finished));
+        events.send(Event::Finished(finished));
     }
 
     /// Everything under way ends: a pass failed, and what it computed is of no use. So may be what was kept of late.
@@ -404,19 +492,21 @@ fn broken_off(error: Error) -> (FinishReason, Option<Error>) {
 fn refuse(submission: &Submission, error: Error) {
     let stats = Stats { prompt_tokens: submission.prepared.prompt_tokens, ..Stats::default() };
     let (reason, error) = broken_off(error);
-    let _ = submission.to.send(Event::Finished(Finished { reason, error, held_back: String::new(), stats }));
+    submission.events.send(Event::Finished(Finished { reason, error, held_back: String::new(), stats }));
 }
 
 /// What the system has left, less a quarter: in bytes.
 fn free_memory() -> u64 {
-    let available = || {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
-    };
     let of_mlx = || {
         let (limit, active) = (mlx_rs::memory::memory_limit(), mlx_rs::memory::active_memory());
         limit.unwrap_or(8 << 30).saturating_sub(active.unwrap_or(0)) as u64
     };
-    available().unwrap_or_else(of_mlx) / 4 * 3
+    available_memory().unwrap_or_else(of_mlx) / 4 * 3
+}
+
+/// What the system has left, in bytes, where it says so.
+pub(crate) fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -13,6 +13,7 @@ use tokenizers::{AddedToken, Decoder as _, DecoderWrapper};
 use crate::chat_template::{ChatTemplate, Conversation};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::reply::Format;
 
 mod bounded;
 mod pattern;
@@ -114,12 +115,44 @@ impl Tokenizer {
 
     /// The decoder of one generation's ids, as they come.
     pub fn detokenizer(&self) -> Detokenizer<'_> {
-        Detokenizer { tokenizer: self, first: true, strip: self.decoding.strip.1, pending: Vec::new() }
+        Detokenizer {
+            tokenizer: self,
+            shown: BTreeSet::new(),
+            first: true,
+            strip: self.decoding.strip.1,
+            pending: Vec::new(),
+        }
+    }
+
+    /// How the model writes reasoning and calls of tools, as its chat template and vocabulary say.
+    pub fn reply_format(&self) -> Format {
+        let template = self.templates.get("tool_use").or_else(|| self.templates.get(DEFAULT));
+        let has_token = |token: &str| self.inner.token_to_id(token).is_some();
+        Format::detect(template.map_or("", ChatTemplate::source), has_token)
+    }
+
+    /// Of `texts`, the ids of those that are special tokens, which [`Detokenizer::showing`] makes part of the text.
+    pub fn special_ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> BTreeSet<u32> {
+        let is_special = |text: &&str| self.inner.get_added_vocabulary().is_special_token(text);
+        texts.into_iter().filter(is_special).filter_map(|text| self.inner.token_to_id(text)).collect()
     }
 
     /// How the vocabulary spells `id` (`Ġthe`, `▁the`, `<0x0A>`, `<|im_end|>`).
     pub fn piece(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Whether `id` is no part of a text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.piece(id).is_some_and(|piece| self.inner.get_added_vocabulary().is_special_token(&piece))
+    }
+
+    /// The bytes that `id` adds to a text that has begun: none for one that is not in the vocabulary.
+    ///
+    /// # Errors
+    /// When a pattern in the tokenizer's decoder fails.
+    pub fn bytes(&self, id: u32) -> Result<Vec<u8>> {
+        self.piece(id).map_or(Ok(Vec::new()), |piece| guard(&self.path, || self.decoding.bytes(piece, false)))
     }
 
     /// The highest id; a model must have an embedding for it.
@@ -163,6 +196,23 @@ impl Tokenizer {
             return Err(Error::Input(format!("{} has {there}", self.path.with_file_name(CONFIG).display())));
         };
         template.render(conversation)
+    }
+
+    /// Whether a chat template reads this variable.
+    pub fn template_reads(&self, variable: &str) -> bool {
+        self.templates.values().any(|template| template.mentions(variable))
+    }
+
+    /// The bytes that `id` stands for within a text: of a special token its name, of one that is not in the vocabulary none.
+    ///
+    /// # Errors
+    /// When a pattern in the tokenizer's decoder fails.
+    pub fn token_bytes(&self, id: u32) -> Result<Vec<u8>> {
+        let Some(piece) = self.inner.id_to_token(id) else { return Ok(Vec::new()) };
+        if self.inner.get_added_vocabulary().is_special_token(&piece) {
+            return Ok(piece.into());
+        }
+        guard(&self.path, || self.decoding.bytes(piece, false))
     }
 }
 
@@ -334,6 +384,8 @@ fn gpt2_byte(c: char) -> Option<u8> {
 #[derive(Debug)]
 pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,
+    /// Special tokens that are text.
+    shown: BTreeSet<u32>,
     first: bool,
     /// How many characters may still be lost at the start of the text.
     strip: usize,
@@ -342,6 +394,18 @@ pub struct Detokenizer<'a> {
 }
 
 impl Detokenizer<'_> {
+    /// The same, where these special tokens are part of the text, as the vocabulary spells them.
+    pub fn showing(mut self, ids: BTreeSet<u32>) -> Self {
+        self.shown = ids;
+        self
+    }
+
+    /// The same, of a text that has begun: each id is the [bytes](Tokenizer::bytes) that it always is, and no space is lost.
+    pub fn amid_text(mut self) -> Self {
+        (self.first, self.strip) = (false, 0);
+        self
+    }
+
     /// The text that `id` completes, often empty.
     ///
     /// # Errors
@@ -350,7 +414,11 @@ impl Detokenizer<'_> {
         let Tokenizer { path, inner, decoding, .. } = self.tokenizer;
         let Some(piece) = inner.id_to_token(id) else { return Ok(String::new()) };
         if inner.get_added_vocabulary().is_special_token(&piece) {
-            return Ok(String::new());
+            if !self.shown.contains(&id) {
+                return Ok(String::new());
+            }
+            (self.first, self.strip) = (false, 0);
+            return Ok(self.text(true) + &piece);
         }
         let first = std::mem::replace(&mut self.first, false);
         self.pending.extend(guard(path, || decoding.bytes(piece, first))?);

@@ -48,9 +48,16 @@ fn examples_print_what_the_pages_say() {
     let bin = Path::new(env!("CARGO_BIN_EXE_mlx_lm")).parent().unwrap();
     let path = format!("{}:{}", bin.display(), env::var("PATH").unwrap());
     let mut count = 0;
-    for page in
-        ["README.md", "docs/cli.md", "docs/mlxpack.md", "docs/models.md", "docs/streaming.md", "docs/performance.md"]
-    {
+    for page in [
+        "README.md",
+        "docs/chat.md",
+        "docs/cli.md",
+        "docs/structured.md",
+        "docs/mlxpack.md",
+        "docs/models.md",
+        "docs/streaming.md",
+        "docs/performance.md",
+    ] {
         let scratch = tempfile::tempdir().unwrap();
         symlink(Path::new(ROOT).join("demo"), scratch.path().join("demo")).unwrap();
         for (command, expected) in examples(&fs::read_to_string(Path::new(ROOT).join(page)).unwrap()) {
@@ -73,11 +80,14 @@ fn links_between_pages_lead_somewhere() {
     let mut count = 0;
     for page in [
         "README.md",
+        "docs/chat.md",
         "docs/cli.md",
+        "docs/structured.md",
         "docs/mlxpack.md",
         "docs/models.md",
         "docs/streaming.md",
         "docs/performance.md",
+        "docs/server.md",
         "docs/cuda.md",
         "demo/README.md",
     ] {

@@ -3,6 +3,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::task::Poll;
+use std::time::Duration;
 
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::{Engine, EngineOptions, Event, FinishReason, Generation, Request};
@@ -261,4 +264,85 @@ fn stop_ends_everything_and_what_comes_after_goes_on() {
     }
     stop.store(false, Ordering::Relaxed);
     assert!(engine.submit(endless(9)).unwrap().take(20).all(|delta| delta.is_ok()));
+}
+
+/// Catches: what was read thrown away with what was aborted, an abort that is told as an error or not at all.
+#[test]
+fn an_abort_ends_one_request_and_keeps_what_it_read() {
+    let engine = demo(EngineOptions::default());
+    let options = GenerateOptions { max_tokens: 1_000_000, ignore_eos: true, ..Default::default() };
+    let request = Request { prompt: ids(100, 1), options, prompt_cache: None };
+    let mut generation = engine.submit(request.clone()).unwrap();
+    let mut said: Vec<u32> = generation.by_ref().take(5).map(|delta| delta.unwrap().token.id).collect();
+    generation.abort();
+    said.extend(generation.by_ref().map(|delta| delta.unwrap().token.id));
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Abort));
+
+    let prompt = [request.prompt, said, ids(5, 9)].concat();
+    let options = GenerateOptions { max_tokens: 1, ..request.options };
+    let mut next = engine.submit(Request { prompt, options, prompt_cache: None }).unwrap();
+    assert_eq!(next.by_ref().count(), 1);
+    let read = next.stats().unwrap().read_tokens;
+    assert!(read <= 6, "{read} tokens were read");
+}
+
+#[test]
+fn whoever_waits_for_an_event_may_stop_waiting() {
+    let engine = demo(EngineOptions::default());
+    let (hold, held) = channel();
+    let (go, may_go) = channel::<()>();
+    std::thread::scope(|scope| {
+        let engine = &engine;
+        scope.spawn(move || {
+            let wait = move |_: &Model| {
+                hold.send(()).unwrap();
+                may_go.recv().unwrap();
+            };
+            engine.call(wait).unwrap();
+        });
+        held.recv().unwrap();
+        let options = GenerateOptions { max_tokens: 1, ..Default::default() };
+        let mut generation = engine.submit(Request { prompt: ids(5, 1), options, prompt_cache: None }).unwrap();
+        assert!(generation.next_event_within(Duration::ZERO).is_pending());
+        go.send(()).unwrap();
+        let events: Vec<Event> = std::iter::from_fn(|| generation.next_event()).collect();
+        assert!(matches!(events.last(), Some(Event::Finished(_))));
+        assert!(matches!(generation.next_event_within(Duration::ZERO), Poll::Ready(None)));
+    });
+}
+
+/// Catches: a cache that evicted used for a prompt that does not go on from it, or under other limits; ids that are lost.
+#[test]
+fn a_text_that_streams_goes_on_as_if_it_had_not_been_cut() {
+    let kernels = compute_on_cpu();
+    let options = |max_tokens, context_size| GenerateOptions {
+        max_tokens,
+        ignore_eos: true,
+        context_size: Some(context_size),
+        ..GenerateOptions::default()
+    };
+    let run = |engine: &Engine, prompt: &[u32], options| {
+        let mut generation = engine.submit(Request { prompt: prompt.to_vec(), options, prompt_cache: None }).unwrap();
+        let ids: Vec<u32> = generation.by_ref().map(|delta| delta.unwrap().token.id).collect();
+        (ids, generation.stats().unwrap())
+    };
+    let (whole, stats) = run(&demo(EngineOptions::default()), &ids(50, 1), options(90, 64));
+    assert!(stats.evicted_tokens > 64);
+    let engine = demo(EngineOptions::default());
+    let mut text = ids(50, 1);
+    for turn in 0..3 {
+        let (more, stats) = run(&engine, &text, options(30, 64));
+        assert_eq!(stats.read_tokens, if turn == 0 { 50 } else { 1 });
+        text.extend(more);
+    }
+    assert!(!kernels || text[50..] == whole);
+    // Another end, other limits, and numbers that must not depend on what came before: all is read.
+    let (.., stats) = run(&engine, &[&text[..100], &ids(30, 7)].concat(), options(1, 64));
+    assert!(stats.read_tokens > 64, "{stats:?}");
+    let (.., stats) = run(&engine, &text, options(1, 63));
+    assert!(stats.read_tokens > 64, "{stats:?}");
+    let engine = demo(EngineOptions { deterministic: true, ..EngineOptions::default() });
+    let (more, _) = run(&engine, &ids(50, 1), options(30, 64));
+    let (.., stats) = run(&engine, &[ids(50, 1), more].concat(), options(1, 64));
+    assert_eq!(stats.read_tokens, 80);
 }

@@ -6,12 +6,14 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 20] = [
     "cli",
+    "server",
     "generate",
     "models",
     "tokenizer",
     "chat_template",
+    "reply",
     "quantized",
     "weights",
     "ops",
@@ -23,6 +25,7 @@ const LAYERS: [&str; 17] = [
     "mapped",
     "atomic_file",
     "watch",
+    "fields",
     "error",
 ];
 

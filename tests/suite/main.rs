@@ -1,6 +1,7 @@
 //! The integration tests, as one binary: MLX starts once, and every module shares the helpers here.
 
 mod batch;
+mod chat;
 mod chat_template;
 mod cli;
 #[cfg(cuda_kernels)]
@@ -18,10 +19,15 @@ mod mlxpack_cli;
 mod paper;
 mod process;
 mod prompt_cache;
+mod reply;
 mod robustness;
 mod sampling;
+#[cfg(feature = "server")]
+mod server;
 mod streaming;
+mod structured;
 mod tokenizer;
+mod tool_calls;
 
 use std::path::{Path, PathBuf};
 

@@ -95,6 +95,25 @@ fn ids_and_text_are_those_of_transformers() {
     }
 }
 
+/// Catches: a space that a token has or has not by its place, a byte that is told as its name.
+#[test]
+fn the_bytes_of_tokens_make_the_text() {
+    for (name, tokenizer, _) in &*LOADED {
+        let ordinary = |id: &u32| !tokenizer.is_special(*id);
+        for case in cases(name, "cases.json") {
+            let ids: Vec<u32> = ids(&case["ids_raw"]).into_iter().filter(ordinary).collect();
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.bytes(*id).unwrap()).collect();
+            let mut detokenizer = tokenizer.detokenizer().amid_text();
+            let text: String = ids.iter().map(|id| detokenizer.push(*id).unwrap()).collect();
+            assert_eq!(text.as_bytes(), bytes, "{name}: {ids:?}");
+            // SentencePiece's texts lose the space that they begin with.
+            let decoded = tokenizer.decode(&ids).unwrap();
+            assert_eq!(text.strip_prefix(' ').filter(|_| text != decoded).unwrap_or(&text), decoded, "{name}: {ids:?}");
+        }
+        assert_eq!(tokenizer.bytes(u32::MAX).unwrap(), b"");
+    }
+}
+
 #[test]
 fn text_never_begins_with_two_bos() {
     for (name, tokenizer, _) in &*LOADED {
