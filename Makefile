@@ -25,11 +25,11 @@ demo: setup
 test: setup
 	cargo test --locked
 
-# Chromium, Node and npm come from the system: apt-get install chromium nodejs npm. All else is installed below target/ and
-# tests/clients/node_modules/.
-test-clients: setup need-chromium
-	cargo build --release --locked
-	tests/clients/run.sh
+# Chromium, Node and npm come from the system. All else is installed below target/ and tests/clients/node_modules/. The programs are
+# those that the tests built.
+test-clients: setup need-clients
+	cargo build --locked
+	PROFILE=debug tests/clients/run.sh
 
 lint: setup
 	cargo fmt --check
@@ -57,8 +57,8 @@ clean:
 need-python3:
 	@command -v python3 >/dev/null || { echo "error: python3 was not found; install Python 3.9 or later with pip (Debian and Ubuntu: apt-get install python3-pip)" >&2; exit 1; }
 
-need-chromium:
-	@for program in chromium node npm curl; do command -v $$program >/dev/null || { echo "error: $$program was not found; as root: apt-get install chromium nodejs npm curl" >&2; exit 1; }; done
+need-clients:
+	@tests/clients/system.sh
 
 need-cargo:
 	@command -v cargo >/dev/null || { echo "error: cargo was not found; install Rust from https://rustup.rs" >&2; exit 1; }
