@@ -40,7 +40,10 @@ fuzz_target!(|bytes: &[u8]| {
     let ends = starts.iter().skip(1).copied().chain([text.len()]);
     let pieces = starts.iter().zip(ends).map(|(from, to)| &text[*from..to]);
     assert_eq!(read(format, prompt, pieces), whole);
-    assert_eq!(whole.iter().filter(|(kind, _)| *kind == 3).count(), whole.iter().filter(|(kind, _)| *kind == 4).count());
+    assert_eq!(
+        whole.iter().filter(|(kind, _)| *kind == 3).count(),
+        whole.iter().filter(|(kind, _)| *kind == 4).count()
+    );
     if !format.markers().any(|marker| text.contains(marker)) && calls != Some(Calls::Llama) && prompt.is_empty() {
         assert_eq!(whole.iter().map(|(_, text)| text.as_str()).collect::<String>(), text);
     }
