@@ -283,12 +283,13 @@ fn expressions_are_matched_as_a_whole() {
         "\\p{Lu}\\w{0,6}( \\p{Lu}\\w{0,6}){0,2}",
         "\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d",
         "(?i)abc[^x]{1,4}é🙂?",
+        " [a-z]{2} end",
         "a*b{2,3}|\"[^\"\\\\]{0,9}\"",
     ];
     for (engine, temp) in
         [(demo(), 0.0), (demo(), 1.0), (random_model("sentencepiece"), 1.0), (random_model("byte_level_llama3"), 1.0)]
     {
-        for (expression, seed) in expressions.iter().cycle().take(18).zip(0..) {
+        for (expression, seed) in expressions.iter().cycle().take(21).zip(0..) {
             let (text, reason) =
                 finish(engine.submit(request(Grammar::Regex(expression.to_string()), temp, seed, 200)).unwrap());
             if reason == FinishReason::Length {
@@ -379,6 +380,17 @@ fn what_must_follow_is_told_and_ends_where_it_should() {
             assert!(text.starts_with(part.trim_end_matches('\u{fffd}')), "{part:?}");
             assert_eq!((&some[..], generated, reason), (&ids[..n], n, FinishReason::Length));
         }
+        // What comes after was chosen as if all before were the prompt.
+        let last = |prompt: Vec<u32>, grammar: Grammar| {
+            let mut request = Request { prompt, ..request(grammar, 0.0, 3, 500) };
+            request.options.logprobs = Some(0);
+            engine.submit(request).unwrap().map(|delta| delta.unwrap().token).last().unwrap()
+        };
+        let prompt = request(song(), 0.0, 3, 1).prompt;
+        let read = last([&prompt, &ids[..ids.len() - 1]].concat(), Grammar::Regex("[0-9]".into()));
+        let found = last(prompt, song());
+        let difference = found.logprob.unwrap() - read.logprob.unwrap();
+        assert!(found.id == read.id && difference.abs() < 0.02, "{found:?} {read:?}");
         // A stop string, penalties, and a context that is much too small.
         assert_eq!(run(&|options| options.stop = vec!["my shoe".into()]).0, "One two, buckle ");
         assert_eq!(run(&|options| options.sampler.frequency_penalty = 1.0).0[..SONG.len()], *SONG);
