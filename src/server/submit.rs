@@ -34,6 +34,8 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
                 hold(engine, options, grammar.after_reasoning(tokenizer, format, &prompt), "response_format")?;
             }
             if let Some(Tools { tools, choice, parallel }) = tools {
+                // A function that is asked for by name is called once.
+                let parallel = parallel && !matches!(choice, ToolChoice::Function(_));
                 let is_strict = |tool: &serde_json::Value| tool["function"]["strict"] == true;
                 // Otherwise the model may say, and call, what it likes.
                 let is_held = choice != ToolChoice::Auto || !parallel || tools.iter().any(is_strict);

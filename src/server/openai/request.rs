@@ -309,6 +309,9 @@ pub(in crate::server) struct Message {
     reasoning_content: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
+    /// What OpenAI's packages make of the content, and send back beside it.
+    #[serde(rename = "parsed")]
+    _parsed: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -342,12 +345,15 @@ enum FunctionType {
 struct FunctionCall {
     name: String,
     arguments: String,
+    /// As `parsed`.
+    #[serde(rename = "parsed_arguments")]
+    _parsed_arguments: Option<IgnoredAny>,
 }
 
 impl Message {
     /// As templates expect it: without what is not there, and with a call's arguments as an object.
     fn for_template(self, index: usize) -> Result<Value, ApiError> {
-        let Message { role, content, name, reasoning_content, tool_calls, tool_call_id } = self;
+        let Message { role, content, name, reasoning_content, tool_calls, tool_call_id, .. } = self;
         if content.is_none() && tool_calls.is_none() {
             return Err(ApiError::field(&format!("messages[{index}].content"), "missing"));
         }
