@@ -3,12 +3,13 @@
 PROMPT ?= In the beginning the Universe was created.
 DIST   := mlx_lm-$(shell uname -s | tr A-Z a-z)-$(shell uname -m)
 
-.PHONY: help setup demo test test-clients lint dist man clean
+.PHONY: help setup demo test test-clients test-cuda lint dist man clean
 
 help:
 	@echo "make demo    set up, build, and let the demo model answer PROMPT=\"...\""
 	@echo "make test    set up and run the test suite"
 	@echo "make test-clients  the openai packages, curl and Chromium against mlx_lm serve"
+	@echo "make test-cuda  the tests of what NVIDIA GPUs compute; without one they pass, and say so"
 	@echo "make setup   fetch MLX and build its C API under .mlx/ [MLX=cpu|cuda12|cuda13]"
 	@echo "make lint    formatting, clippy and documentation, warnings as errors"
 	@echo "make dist    a tarball that runs without a toolchain, under dist/"
@@ -30,6 +31,10 @@ test: setup
 test-clients: setup need-clients
 	cargo build --locked
 	PROFILE=debug tests/clients/run.sh
+
+test-cuda: setup
+	cargo test --release --locked --lib --test suite cuda
+	MLX_LM_TEST_DEVICE=gpu MLX_ENABLE_TF32=0 cargo test --release --locked --test suite fidelity -- --test-threads 1
 
 lint: setup
 	cargo fmt --check

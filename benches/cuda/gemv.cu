@@ -8,24 +8,7 @@
 // y[b, r] = sum_k (scale[r, k / 64] q[r, k] + bias[r, k / 64]) x[b, k], with q of 4 bits, eight to a word, lowest first;
 // scales, biases, x and y are bf16, sums f32.
 
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
-
-#define CHECK(call)                                                                       \
-  do {                                                                                    \
-    cudaError_t status = (call);                                                          \
-    if (status != cudaSuccess) {                                                          \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(status));         \
-      std::exit(1);                                                                       \
-    }                                                                                     \
-  } while (0)
+#include "harness.h"
 
 using bf16 = __nv_bfloat16;
 
@@ -472,27 +455,6 @@ __global__ void exact(Matrix w, const bf16* x, double* y, double* magnitude) {
   }
 }
 
-__global__ void fill(uint32_t* words, size_t n, uint32_t seed, int kind) {
-  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-    uint64_t z = (i + 1) * 0x9e3779b97f4a7c15ull + seed;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    uint32_t bits = uint32_t(z >> 32);
-    // 0: anything; 1: two bf16 of 1/256 to 1/128; 2: of -1/32 to -1/16; 3: of either sign, 1/2 to 1.
-    uint32_t fraction = bits & 0x007f007f, sign = bits & 0x80008000;
-    words[i] = kind == 0 ? bits : kind == 1 ? fraction | 0x3b803b80 : kind == 2 ? fraction | 0xbd00bd00 : sign | fraction | 0x3f003f00;
-  }
-}
-
-template <typename T>
-T* make(size_t n, uint32_t seed, int kind) {
-  T* data;
-  CHECK(cudaMalloc(&data, n * sizeof(T)));
-  fill<<<1024, 256>>>(reinterpret_cast<uint32_t*>(data), n * sizeof(T) / 4, seed, kind);
-  CHECK(cudaGetLastError());
-  return data;
-}
-
 template <int B>
 struct Form {
   const char* name;
@@ -513,8 +475,10 @@ void run(int rows, int columns) {
   int copies = std::max(2, int(400e6 / bytes));
   std::vector<Matrix> all;
   for (int i = 0; i < copies; i++)
-    all.push_back({make<uint32_t>(words, 3 * i, 0), make<bf16>(groups, 3 * i + 1, 1), make<bf16>(groups, 3 * i + 2, 2), rows, columns});
-  bf16* x = make<bf16>((size_t)B * columns, 99, 3);
+    // Scales of 1/256 to 1/128, biases of -1/32 to -1/16, x of either sign, 1/2 to 1.
+    all.push_back({make<uint32_t>(words * 4, 3 * i, ~0u, 0), make<bf16>(groups * 2, 3 * i + 1, 0x007f007f, 0x3b803b80),
+                   make<bf16>(groups * 2, 3 * i + 2, 0x007f007f, 0xbd00bd00), rows, columns});
+  bf16* x = make<bf16>((size_t)B * columns * 2, 99, 0x807f807f, 0x3f003f00);
   bf16* y;
   double *expected, *magnitude;
   size_t n = (size_t)B * rows;
@@ -522,9 +486,7 @@ void run(int rows, int columns) {
   CHECK(cudaMalloc(&expected, n * sizeof(double)));
   CHECK(cudaMalloc(&magnitude, n * sizeof(double)));
   exact<B><<<rows, 32>>>(all[0], x, expected, magnitude);
-  std::vector<double> e(n), m(n);
-  CHECK(cudaMemcpy(e.data(), expected, n * sizeof(double), cudaMemcpyDeviceToHost));
-  CHECK(cudaMemcpy(m.data(), magnitude, n * sizeof(double), cudaMemcpyDeviceToHost));
+  std::vector<double> e = on_host(expected, n), m = on_host(magnitude, n);
 
   std::vector<Form<B>> forms = {
       {"plain", plain<B>, 256, 32, false, false},
@@ -559,40 +521,17 @@ void run(int rows, int columns) {
     CHECK(cudaMemset(y, 0xff, n * sizeof(bf16)));  // NaN
     form.kernel<<<grid, form.threads, shared>>>(all[0], x, y);
     CHECK(cudaDeviceSynchronize());
-    std::vector<bf16> found(n);
-    CHECK(cudaMemcpy(found.data(), y, n * sizeof(bf16), cudaMemcpyDeviceToHost));
+    std::vector<bf16> found = on_host(y, n);
     double worst = 0;  // beyond what rounding the result to bf16 costs, as a share of the sum of all magnitudes
     for (size_t i = 0; i < n; i++) {
       double error = std::fabs(double(__bfloat162float(found[i])) - e[i]) - std::fabs(e[i]) / 256;
       worst = std::isnan(error) ? INFINITY : std::max(worst, error / m[i]);
     }
-    cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t ready;
-    cudaEvent_t start, end;
-    CHECK(cudaStreamCreate(&stream));
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (auto& w : all) form.kernel<<<grid, form.threads, shared, stream>>>(w, x, y);
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&ready, graph, 0));
-    CHECK(cudaEventCreate(&start));
-    CHECK(cudaEventCreate(&end));
-    std::vector<float> times;
-    for (int i = 0; i < 12; i++) {
-      CHECK(cudaEventRecord(start, stream));
-      CHECK(cudaGraphLaunch(ready, stream));
-      CHECK(cudaEventRecord(end, stream));
-      CHECK(cudaEventSynchronize(end));
-      float ms;
-      CHECK(cudaEventElapsedTime(&ms, start, end));
-      if (i > 1) times.push_back(ms);
-    }
-    std::sort(times.begin(), times.end());
-    double us = times[times.size() / 2] * 1e3 / copies;
+    double us = median_time([&](cudaStream_t stream) {
+      for (auto& w : all) form.kernel<<<grid, form.threads, shared, stream>>>(w, x, y);
+    });
+    us /= copies;
     std::printf("%7d x %-6d B %d  %-10s %8.2f us  %5.2f TB/s  error %.1e, %d blocks\n", rows, columns, B, form.name, us, bytes / us / 1e6, worst, grid);
-    CHECK(cudaGraphExecDestroy(ready));
-    CHECK(cudaGraphDestroy(graph));
-    CHECK(cudaStreamDestroy(stream));
   }
   for (auto& w : all) {
     CHECK(cudaFree((void*)w.words));
@@ -603,10 +542,7 @@ void run(int rows, int columns) {
 }
 
 int main() {
-  cudaDeviceProp device;
-  CHECK(cudaGetDeviceProperties(&device, 0));
-  multiprocessors = device.multiProcessorCount;
-  std::printf("%s, %d multiprocessors\n", device.name, multiprocessors);
+  multiprocessors = multiprocessors_of_gpu();
   float *a, *b;  // the rate of a copy, read and written
   size_t bytes = 1u << 30;
   CHECK(cudaMalloc(&a, bytes));

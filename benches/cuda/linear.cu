@@ -5,32 +5,12 @@
 // `./linear check` leaves out the clock, for compute-sanitizer. Times are of matrices that together are larger than the
 // second-level cache, launch after launch in a captured graph. `docs/cuda.md` has the results.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <vector>
+#include "harness.h"
 
 #include "../../src/backend/cuda/numbers.cu"
 #include "../../src/backend/cuda/gemv.cu"
 
 using namespace mlx_lm;
-
-#define CHECK(call)                                                               \
-  do {                                                                            \
-    cudaError_t status = (call);                                                  \
-    if (status != cudaSuccess) {                                                  \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(status)); \
-      std::exit(1);                                                               \
-    }                                                                             \
-  } while (0)
 
 template <int LAYERS>
 struct Layers {
@@ -78,24 +58,6 @@ __global__ void exact(Layer w, const unsigned short* x, int columns, double* y, 
     y[(size_t)b * w.rows + r] = sum + bias;
     magnitude[(size_t)b * w.rows + r] = all + fabs(bias);
   }
-}
-
-__global__ void fill(uint32_t* words, size_t n, uint32_t seed, uint32_t fraction, uint32_t rest) {
-  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-    uint64_t z = (i + 1) * 0x9e3779b97f4a7c15ull + seed;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    words[i] = uint32_t(z >> 32) & fraction | rest;
-  }
-}
-
-template <typename P>
-P* make(size_t bytes, uint32_t seed, uint32_t fraction, uint32_t rest) {
-  P* data;
-  CHECK(cudaMalloc(&data, (bytes + 3) / 4 * 4));
-  fill<<<1024, 256>>>(reinterpret_cast<uint32_t*>(data), (bytes + 3) / 4, seed, fraction, rest);
-  CHECK(cudaGetLastError());
-  return data;
 }
 
 // Numbers of either sign of about 2^exponent.
@@ -165,7 +127,7 @@ void run(std::vector<int> rows, int vectors, bool bias) {
     }
 
   int fixed = fixed_bytes<WARPS, V>(), each = vector_bytes<BITS, GROUP, COLUMNS>();
-  int shared = std::min(fixed + std::min(V, vectors) * each, 220 << 10), blocks;
+  int shared = fixed + V * each, blocks;
   CHECK(cudaFuncSetAttribute((const void*)function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, WARPS * 32, shared));
   int grid = std::min(tiles, blocks * multiprocessors);
@@ -191,32 +153,10 @@ void run(std::vector<int> rows, int vectors, bool bias) {
 
   double us = 0;
   if (!only_check) {
-    cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t ready;
-    cudaEvent_t start, end;
-    CHECK(cudaStreamCreate(&stream));
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    for (auto& w : all) function<<<grid, WARPS * 32, shared, stream>>>(w, x, y, vectors);
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&ready, graph, 0));
-    CHECK(cudaEventCreate(&start));
-    CHECK(cudaEventCreate(&end));
-    std::vector<float> times;
-    for (int i = 0; i < 8; i++) {
-      CHECK(cudaEventRecord(start, stream));
-      CHECK(cudaGraphLaunch(ready, stream));
-      CHECK(cudaEventRecord(end, stream));
-      CHECK(cudaEventSynchronize(end));
-      float ms;
-      CHECK(cudaEventElapsedTime(&ms, start, end));
-      if (i > 1) times.push_back(ms);
-    }
-    std::sort(times.begin(), times.end());
-    us = times[times.size() / 2] * 1e3 / copies;
-    CHECK(cudaGraphExecDestroy(ready));
-    CHECK(cudaGraphDestroy(graph));
-    CHECK(cudaStreamDestroy(stream));
+    us = median_time([&](cudaStream_t stream) {
+      for (auto& w : all) function<<<grid, WARPS * 32, shared, stream>>>(w, x, y, vectors);
+    });
+    us /= copies;
   }
   std::printf("%d bits, %3d, %s, %d%s %6d x %-6d B %2d  %2d x %d, %d %8.2f us  %5.2f TB/s  error %.1e%s, %d blocks%s\n", BITS, GROUP,
               T == Type::BF16 ? "bf16" : "f16 ", LAYERS, SWIGLU ? "g" : " ", SWIGLU ? 2 * width : width, columns, vectors, WARPS, AHEAD, BLOCKS, us,
@@ -231,20 +171,18 @@ void run(std::vector<int> rows, int vectors, bool bias) {
 
 constexpr Type BF = Type::BF16;
 
-template <int SETS, int WARPS, int AHEAD, int BLOCKS>
+// SETS for long rows are fewer: shared memory has no room for more.
+template <int SETS, int LONG, int AHEAD>
 void shapes(int vectors) {
-  run<4, 64, BF, 4096, 2, true, SETS, WARPS, AHEAD, BLOCKS>({14336, 14336}, vectors, false);
-  run<4, 64, BF, 14336, 1, false, SETS, WARPS, AHEAD, BLOCKS>({4096}, vectors, false);
-  run<4, 64, BF, 4096, 1, false, SETS, WARPS, AHEAD, BLOCKS>({4096}, vectors, false);
-  if (vectors == 1) run<4, 64, BF, 4096, 3, false, SETS, WARPS, AHEAD, BLOCKS>({4096, 1024, 1024}, vectors, false);
+  run<4, 64, BF, 4096, 2, true, SETS, 16, AHEAD, 1>({14336, 14336}, vectors, false);
+  run<4, 64, BF, 14336, 1, false, LONG, 16, AHEAD, 1>({4096}, vectors, false);
+  run<4, 64, BF, 4096, 1, false, SETS, 16, AHEAD, 1>({4096}, vectors, false);
+  run<4, 64, BF, 4096, 3, false, SETS, 16, AHEAD, 1>({4096, 1024, 1024}, vectors, false);
 }
 
 int main(int argc, char** argv) {
   only_check = argc > 1 && !std::strcmp(argv[1], "check");
-  cudaDeviceProp device;
-  CHECK(cudaGetDeviceProperties(&device, 0));
-  multiprocessors = device.multiProcessorCount;
-  std::printf("%s, %d multiprocessors\n", device.name, multiprocessors);
+  multiprocessors = multiprocessors_of_gpu();
   // Forms, with odd sizes: rows that fill no tile, columns that fill no chunk.
   run<4, 64, BF, 896, 1, false, 1, 8, 2, 2>({2432}, 2, true);
   run<4, 64, BF, 960, 2, true, 4, 8, 1, 2>({1001, 1001}, 8, true);
@@ -253,14 +191,15 @@ int main(int argc, char** argv) {
   run<8, 64, Type::F16, 448, 2, true, 1, 8, 2, 2>({515, 515}, 4, false);
   run<8, 32, BF, 1120, 3, false, 2, 4, 3, 2>({130, 7, 24}, 11, true);
   run<8, 128, BF, 896, 1, false, 2, 8, 2, 2>({2432}, 8, true);
-  run<4, 64, BF, 14336, 1, false, 4, 8, 2, 2>({64}, 8, false);
+  run<4, 64, BF, 14336, 1, false, 3, 16, 2, 1>({64}, 8, false);
   if (!only_check) {
-    shapes<1, 16, 2, 1>(1);
-    shapes<1, 16, 4, 1>(1);
-    shapes<1, 8, 4, 2>(1);
-    shapes<1, 16, 2, 1>(2);
-    shapes<2, 16, 2, 1>(4);
-    shapes<4, 16, 2, 1>(8);
+    shapes<1, 1, 2>(1);
+    shapes<1, 1, 4>(1);
+    shapes<1, 1, 2>(2);
+    shapes<2, 2, 2>(4);
+    shapes<4, 2, 2>(8);
+    shapes<8, 3, 1>(16);
+    shapes<8, 3, 1>(32);
     run<8, 64, BF, 4096, 2, true, 1, 16, 2, 1>({14336, 14336}, 1, false);
     run<8, 64, BF, 4096, 2, true, 1, 16, 4, 1>({14336, 14336}, 1, false);
     run<4, 64, BF, 2048, 1, false, 1, 8, 2, 2>({128256}, 1, false);

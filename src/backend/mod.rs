@@ -8,6 +8,7 @@ pub mod cuda;
 
 use std::sync::Arc;
 
+use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
 use crate::error::Result;
@@ -130,6 +131,16 @@ impl Positions {
 
 /// Keys and values of a layer, `[1, n_kv_heads, capacity, head_dim]` each, keys rotated; `None` before the first token.
 pub type LayerCache = Option<(Array, Array)>;
+
+/// Make a buffer of keys or values as large as `capacity` tokens, if it is not.
+pub(crate) fn make_room(buffer: &mut Array, capacity: i32) -> Result<()> {
+    let missing = capacity - buffer.dim(2);
+    if missing > 0 {
+        let more = zeros_dtype(&[buffer.dim(0), buffer.dim(1), missing, buffer.dim(3)], buffer.dtype())?;
+        *buffer = concatenate(&[&*buffer, &more], 2)?;
+    }
+    Ok(())
+}
 
 /// A span of a pass with the cache of its sequence.
 #[derive(Debug)]

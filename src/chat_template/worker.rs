@@ -60,7 +60,8 @@ pub(super) fn command() -> Option<fn() -> io::Result<Command>> {
 pub fn serve() -> io::Result<()> {
     let (sender, requests) = mpsc::channel::<String>();
     if !cfg!(target_os = "macos") {
-        limit(Resource::RLIMIT_AS, MEMORY_BYTES)?;
+        // At least three quarters are the template's.
+        limit(Resource::RLIMIT_AS, MEMORY_BYTES.max(mapped_bytes() + MEMORY_BYTES / 4 * 3))?;
     }
     limit(Resource::RLIMIT_CORE, 0)?;
     // This thread goes on reading, so that the process ends with the one that it works for, whatever a template does.
@@ -73,6 +74,15 @@ pub fn serve() -> io::Result<()> {
         sender.send(line?).map_err(io::Error::other)?;
     }
     Ok(())
+}
+
+/// What the program and its libraries take of the address space before they do anything: with NVIDIA's, many times what a
+/// template may.
+fn mapped_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let size =
+        status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    size.unwrap_or(0u64) << 10
 }
 
 fn limit(resource: Resource, most: u64) -> io::Result<()> {

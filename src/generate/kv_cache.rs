@@ -24,11 +24,11 @@
 use std::sync::Arc;
 
 use mlx_rs::fast::ScaledDotProductAttentionMask;
+use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
-use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
-use crate::backend::{CachedSpan, LayerCache, Phase, Positions};
+use crate::backend::{CachedSpan, LayerCache, Phase, Positions, make_room};
 use crate::error::Result;
 
 /// Buffers grow by this many tokens, as in mlx-lm.
@@ -202,11 +202,7 @@ impl KvCache {
             None => (rows(&keys, 0, 0)?, rows(&values, 0, 0)?),
         };
         for (buffer, new) in [(&mut all_keys, keys), (&mut all_values, values)] {
-            let missing = at.capacity - buffer.dim(2);
-            if missing > 0 {
-                let shape = [new.dim(0), new.dim(1), missing, new.dim(3)];
-                *buffer = concatenate(&[&*buffer, &zeros_dtype(&shape, new.dtype())?], 2)?;
-            }
+            make_room(buffer, at.capacity)?;
             store(buffer, new, at.offset)?;
         }
         let start = self.first_seen(layer, at);

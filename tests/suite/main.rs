@@ -45,8 +45,12 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// Compute on the CPU with the kernels that MLX_LM_KERNELS names, as the programs do; whether there are any. Every test that
-/// computes begins with this.
+/// computes begins with this. With MLX_LM_TEST_DEVICE=gpu, tests of whole models compute on a GPU.
 fn compute_on_cpu() -> bool {
+    if std::env::var("MLX_LM_TEST_DEVICE").is_ok_and(|device| device == "gpu") {
+        Device::set_default(&Device::gpu());
+        return ops::kernels() != "mlx";
+    }
     Device::set_default(&Device::cpu());
     match std::env::var("MLX_LM_KERNELS").as_deref() {
         Err(_) => {}

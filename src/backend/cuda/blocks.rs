@@ -1,65 +1,127 @@
-//! Transformer blocks where each sequence has one token: a few kernels of our own, with MLX's attention between them.
+//! Transformer blocks where each sequence has one token: all of a pass in one node of MLX's graph, five kernels a block.
 
-use mlx_rs::fast::scaled_dot_product_attention;
-use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
-use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::ops::{multiply, zeros_dtype};
+use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
-use super::gemv::Plan;
-use super::heads::{self, Sizes};
-use super::{Affine, Fused, Gpu};
-use crate::backend::{Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, Rotation};
+use super::attention::{self, HeadNorm, Sequence, Sizes};
+use super::gemv::{self, Plan, weights};
+use super::kernel::Kernel;
+use super::node::{Memory, When, is_own, node};
+use super::{Affine, Gpu};
+use crate::backend::{Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, make_room};
 use crate::error::Result;
 
 /// See [`crate::backend::Backend::blocks`].
 pub(super) fn blocks(gpu: &Gpu, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Option<Result<Array>> {
     let decodes = |span: &CachedSpan| span.positions.phase == Phase::Decode && span.positions.tokens == 1;
-    if !spans.iter().all(decodes) || !blocks.iter().all(|block| sees_a_range(block, spans)) {
+    if blocks.is_empty() || !spans.iter().all(decodes) || x.dim(0) != spans.len() as i32 {
         return None;
     }
-    // All blocks before the first is computed, which changes the caches.
-    let plans: Vec<BlockPlan> = blocks.iter().map(|block| BlockPlan::new(gpu, x, block)).collect::<Option<_>>()?;
-    let mut turns = Turns { positions: spans.iter().map(|span| span.positions.offset).collect(), known: Vec::new() };
-    let mut y = x.clone();
-    for (i, (block, plan)) in blocks.iter().zip(&plans).enumerate() {
-        let turns = block.rotation.map(|rotation| turns.of(rotation));
-        match plan.node(&y, block, i, spans, turns.as_ref()) {
-            Ok(after) => y = after,
-            Err(error) => return Some(Err(error)),
-        }
+    // All blocks before anything changes the caches.
+    let planned: Vec<Planned> = blocks.iter().map(|block| Planned::new(gpu, x, block)).collect::<Option<_>>()?;
+    let fits = |(cache, planned): (&LayerCache, &Planned)| {
+        let Sizes { n_kv_heads, head_dim, .. } = planned.sizes;
+        let fits = |a: &Array| a.dtype() == x.dtype() && (a.dim(1), a.dim(3)) == (n_kv_heads, head_dim);
+        cache.as_ref().is_none_or(|(keys, values)| fits(keys) && fits(values) && keys.dim(2) == values.dim(2))
+    };
+    if !spans.iter().all(|span| span.layers.iter().zip(&planned).all(fits)) {
+        return None;
     }
-    Some(Ok(y))
+    Some(compute(x, blocks, planned, spans))
 }
 
-/// Whether what the spans' tokens see lies together: the sinks of a window do not.
-fn sees_a_range(block: &Block, spans: &[CachedSpan]) -> bool {
-    let hides = |at: &Positions| block.window.is_some_and(|window| at.end() > window) && at.sinks > 0;
-    !spans.iter().any(|span| hides(&span.positions))
-}
-
-/// Cosines and sines of the spans' tokens, made once for each rotation.
-struct Turns {
-    positions: Vec<i32>,
-    known: Vec<(Rotation, Array)>,
-}
-
-impl Turns {
-    fn of(&mut self, rotation: &Rotation) -> Array {
-        if let Some((_, array)) = self.known.iter().find(|(known, _)| known == rotation) {
-            return array.clone();
+fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [CachedSpan]) -> Result<Array> {
+    for (layer, planned) in planned.iter().enumerate() {
+        make_caches(layer, planned.sizes, x.dtype(), spans)?;
+    }
+    take_over(spans)?;
+    let sequences: Vec<Vec<Sequence>> = (blocks.iter().enumerate())
+        .map(|(layer, block)| {
+            let sequence = |span: &CachedSpan| {
+                let capacity = span.layers[layer].as_ref().map_or(0, |(keys, _)| keys.dim(2));
+                Sequence::new(&span.positions, block.window, capacity)
+            };
+            spans.iter().map(sequence).collect()
+        })
+        .collect();
+    let end = spans.iter().map(|span| span.positions.end()).max().unwrap_or(0);
+    let rows = spans.len();
+    Memory::with(|memory| {
+        let bytes = |size: fn(&Planned) -> i32| planned.iter().map(size).max().unwrap_or(0) as usize * 2 * rows;
+        let partial = planned.iter().zip(&sequences).map(|(planned, of)| planned.attention.partial_bytes(of)).max();
+        let done = planned.iter().map(|planned| planned.attention.done_bytes()).max();
+        let own = [
+            memory.result(x.shape(), x.dtype())?,
+            memory.scratch("projected heads", bytes(|planned| planned.projections.plan.width()))?,
+            memory.scratch("attended heads", bytes(|planned| planned.sizes.n_heads * planned.sizes.head_dim))?,
+            memory.scratch("expanded", bytes(|planned| planned.expansion.plan.width()))?,
+            memory.scratch("parts of attention", partial.unwrap_or(0))?,
+            memory.scratch("counters", done.unwrap_or(0))?,
+        ];
+        let turns: Vec<Option<Array>> = (blocks.iter())
+            .map(|block| block.rotation.map(|rotation| memory.turns(rotation, end)).transpose())
+            .collect::<Result<_>>()?;
+        let mut inputs: Vec<&Array> = own.iter().collect();
+        inputs.push(x);
+        for (layer, (block, turns)) in blocks.iter().zip(&turns).enumerate() {
+            inputs.extend(turns);
+            inputs.extend(block_weights(block));
+            let caches = spans.iter().filter_map(|span| span.layers[layer].as_ref());
+            inputs.extend(caches.flat_map(|(keys, values)| [keys, values]));
         }
-        let mut numbers = Vec::new();
-        for &at in &self.positions {
-            for frequency in rotation.frequencies.iter() {
-                let (sin, cos) = (f64::from(at) * frequency).sin_cos();
-                numbers.extend([cos, sin].map(|number| (number * f64::from(rotation.factor)) as f32));
+        let mut made = node(&inputs, 1, When::AtOnce, move |stream, addresses| {
+            let mut addresses = addresses.iter().copied();
+            let mut next = || addresses.next().expect("an address for each input");
+            let [y, projected, attended, expanded, partial, done, x] = std::array::from_fn(|_| next());
+            for (layer, (planned, sequences)) in planned.iter().zip(&sequences).enumerate() {
+                let turns = if planned.turns { next() } else { 0 };
+                let mut of = |layers: &Layers| (0..layers.plan.weights()).map(|_| next()).collect::<Vec<u64>>();
+                let projections = of(&planned.projections);
+                let (o_proj, expansion, down_proj) =
+                    (of(&planned.o_proj), of(&planned.expansion), of(&planned.down_proj));
+                let [q_norm, k_norm] = match planned.norms {
+                    Some(eps) => eps.map(|eps| HeadNorm { weight: next(), eps }),
+                    None => Default::default(),
+                };
+                let sequences: Vec<Sequence> = sequences.iter().map(|sequence| sequence.at(next(), next())).collect();
+                // The hidden states are x before the first block, and y, in place, from then on.
+                let x = if layer == 0 { x } else { y };
+                let linear = |layers: &Layers, weights: &[u64], x, y, residual, follows| {
+                    let at = gemv::Addresses { x, y, weights, residual };
+                    // SAFETY: the weights are those that were planned, and the scratch memory has room for the widest.
+                    unsafe { layers.plan.launch(layers.kernel, stream, follows, at) }
+                };
+                linear(&planned.projections, &projections, x, projected, None, layer > 0)?;
+                let at = attention::Addresses { projected, turns, q_norm, k_norm, attended, partial, done };
+                // SAFETY: as above; each span has caches of its own, with room for its token, which nobody else has
+                // a handle of.
+                unsafe { planned.attention.launch(stream, &sequences, &at)? };
+                linear(&planned.o_proj, &o_proj, attended, y, Some(x), true)?;
+                linear(&planned.expansion, &expansion, y, expanded, None, true)?;
+                linear(&planned.down_proj, &down_proj, expanded, y, Some(y), true)?;
             }
-        }
-        let shape = [self.positions.len() as i32, rotation.frequencies.len() as i32, 2];
-        let array = Array::from_slice(&numbers, &shape);
-        self.known.push((rotation.clone(), array.clone()));
-        array
+            Ok(())
+        })?;
+        Ok(made.remove(0))
+    })
+}
+
+/// The arrays of a block's weights, in the order in which its kernels take them.
+fn block_weights<'a>(block: &Block<'a>) -> impl Iterator<Item = &'a Array> {
+    fn arrays<'a, const N: usize>(layers: [Linear<'a>; N], norm: Option<Norm<'a>>) -> Vec<&'a Array> {
+        weights(&affine(layers).expect("it was planned"), norm.map(|norm| norm.weight))
     }
+    let norms = block.qk_norm.iter().flatten().map(|norm| norm.weight).collect::<Vec<_>>();
+    [
+        arrays(block.projections, Some(block.input_layernorm)),
+        arrays([block.o_proj], None),
+        arrays([block.gate_proj, block.up_proj], Some(block.post_attention_layernorm)),
+        arrays([block.down_proj], None),
+        norms,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 fn affine<'a, const N: usize>(layers: [Linear<'a>; N]) -> Option<[Affine<'a>; N]> {
@@ -67,118 +129,109 @@ fn affine<'a, const N: usize>(layers: [Linear<'a>; N]) -> Option<[Affine<'a>; N]
     layers.try_into().ok()
 }
 
-/// Linear layers, and how they are computed.
-struct Planned<'a, const N: usize> {
-    layers: [Affine<'a>; N],
+/// Linear layers, and what computes them.
+struct Layers {
     plan: Plan,
+    kernel: Kernel,
 }
 
 /// A block's kernels.
-struct BlockPlan<'a> {
-    projections: Planned<'a, 3>,
-    heads: heads::Plan,
-    o_proj: Planned<'a, 1>,
-    expansion: Planned<'a, 2>,
-    down_proj: Planned<'a, 1>,
+struct Planned {
+    projections: Layers,
+    attention: attention::Plan,
+    o_proj: Layers,
+    expansion: Layers,
+    down_proj: Layers,
+    sizes: Sizes,
+    /// Whether heads are turned.
+    turns: bool,
+    /// The eps of the queries' and the keys' norm.
+    norms: Option<[f32; 2]>,
 }
 
-impl<'a> BlockPlan<'a> {
+impl Planned {
     /// `None` for what is not done here.
-    fn new(gpu: &Gpu, x: &Array, block: &Block<'a>) -> Option<Self> {
-        let (vectors, dtype) = (x.dim(0), x.dtype());
-        let (d, concat) = (x.dim(1), Epilogue::Concat);
-        let norm = |norm: Norm<'a>| Some((norm.weight, norm.eps));
+    fn new(gpu: &Gpu, x: &Array, block: &Block) -> Option<Self> {
+        let (vectors, d, dtype) = (x.dim(0), x.dim(1), x.dtype());
+        let head_dim = block.head_dim;
+        let is_head_norm = |norm: Norm| norm.weight.dtype() == dtype && norm.weight.shape() == [head_dim];
         let projections = affine(block.projections)?;
-        let outputs = |layer: &Affine| layer.packed.dim(0);
-        let heads = projections.each_ref().map(|layer| outputs(layer) / block.head_dim);
-        let norms = block.qk_norm.map(|norms| norms.map(|norm| (norm.weight, norm.eps)));
-        let sizes = Sizes { tokens: vectors, n_heads: heads[0], n_kv_heads: heads[1], head_dim: block.head_dim };
-        let o_proj = affine([block.o_proj])?;
+        let [o_proj, down_proj] = affine([block.o_proj, block.down_proj])?;
         let expansion = affine([block.gate_proj, block.up_proj])?;
-        let down_proj = affine([block.down_proj])?;
-        let (attended, expanded) =
-            ((vectors, outputs(&projections[0]), dtype), (vectors, outputs(&expansion[0]), dtype));
-        let (before, after) = (norm(block.input_layernorm), norm(block.post_attention_layernorm));
-        let x = (vectors, d, dtype);
-        Some(BlockPlan {
-            heads: heads::Plan::new(gpu, sizes, dtype, norms, block.rotation.is_some())?,
-            projections: Planned { plan: Plan::new(gpu, x, &projections, concat, before, false)?, layers: projections },
-            o_proj: Planned { plan: Plan::new(gpu, attended, &o_proj, concat, None, true)?, layers: o_proj },
-            expansion: Planned {
-                plan: Plan::new(gpu, x, &expansion, Epilogue::SwiGlu, after, false)?,
-                layers: expansion,
-            },
-            down_proj: Planned { plan: Plan::new(gpu, expanded, &down_proj, concat, None, true)?, layers: down_proj },
+        let outputs = |layer: &Affine| layer.packed.dim(0);
+        let [n_heads, n_kv_heads, n_values] = projections.each_ref().map(|layer| outputs(layer) / head_dim);
+        let is_done = n_values == n_kv_heads
+            && projections.iter().all(|layer| outputs(layer) % head_dim == 0)
+            && outputs(&o_proj) == d
+            && outputs(&down_proj) == d
+            && block.qk_norm.is_none_or(|norms| norms.into_iter().all(is_head_norm))
+            && block.rotation.is_none_or(|rotation| rotation.frequencies.len() as i32 == head_dim / 2);
+        if !is_done {
+            return None;
+        }
+        let sizes = Sizes { n_heads, n_kv_heads, head_dim };
+        let plan = |columns: i32, layers: &[Affine], epilogue, norm: Option<Norm>| {
+            let norm = norm.as_ref().map(|norm| (norm.weight, norm.eps));
+            Plan::new(gpu, (vectors, columns, dtype), layers, epilogue, norm, norm.is_none())
+        };
+        let plans = [
+            plan(d, &projections, Epilogue::Concat, Some(block.input_layernorm))?,
+            plan(outputs(&projections[0]), &[o_proj], Epilogue::Concat, None)?,
+            plan(d, &expansion, Epilogue::SwiGlu, Some(block.post_attention_layernorm))?,
+            plan(outputs(&expansion[0]), &[down_proj], Epilogue::Concat, None)?,
+        ];
+        let kernels = Plan::compile(plans.each_ref(), gpu)?;
+        let mut layers = plans.into_iter().zip(kernels).map(|(plan, kernel)| Layers { plan, kernel });
+        let mut next = || layers.next().expect("four");
+        Some(Planned {
+            projections: next(),
+            o_proj: next(),
+            expansion: next(),
+            down_proj: next(),
+            attention: attention::Plan::new(gpu, sizes, dtype, block.scale)?,
+            sizes,
+            turns: block.rotation.is_some(),
+            norms: block.qk_norm.map(|norms| norms.map(|norm| norm.eps)),
         })
     }
-
-    fn node(
-        &self,
-        x: &Array,
-        block: &Block,
-        layer: usize,
-        spans: &mut [CachedSpan],
-        turns: Option<&Array>,
-    ) -> Result<Array> {
-        let norm = |Norm { weight, eps }| Fused { norm: Some((weight, eps)), residual: None };
-        let add = |residual| Fused { norm: None, residual: Some(residual) };
-        let projected = self.projections.node(x, norm(block.input_layernorm))?;
-        let norms = block.qk_norm.map(|norms| norms.map(|norm| norm.weight));
-        let mut queries = self.heads.node(&projected, norms, turns)?;
-        let mut keys = queries.split_off(spans.len());
-        let values = keys.split_off(spans.len());
-        let attended = attend(block, layer, spans, &queries, keys.into_iter().zip(values))?;
-        let x = self.o_proj.node(&attended, add(x))?;
-        let expanded = self.expansion.node(&x, norm(block.post_attention_layernorm))?;
-        self.down_proj.node(&expanded, add(&x))
-    }
 }
 
-impl<const N: usize> Planned<'_, N> {
-    fn node(&self, x: &Array, fused: Fused) -> Result<Array> {
-        self.plan.node(x, &self.layers, fused)
-    }
-}
-
-/// Keys and values to the caches, and what the queries see of them: `[N, n_heads · head_dim]`.
-fn attend(
-    block: &Block,
-    layer: usize,
-    spans: &mut [CachedSpan],
-    queries: &[Array],
-    new: impl Iterator<Item = (Array, Array)>,
-) -> Result<Array> {
-    let mut attended = Vec::with_capacity(spans.len());
-    for ((span, queries), (key, value)) in spans.iter_mut().zip(queries).zip(new) {
-        let at = span.positions;
-        let (keys, values) = append(&mut span.layers[layer], &at, key, value)?;
-        let first = block.window.map_or(0, |window| (at.end() - window).max(0));
-        let seen = |all: &Array| all.try_index((.., .., first..at.end(), ..));
-        let output = scaled_dot_product_attention(queries, seen(keys)?, seen(values)?, block.scale, None, None)?;
-        attended.push(output.reshape(&[1, -1])?);
-    }
-    Ok(if let [one] = &attended[..] { one.clone() } else { concatenate(&attended, 0)? })
-}
-
-/// Write a token's key and value behind the others.
-fn append<'a>(cache: &'a mut LayerCache, at: &Positions, key: Array, value: Array) -> Result<&'a (Array, Array)> {
-    let grown = |old: Option<Array>, new: &Array| -> Result<Array> {
-        let zeros = |tokens: i32, dtype: Dtype| zeros_dtype(&[1, new.dim(1), tokens, new.dim(3)], dtype);
-        Ok(match old {
-            None => zeros(at.capacity, new.dtype())?,
-            Some(old) if old.dim(2) < at.capacity => {
-                let more = zeros(at.capacity - old.dim(2), new.dtype())?;
-                concatenate(&[old, more], 2)?
+/// Caches of a layer with room for the spans' tokens.
+fn make_caches(layer: usize, sizes: Sizes, dtype: Dtype, spans: &mut [CachedSpan]) -> Result<()> {
+    for CachedSpan { positions: Positions { capacity, .. }, layers } in spans {
+        match &mut layers[layer] {
+            Some((keys, values)) => {
+                make_room(keys, *capacity)?;
+                make_room(values, *capacity)?;
             }
-            Some(old) => old,
-        })
-    };
-    let (keys, values) = cache.take().unzip();
-    let write = |old: Option<Array>, new: Array| -> Result<Array> {
-        let buffer = grown(old, &new)?;
-        let mut buffer = buffer;
-        buffer.try_index_mut((.., .., (at.offset..at.end()).stride_by(1), ..), new)?;
-        Ok(buffer)
-    };
-    Ok(cache.insert((write(keys, key)?, write(values, value)?)))
+            empty @ None => {
+                let zeros = || zeros_dtype(&[1, sizes.n_kv_heads, *capacity, sizes.head_dim], dtype);
+                *empty = Some((zeros()?, zeros()?));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Make the caches' memory the spans' own, so that kernels may write to it: what others have a handle of is copied. A part of
+/// a cache that others read lies before the new tokens, or is of a sequence that has gone back, and they have read it by then.
+fn take_over(spans: &mut [CachedSpan]) -> Result<()> {
+    // What is not computed yet is not known to be ours.
+    for copies in [false, true] {
+        let mut started = Vec::new();
+        let caches = spans.iter_mut().flat_map(|span| span.layers.iter_mut().flatten());
+        for array in caches.flat_map(|(keys, values)| [keys, values]).filter(|array| !is_own(array)) {
+            if copies {
+                // MLX's own copy shares the memory.
+                let one = Array::from_int(1).as_dtype(array.dtype())?;
+                *array = multiply(&*array, one)?;
+            }
+            started.push(&*array);
+        }
+        if started.is_empty() {
+            break;
+        }
+        async_eval(started)?;
+    }
+    Ok(())
 }

@@ -87,6 +87,14 @@ __host__ __device__ constexpr int vector_bytes() {
 template <int WARPS, int VECTORS>
 __host__ __device__ constexpr int fixed_bytes() { return 32 + 2 * WARPS * VECTORS * 16 * 4; }
 
+struct GemvArguments {
+  Layer layers[3];
+  Fused fused;
+  const unsigned short* x;  // [vectors, columns]
+  unsigned short* y;        // which may be the residual's memory
+  int vectors;
+};
+
 // A kernel's blocks share the tiles of 16 rows of `layers`, which are concatenated in y [vectors, all rows]; or, for SWIGLU,
 // of eight rows of the first and the same of the second, of which y [vectors, rows] has silu(first) · second. The WARPS of a
 // block share the columns of a tile, a chunk each in turn. A warp holds AHEAD chunks, and asks for the one that comes after
@@ -178,15 +186,16 @@ struct Gemv {
     }
   }
 
+  // In shared memory: zeros, digits [VECTORS, 2, PITCH], scales and sums [VECTORS, UNITS], and the warps' sums.
+  static constexpr int DIGITS = 32, SUMS = DIGITS + VECTORS * 2 * PITCH, PARTIAL = SUMS + VECTORS * UNITS * 8;
+  static_assert(PARTIAL + 2 * WARPS * VECTORS * 16 * 4 == fixed_bytes<WARPS, VECTORS>() + VECTORS * vector_bytes<BITS, GROUP, COLUMNS>());
+
   __device__ void run(const unsigned short* x, unsigned short* y, int vectors) const {
     extern __shared__ __align__(16) unsigned char shared[];
-    unsigned dynamic;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(dynamic));
-    int room = (int(dynamic) - fixed_bytes<WARPS, VECTORS>()) / vector_bytes<BITS, GROUP, COLUMNS>();
-    int at_once = smaller(VECTORS, room);
-    for (int first = 0; first < vectors; first += at_once) {
+    allow_next();
+    for (int first = 0; first < vectors; first += VECTORS) {
       if (first > 0) __syncthreads();
-      pass(shared, x + (size_t)first * COLUMNS, y, first, smaller(at_once, vectors - first));
+      pass(shared, x + (size_t)first * COLUMNS, y, first, smaller(VECTORS, vectors - first));
     }
   }
 
@@ -204,8 +213,8 @@ struct Gemv {
     for (int k = 0; k < 8; k++) values[k] = to_float<T>(static_cast<unsigned short>(pairs[k / 2] >> 16 * (k % 2)));
   }
 
-  // One over the root of a vector's mean square, by all threads; `sums` [WARPS] is theirs.
-  __device__ float inverse_rms(const unsigned short* x, float* sums) const {
+  // A thread's part of the sum of a vector's squares.
+  __device__ static float squares(const unsigned short* x) {
     float sum = 0;
     for (int at = threadIdx.x; at < COLUMNS / 8; at += THREADS) {
       float values[8];
@@ -213,21 +222,30 @@ struct Gemv {
 #pragma unroll
       for (int k = 0; k < 8; k++) sum = __fmaf_rn(values[k], values[k], sum);
     }
-    sum = sum_over_warp(sum);
-    if (threadIdx.x % 32 == 0) sums[warp] = sum;
-    __syncthreads();
-    sum = 0;
+    return sum;
+  }
+
+  // One over the root of a vector's mean square, of the warps' sums of squares.
+  __device__ float inverse_rms(const float* sums) const {
+    float sum = 0;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) sum = __fadd_rn(sum, sums[w]);
     return __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(COLUMNS)), fused.eps));
   }
 
   // The vectors as digits, [vectors, 2, PITCH], in the order in which weights unpack, and [vectors, UNITS] of the scale and
-  // the scaled sum.
+  // the scaled sum. `partial` has room for [vectors, WARPS].
   __device__ void split(const unsigned short* x, int vectors, unsigned char* digits, float2* sums, float* partial) const {
     constexpr int EIGHTS = GROUP / 8, ALL = COLUMNS / 8;
+    if (fused.norm) {
+      for (int vector = 0; vector < vectors; vector++) {
+        float sum = sum_over_warp(squares(x + (size_t)vector * COLUMNS));
+        if (threadIdx.x % 32 == 0) partial[vector * WARPS + warp] = sum;
+      }
+      __syncthreads();
+    }
     for (int vector = 0; vector < vectors; vector++) {
-      float factor = fused.norm ? inverse_rms(x + (size_t)vector * COLUMNS, partial + vector * WARPS) : 1;
+      float factor = fused.norm ? inverse_rms(partial + vector * WARPS) : 1;
       for (int at = threadIdx.x; at < ALL; at += THREADS) {
         unsigned lanes = ((1u << EIGHTS) - 1) << (threadIdx.x % 32 / EIGHTS * EIGHTS);  // which have the group
         float values[8], most = 0;
@@ -267,33 +285,28 @@ struct Gemv {
     }
   }
 
+  // Where a lane finds the vectors in shared memory.
   struct Vectors {
-    const unsigned char* digits[SETS];  // of the lane's column of the instruction, for the warp's first chunk
-    int step[SETS];                     // to its next chunk; 0 where the column sees zeros of this lane
-    const float2* sums[SETS];           // of the lane's results
+    const unsigned char* shared;
+    int sees;    // ~0, or 0 where the lane's column of the instruction sees zeros, which are at the beginning
+    int digits;  // of the first set's vector in the column, for the warp's first chunk
+    int step;    // to its next chunk
+    int sums;    // of the first set's vector in the lane's results
   };
 
   __device__ void multiply_chunk(const Chunk& chunk, const Vectors& vectors, int turn, float (&sums)[SETS][2]) const {
-    int c[SETS][4] = {};
+    constexpr int STEPS = S::LANE / 8;  // instructions of a set
+    // Sums begin at the bits of 3 · 2²², in which an f32 counts ones: they stay below 2²².
+    constexpr unsigned MIDDLE = 0x4b400000;
+    unsigned a[STEPS][4];
 #pragma unroll
-    for (int k = 0; k < S::LANE / 16; k++) {
-      uint4 x[SETS];
+    for (int i = 0; i < STEPS; i++)
 #pragma unroll
-      for (int s = 0; s < SETS; s++) x[s] = *reinterpret_cast<const uint4*>(vectors.digits[s] + turn * vectors.step[s] + k * 16);
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        unsigned a[4];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const unsigned* words = chunk.words[half].of;
-          a[half] = BITS == 4 ? words[2 * k + i] & 0x0f0f0f0f : words[2 * i];
-          a[2 + half] = BITS == 4 ? words[2 * k + i] >> 4 & 0x0f0f0f0f : words[2 * i + 1];
-        }
-#pragma unroll
-        for (int s = 0; s < SETS; s++)
-          multiply(c[s], a[0], a[1], a[2], a[3], i ? x[s].z : x[s].x, i ? x[s].w : x[s].y);
+      for (int half = 0; half < 2; half++) {
+        const unsigned* words = chunk.words[half].of;
+        a[i][half] = BITS == 4 ? words[i] & 0x0f0f0f0f : words[2 * i];
+        a[i][2 + half] = BITS == 4 ? words[i] >> 4 & 0x0f0f0f0f : words[2 * i + 1];
       }
-    }
     float scales[2], biases[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -305,45 +318,51 @@ struct Gemv {
     bool is_there = (turn + 1) * WARPS * S::CHUNK <= COLUMNS || from < COLUMNS;
 #pragma unroll
     for (int s = 0; s < SETS; s++) {
-      float2 x = is_there ? vectors.sums[s][unit] : float2{};
+      int c[4] = {MIDDLE, MIDDLE, MIDDLE, MIDDLE};
+      int at = vectors.digits + turn * vectors.step + (s * S::V * 2 * PITCH & vectors.sees);
+#pragma unroll
+      for (int k = 0; k < STEPS / 2; k++) {
+        uint4 x = *reinterpret_cast<const uint4*>(vectors.shared + at + k * 16);
+        multiply(c, a[2 * k][0], a[2 * k][1], a[2 * k][2], a[2 * k][3], x.x, x.y);
+        multiply(c, a[2 * k + 1][0], a[2 * k + 1][1], a[2 * k + 1][2], a[2 * k + 1][3], x.z, x.w);
+      }
+      const unsigned char* of = vectors.shared + vectors.sums + (s * S::V * UNITS + unit) * 8;
+      float2 x = is_there ? *reinterpret_cast<const float2*>(of) : float2{};
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        float product = __int2float_rn(c[s][2 * half] * 256 + c[s][2 * half + 1]);
-        sums[s][half] = __fmaf_rn(__fmul_rn(scales[half], x.x), product, sums[s][half]);
+        float high = __fsub_rn(__int_as_float(c[2 * half]), 12582912.0f), low = __fsub_rn(__int_as_float(c[2 * half + 1]), 12582912.0f);
+        sums[s][half] = __fmaf_rn(__fmul_rn(scales[half], x.x), __fmaf_rn(high, 256, low), sums[s][half]);
         sums[s][half] = __fmaf_rn(biases[half], x.y, sums[s][half]);
       }
     }
   }
 
   __device__ void pass(unsigned char* shared, const unsigned short* x, unsigned short* y, int first, int vectors) const {
-    unsigned char* digits = shared + 32;  // after zeros
-    float2* x_sums = reinterpret_cast<float2*>(digits + vectors * 2 * PITCH);
-    float* partial = reinterpret_cast<float*>(x_sums + vectors * UNITS);  // [2, WARPS, VECTORS, 16]
+    float* partial = reinterpret_cast<float*>(shared + PARTIAL);  // [2, WARPS, VECTORS, 16]
 
     int all = tiles(), tile = blockIdx.x;
-    if (tile >= all) return;
     Rows rows;
     find(rows, tile);
     Chunk chunks[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++)
       if (has(i)) load(chunks[i], rows, i);
+    if (first == 0) await_previous();
 
-    if (threadIdx.x < 8) reinterpret_cast<unsigned*>(shared)[threadIdx.x] = 0;
-    split(x, vectors, digits, x_sums, partial);
+    if (threadIdx.x < DIGITS / 4) reinterpret_cast<unsigned*>(shared)[threadIdx.x] = 0;
+    split(x, vectors, shared + DIGITS, reinterpret_cast<float2*>(shared + SUMS), partial);
     __syncthreads();
 
-    // In the right side of the instruction a lane has a column, lane / 4; in its result a pair of them, t.
+    // In the right side of the instruction a lane has a column, lane / 4; in its result a pair of them, t. What is read of
+    // vectors that are not there becomes results that nobody writes.
     Vectors of;
-    bool sees = row / 2 / S::V == t * S::UNITS / 4;
-#pragma unroll
-    for (int s = 0; s < SETS; s++) {
-      int vector = s * S::V + row / 2 % S::V;
-      bool has = sees && vector < vectors;
-      of.digits[s] = has ? digits + (vector * 2 + row % 2) * PITCH + warp * S::CHUNK + t * S::LANE : shared;
-      of.step[s] = has ? WARPS * S::CHUNK : 0;
-      of.sums[s] = x_sums + smaller(s * S::V + t % S::V, vectors - 1) * UNITS + warp * S::UNITS + t / S::V;
-    }
+    of.shared = shared;
+    bool is_there = SETS > 1 || row / 2 % S::V < vectors;
+    of.sees = is_there && row / 2 / S::V == t * S::UNITS / 4 ? ~0 : 0;
+    of.digits = DIGITS + (row / 2 % S::V * 2 + row % 2) * PITCH + warp * S::CHUNK + t * S::LANE;
+    of.digits &= of.sees;
+    of.step = WARPS * S::CHUNK & of.sees;
+    of.sums = SUMS + (t % S::V * UNITS + warp * S::UNITS + t / S::V) * 8;
 
     for (int parity = 0; tile < all; parity ^= 1) {
       float sums[SETS][2] = {};

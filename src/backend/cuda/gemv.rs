@@ -1,50 +1,40 @@
 //! Linear layers with few vectors: which of the kernels that `gemv.cu` can make is meant, and its launch.
 
-use std::sync::OnceLock;
+use mlx_rs::{Array, Dtype};
 
-use mlx_rs::{Array, Dtype, ops};
-
-use super::kernel::{Compiled, Kernel, Launch, hash};
+use super::driver::Stream;
+use super::kernel::{Compiled, Form as _, Kernel, Launch};
+use super::node::{Memory, When, node};
 use super::{Affine, Epilogue, Fused, Gpu};
 use crate::backend::Packing;
 use crate::error::Result;
 
-const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("gemv.cu"));
-
-/// As many vectors are computed here; more are MLX's.
-const MAX_VECTORS: i32 = 32;
 /// As many layers with one input: q, k and v.
 const MAX_LAYERS: usize = 3;
-/// Columns of the matrix instruction's right side.
-const MAX_SETS: i32 = 4;
-/// A kernel may be launched with any amount of shared memory up to this; beyond, MLX asks the driver for what the first launch
-/// wants, so each amount needs a kernel of its own.
-const SHARED_WITHOUT_ASKING: i32 = 48_000;
-/// Such amounts: what every GPU has, and Hopper's, less what the system takes.
-const SHARED_AMOUNTS: [i32; 2] = [96 << 10, 220 << 10];
+/// As many matrix instructions use a weight at most, once it is unpacked: registers have no room for the sums of more.
+const MAX_SETS: i32 = 8;
 
 /// `n / of`, rounded up; both positive.
 fn divided_up(n: i32, of: i32) -> i32 {
     (n + of - 1) / of
 }
 
-/// What is compiled: everything but the number of rows and, up to a power of two, of vectors.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Form {
+/// What is compiled: everything but the number of rows and, up to a set, of vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Form {
     packing: Packing,
     is_bf16: bool,
     columns: i32,
+    layers: usize,
     /// For each layer, whether it has a bias.
-    biases: Vec<bool>,
+    biases: [bool; MAX_LAYERS],
     swiglu: bool,
-    /// The bits of the norm's eps, if the vectors are normalised.
-    norm: Option<u32>,
+    /// Whether the vectors are normalised.
+    has_norm: bool,
     /// Whether something is added to the result.
     has_residual: bool,
     /// How many matrix instructions use a weight once it is unpacked.
     sets: i32,
-    /// Dynamic shared memory in bytes.
-    shared: i32,
 }
 
 impl Form {
@@ -72,9 +62,13 @@ impl Form {
         if self.chunks() >= 32 { 16 } else { 8 }
     }
 
-    /// Chunks that a warp has in registers: more for long rows of four bits, where one set leaves room.
+    /// Chunks that a warp has in registers: more for long rows of four bits, fewer where sums leave no room.
     fn ahead(&self) -> i32 {
-        let most = if self.packing.bits == 4 && self.sets == 1 { 4 } else { 2 };
+        let most = match self.sets {
+            1 if self.packing.bits == 4 => 4,
+            ..5 => 2,
+            _ => 1,
+        };
         divided_up(self.chunks(), self.warps()).min(most)
     }
 
@@ -83,136 +77,108 @@ impl Form {
     }
 
     /// `vector_bytes` and `fixed_bytes` of gemv.cu.
-    fn shared_for(&self, vectors: i32) -> i32 {
+    fn shared(&self, sets: i32) -> i32 {
         let each = 2 * (self.chunks() * self.chunk() + 16) + self.columns / self.unit() * 8;
-        32 + 2 * self.warps() * self.sets * self.vectors_of_set() * 16 * 4 + vectors * each
+        32 + sets * self.vectors_of_set() * (2 * self.warps() * 16 * 4 + each)
     }
 
-    /// The form for so many vectors; `None` where shared memory has no room for one.
+    /// For so many vectors, all in one pass over the weights if shared memory has room for them, or else in equal passes;
+    /// `None` where it has no room for a set.
     fn fit(mut self, vectors: i32, gpu: &Gpu) -> Option<Self> {
-        self.sets = divided_up(vectors, self.vectors_of_set());
-        self.sets = (self.sets as u32).next_power_of_two().min(MAX_SETS as u32) as i32;
-        let wanted = self.shared_for(vectors.min(self.sets * self.vectors_of_set()));
-        let amounts = || SHARED_AMOUNTS.into_iter().filter(|&amount| amount <= gpu.shared_memory);
-        self.shared = match wanted {
-            wanted if wanted <= SHARED_WITHOUT_ASKING => wanted,
-            // Vectors that find no room are multiplied in further passes.
-            wanted => amounts().find(|&amount| amount >= wanted).or_else(|| amounts().next_back())?,
+        let most = (1..=MAX_SETS).rev().find(|&sets| self.shared(sets) <= gpu.shared_memory)?;
+        let sets = divided_up(vectors, self.vectors_of_set());
+        self.sets = divided_up(sets, divided_up(sets, most));
+        Some(self)
+    }
+}
+
+impl super::kernel::Form for Form {
+    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("gemv.cu"));
+
+    fn bounds(&self) -> (i32, i32) {
+        (self.warps() * 32, self.blocks_per_multiprocessor())
+    }
+
+    fn dynamic_shared(&self) -> i32 {
+        self.shared(self.sets)
+    }
+
+    fn entry(&self) -> (String, String) {
+        // What is not there is known to the compiler.
+        let if_has = |has: bool, what: &str| if has { what.to_owned() } else { "nullptr".to_owned() };
+        let layer = |i: usize| {
+            let at = format!("a.layers[{i}]");
+            let bias = if_has(self.biases[i], &format!("{at}.bias"));
+            format!("{{{at}.words, {at}.scales, {at}.biases, {bias}, {at}.rows}}")
         };
-        (self.shared >= self.shared_for(1)).then_some(self)
-    }
-
-    /// Unlike any other kernel's: MLX keeps compiled kernels by name, also on disk and for all GPUs.
-    fn name(&self, gpu: &Gpu) -> String {
-        static HASH: OnceLock<String> = OnceLock::new();
-        let hash = HASH.get_or_init(|| hash(SOURCE));
-        let Packing { group_size, bits } = self.packing;
-        let biases: String = self.biases.iter().map(|&has| if has { 'b' } else { 'n' }).collect();
-        format!(
-            "mlx_lm_gemv_{hash}_sm{}{}_q{bits}_{group_size}_{}_{}_{biases}_{}_{}_{}_{:x}_{}",
-            gpu.capability.0,
-            gpu.capability.1,
-            if self.is_bf16 { "bf16" } else { "f16" },
-            self.columns,
-            if self.swiglu { "swiglu" } else { "concat" },
-            self.sets,
-            if self.shared > SHARED_WITHOUT_ASKING { self.shared } else { 0 },
-            self.norm.unwrap_or(0),
-            if self.has_residual { "r" } else { "n" },
-        )
-    }
-
-    fn inputs(&self) -> Vec<String> {
-        let mut names = vec!["x".to_owned()];
-        for (i, has_bias) in self.biases.iter().enumerate() {
-            names.extend(["words", "scales", "biases"].map(|name| format!("{name}{i}")));
-            names.extend(has_bias.then(|| format!("bias{i}")));
-        }
-        names.extend(self.norm.map(|_| "norm".to_owned()));
-        names.extend(self.has_residual.then(|| "residual".to_owned()));
-        names
-    }
-
-    /// The kernel's body. MLX writes the head, with a pointer for each input, and its shape where the body names that.
-    fn body(&self) -> String {
-        let numbers = |name: &str, i: usize| format!("reinterpret_cast<const unsigned short*>({name}{i})");
-        let or_null = |has: bool, name: &str| {
-            if has { format!("reinterpret_cast<const unsigned short*>({name})") } else { "nullptr".to_owned() }
-        };
-        let layers: Vec<String> = (self.biases.iter().enumerate())
-            .map(|(i, &has_bias)| {
-                let bias = or_null(has_bias, &format!("bias{i}"));
-                let (scales, biases) = (numbers("scales", i), numbers("biases", i));
-                format!("{{words{i}, {scales}, {biases}, {bias}, int(words{i}_shape[0])}}")
-            })
-            .collect();
-        format!(
+        let body = format!(
             "const mlx_lm::Layer layers[] = {{{}}};\n\
-             int vectors = 1;\n\
-             for (int i = 0; i + 1 < x_ndim; i++) vectors *= int(x_shape[i]);\n\
-             const mlx_lm::Fused fused = {{{}, __uint_as_float({}u), {}}};\n\
-             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}>(layers, fused).run(\n\
-             reinterpret_cast<const unsigned short*>(x), reinterpret_cast<unsigned short*>(y), vectors);\n",
-            layers.join(", "),
-            or_null(self.norm.is_some(), "norm"),
-            self.norm.unwrap_or(0),
-            or_null(self.has_residual, "residual"),
+             const mlx_lm::Fused fused = {{{}, a.fused.eps, {}}};\n\
+             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}>(layers, fused).run(a.x, a.y, a.vectors);",
+            (0..self.layers).map(layer).collect::<Vec<_>>().join(", "),
+            if_has(self.has_norm, "a.fused.norm"),
+            if_has(self.has_residual, "a.fused.residual"),
             self.packing.bits,
             self.packing.group_size,
             if self.is_bf16 { "BF16" } else { "F16" },
             self.columns,
-            self.biases.len(),
+            self.layers,
             self.swiglu,
             self.sets,
             self.warps(),
             self.ahead(),
-        )
-    }
-
-    fn compile(&self, gpu: &Gpu) -> Result<Kernel> {
-        let bounds = (self.warps() * 32, self.blocks_per_multiprocessor());
-        let kernel = Kernel::new(
-            &self.name(gpu),
-            [&self.inputs(), &["y".to_owned()]],
-            SOURCE,
-            &self.body(),
-            bounds,
-            self.shared,
-        )?;
-        // MLX compiles it when it is first computed, where an error would end a generation: so here, with a row of zeros.
-        let dtype = if self.is_bf16 { Dtype::Bfloat16 } else { Dtype::Float16 };
-        let zeros = |columns: i32, dtype: Dtype| ops::zeros_dtype(&[1, columns], dtype);
-        let words = zeros(self.columns * self.packing.bits / 32, Dtype::Uint32)?;
-        let scales = zeros(self.columns / self.packing.group_size, dtype)?;
-        let (x, bias) = (zeros(self.columns, dtype)?, zeros(1, dtype)?);
-        let bias = bias.reshape(&[1])?;
-        let mut inputs = vec![&x];
-        for &has_bias in &self.biases {
-            inputs.extend([&words, &scales, &scales]);
-            inputs.extend(has_bias.then_some(&bias));
-        }
-        inputs.extend(self.norm.map(|_| &x));
-        let width = if self.swiglu { 1 } else { self.biases.len() as i32 };
-        let residual = zeros(width, dtype)?;
-        inputs.extend(self.has_residual.then_some(&residual));
-        let y = kernel.apply(&inputs, Launch { shapes: &[&[1, width]], dtype, blocks: 1, threads: bounds.0 })?;
-        mlx_rs::transforms::eval(&y)?;
-        Ok(kernel)
+        );
+        ("mlx_lm::GemvArguments".to_owned(), body)
     }
 }
 
-/// Linear layers for an input of so many vectors, checked and compiled.
-#[derive(Clone, Copy)]
+/// `Layer` of gemv.cu; addresses.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct LayerArguments {
+    words: u64,
+    scales: u64,
+    biases: u64,
+    bias: u64,
+    rows: i32,
+}
+
+/// `GemvArguments` of gemv.cu; addresses.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Arguments {
+    layers: [LayerArguments; MAX_LAYERS],
+    norm: u64,
+    eps: f32,
+    residual: u64,
+    x: u64,
+    y: u64,
+    vectors: i32,
+}
+
+/// Linear layers for an input of so many vectors, checked; their kernel is not compiled yet.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
-    kernel: &'static Kernel,
-    dtype: Dtype,
+    pub form: Form,
+    rows: [i32; MAX_LAYERS],
+    eps: f32,
+    vectors: i32,
     width: i32,
     blocks: i32,
-    threads: i32,
+}
+
+/// Where the numbers of a launch lie.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses<'a> {
+    pub x: u64,
+    pub y: u64,
+    /// Each layer's words, scales and biases, and its bias if it has one; then the norm, if there is one.
+    pub weights: &'a [u64],
+    pub residual: Option<u64>,
 }
 
 impl Plan {
-    /// `None` for what is not done here. Of `fused`, the residual's type and shape are those of the output.
+    /// `None` for what is not done here. Of a residual, the type and shape are those of the output.
     pub fn new(
         gpu: &Gpu,
         (vectors, columns, dtype): (i32, i32, Dtype),
@@ -221,7 +187,6 @@ impl Plan {
         norm: Option<(&Array, f32)>,
         has_residual: bool,
     ) -> Option<Self> {
-        static KERNELS: Compiled<Form> = Compiled::new();
         let swiglu = epilogue == Epilogue::SwiGlu;
         let packing = layers.first()?.packing;
         let is_number = |numbers: &Array| numbers.dtype() == dtype;
@@ -231,19 +196,25 @@ impl Plan {
                 && layer.packed.shape()[1..] == [columns * packing.bits / 32]
                 && numbers.into_iter().flatten().all(is_number)
         };
-        let mut width = layers.iter().map(|layer| layer.packed.dim(0)).sum::<i32>();
-        let mut tiles = layers.iter().map(|layer| divided_up(layer.packed.dim(0), 16)).sum::<i32>();
+        if layers.len() > MAX_LAYERS {
+            return None;
+        }
+        let (mut rows, mut biases) = ([0; MAX_LAYERS], [false; MAX_LAYERS]);
+        for (i, layer) in layers.iter().enumerate() {
+            (rows[i], biases[i]) = (layer.packed.dim(0), layer.bias.is_some());
+        }
+        let mut width = rows.iter().sum::<i32>();
+        let mut tiles = rows.iter().map(|&rows| divided_up(rows, 16)).sum::<i32>();
         if swiglu {
             width /= 2;
             tiles = divided_up(width, 8);
         }
         let is_done = matches!(packing.bits, 4 | 8)
             && matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
-            && (1..=MAX_VECTORS).contains(&vectors)
-            && layers.len() <= MAX_LAYERS
+            && vectors > 0
             && columns % packing.group_size == 0
             && layers.iter().all(fits)
-            && (!swiglu || layers.len() == 2 && layers[0].packed.dim(0) == layers[1].packed.dim(0))
+            && (!swiglu || layers.len() == 2 && rows[0] == rows[1])
             && norm.is_none_or(|(weight, _)| is_number(weight) && weight.shape() == [columns]);
         if !is_done {
             return None;
@@ -252,34 +223,69 @@ impl Plan {
             packing,
             is_bf16: dtype == Dtype::Bfloat16,
             columns,
-            biases: layers.iter().map(|layer| layer.bias.is_some()).collect(),
+            layers: layers.len(),
+            biases,
             swiglu,
-            norm: norm.map(|(_, eps)| eps.to_bits()),
+            has_norm: norm.is_some(),
             has_residual,
             sets: 1,
-            shared: 0,
         };
         let form = form.fit(vectors, gpu)?;
-        let kernel = KERNELS.get(&form, || form.compile(gpu))?;
         let blocks = tiles.min(gpu.multiprocessors * form.blocks_per_multiprocessor());
-        Some(Plan { kernel, dtype, width, blocks, threads: form.warps() * 32 })
+        Some(Plan { form, rows, eps: norm.map_or(0.0, |(_, eps)| eps), vectors, width, blocks })
     }
 
-    /// The layers' output for `x`; all as it was planned.
-    pub fn node(&self, x: &Array, layers: &[Affine], fused: Fused) -> Result<Array> {
-        let mut inputs = vec![x];
-        for layer in layers {
-            inputs.extend([layer.packed, layer.scales, layer.biases]);
-            inputs.extend(layer.bias);
-        }
-        inputs.extend(fused.norm.map(|(weight, _)| weight));
-        inputs.extend(fused.residual);
-        let mut shape = x.shape().to_vec();
-        *shape.last_mut().expect("x has columns") = self.width;
-        let &Plan { dtype, blocks, threads, .. } = self;
-        let mut outputs = self.kernel.apply(&inputs, Launch { shapes: &[&shape], dtype, blocks, threads })?;
-        Ok(outputs.remove(0))
+    /// The kernels of plans.
+    pub fn compile<const N: usize>(plans: [&Plan; N], gpu: &Gpu) -> Option<[Kernel; N]> {
+        static KERNELS: Compiled<Form> = Compiled::new();
+        KERNELS.get(plans.map(|plan| &plan.form), gpu)
     }
+
+    /// How many numbers each vector becomes.
+    pub fn width(&self) -> i32 {
+        self.width
+    }
+
+    /// How many addresses of weights a launch takes.
+    pub fn weights(&self) -> usize {
+        let biases = self.form.biases.iter().filter(|&&has_bias| has_bias).count();
+        3 * self.form.layers + biases + usize::from(self.form.has_norm)
+    }
+
+    /// Start the plan's `kernel`.
+    ///
+    /// # Safety
+    /// The addresses are of arrays as they were when it was planned.
+    pub unsafe fn launch(&self, kernel: Kernel, stream: Stream, follows: bool, at: Addresses) -> Result<()> {
+        let mut weights = at.weights.iter().copied();
+        let mut next = || weights.next().expect("an address for each weight");
+        let mut arguments = Arguments {
+            eps: self.eps,
+            residual: at.residual.unwrap_or_default(),
+            x: at.x,
+            y: at.y,
+            vectors: self.vectors,
+            ..Arguments::default()
+        };
+        for (i, layer) in arguments.layers.iter_mut().enumerate().take(self.form.layers) {
+            let [words, scales, biases] = [next(), next(), next()];
+            let bias = if self.form.biases[i] { next() } else { 0 };
+            *layer = LayerArguments { words, scales, biases, bias, rows: self.rows[i] };
+        }
+        if self.form.has_norm {
+            arguments.norm = next();
+        }
+        let grid = [self.blocks as u32, 1, 1];
+        // SAFETY: `Arguments` is `GemvArguments`, which the kernel takes; the rest is the caller's promise.
+        unsafe { kernel.launch(Launch { stream, grid, shared: self.form.dynamic_shared(), follows }, &arguments) }
+    }
+}
+
+/// The arrays of layers and norm as [`Addresses::weights`] has them.
+pub(super) fn weights<'a>(layers: &[Affine<'a>], norm: Option<&'a Array>) -> Vec<&'a Array> {
+    let arrays =
+        layers.iter().flat_map(|layer| [Some(layer.packed), Some(layer.scales), Some(layer.biases), layer.bias]);
+    arrays.chain([norm]).flatten().collect()
 }
 
 /// See [`Gpu::affine`].
@@ -292,8 +298,27 @@ pub(super) fn linear(
 ) -> Option<Result<Array>> {
     let &columns = x.shape().last()?;
     let vectors = x.size() as i32 / columns.max(1);
+    let dtype = x.dtype();
     let has_residual = fused.residual.is_some();
-    let plan = Plan::new(gpu, (vectors, columns, x.dtype()), layers, epilogue, fused.norm, has_residual)?;
-    let fits = |residual: &Array| residual.dtype() == x.dtype() && residual.size() as i32 == vectors * plan.width;
-    fused.residual.is_none_or(fits).then(|| plan.node(x, layers, fused))
+    let plan = Plan::new(gpu, (vectors, columns, dtype), layers, epilogue, fused.norm, has_residual)?;
+    let fits = |residual: &Array| residual.dtype() == dtype && residual.size() as i32 == vectors * plan.width;
+    if !fused.residual.is_none_or(fits) {
+        return None;
+    }
+    let [kernel] = Plan::compile([&plan], gpu)?;
+    let mut shape = x.shape().to_vec();
+    *shape.last_mut()? = plan.width;
+    Some(Memory::with(|memory| memory.result(&shape, dtype)).and_then(|y| {
+        let mut inputs = vec![&y, x];
+        inputs.extend(fused.residual);
+        inputs.extend(weights(layers, fused.norm.map(|(weight, _)| weight)));
+        let mut made = node(&inputs, 1, When::Evaluated, move |stream, addresses| {
+            let [y, x, ref rest @ ..] = *addresses else { unreachable!("two and more inputs") };
+            let (residual, weights) = rest.split_at(usize::from(has_residual));
+            let at = Addresses { x, y, weights, residual: residual.first().copied() };
+            // SAFETY: these are the inputs of the node, of which the plan was made.
+            unsafe { plan.launch(kernel, stream, false, at) }
+        })?;
+        Ok(made.remove(0))
+    }))
 }

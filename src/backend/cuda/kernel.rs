@@ -1,192 +1,158 @@
-//! A kernel as a node of MLX's graph, through MLX's custom kernels; and what the driver tells of the GPU.
+//! Kernels by what they are compiled for: compiled at run time for the GPU at hand, several at once, and kept on disk.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_int, c_uint, c_void};
-
+use std::fs;
 use std::hash::Hash;
+use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
+use std::thread;
 
-use mlx_rs::{Array, Dtype, StreamOrDevice};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use super::Gpu;
+use super::driver::{self, Function, Stream};
+use crate::error::Result;
 
-/// What the driver is asked for, by its number there (`CUdevice_attribute`).
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Attribute {
-    Multiprocessors = 16,
-    Major = 75,
-    Minor = 76,
-    SharedMemoryPerBlock = 97,
+/// What a kernel is compiled from.
+pub(super) trait Form: Clone + Eq + Hash + Send + Sync {
+    /// What comes before [`Form::entry`].
+    const SOURCE: &str;
+
+    /// Threads of a block, and how many blocks a multiprocessor must have room for.
+    fn bounds(&self) -> (i32, i32);
+
+    /// The most dynamic shared memory that a launch may have, in bytes.
+    fn dynamic_shared(&self) -> i32 {
+        0
+    }
+
+    /// The type of the kernel's only parameter, and the statements that take it, as `a`.
+    fn entry(&self) -> (String, String);
 }
 
-/// An attribute of the first GPU, which is MLX's. `None` where there is no GPU or no driver.
-pub(super) fn attribute(attribute: Attribute) -> Option<i32> {
-    type Init = unsafe extern "C" fn(c_uint) -> c_int;
-    type Get = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
-    let driver = |name: &CStr| {
-        // SAFETY: the name ends in a zero.
-        let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        (!symbol.is_null()).then_some(symbol)
-    };
-    let (init, get) = (driver(c"cuInit")?, driver(c"cuDeviceGetAttribute")?);
-    // SAFETY: both are the driver's functions, of these types. Each returns 0 where it has done its work; the first may be
-    // called any number of times, and the second writes one number.
-    unsafe {
-        let init = std::mem::transmute::<*mut c_void, Init>(init);
-        let get = std::mem::transmute::<*mut c_void, Get>(get);
-        let mut value = 0;
-        (init(0) == 0 && get(&mut value, attribute as c_int, 0) == 0).then_some(value)
+/// A compiled kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    function: Function,
+    threads: u32,
+    /// Whether it waits by itself for the kernel before it.
+    overlaps: bool,
+}
+
+impl Kernel {
+    fn new<F: Form>(form: &F, gpu: &Gpu) -> Result<Self> {
+        let (threads, blocks) = form.bounds();
+        let (parameter, body) = form.entry();
+        let source = format!(
+            "{}\nextern \"C\" __global__ void __launch_bounds__({threads}, {blocks})\n\
+             mlx_lm_kernel(__grid_constant__ const {parameter} a) {{\n{body}\n}}\n",
+            F::SOURCE
+        );
+        let load = |code: &[u8]| Function::load(code, c"mlx_lm_kernel", form.dynamic_shared());
+        let kept = Kept::of(&source, gpu);
+        let function = match kept.as_ref().and_then(Kept::read).and_then(|code| load(&code).ok()) {
+            Some(function) => function,
+            None => {
+                let code = driver::compile(&source, gpu.capability)?;
+                let function = load(&code)?;
+                if let Some(kept) = kept {
+                    kept.write(&code);
+                }
+                function
+            }
+        };
+        Ok(Kernel { function, threads: threads as u32, overlaps: gpu.capability >= (9, 0) })
+    }
+
+    /// Start it, after another of ours on this stream in `follows`.
+    ///
+    /// # Safety
+    /// As of [`Function::launch`].
+    pub unsafe fn launch<A>(self, at: Launch, arguments: &A) -> Result<()> {
+        let Launch { stream, grid, shared, follows } = at;
+        // SAFETY: the caller's promise.
+        unsafe { self.function.launch(stream, grid, self.threads, shared, follows && self.overlaps, arguments) }
     }
 }
 
-/// What tells sources apart in kernels' names.
-pub(super) fn hash(source: &str) -> String {
-    hex::encode(&Sha256::digest(source)[..6])
+/// Where, and by how many blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    pub stream: Stream,
+    pub grid: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub shared: i32,
+    /// Whether the kernel before it on the stream is one of ours.
+    pub follows: bool,
 }
 
-/// A source as short as it is without its comments and indents: MLX copies it for each node, and hashes it.
-fn without_comments(source: &str) -> String {
-    let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
-    lines.filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
-}
+/// The kernels of one kind. `None` for those that a GPU's compiler refuses, which is told once.
+pub(super) struct Compiled<F>(Mutex<Option<HashMap<F, Option<Kernel>>>>);
 
-/// Kernels by what is compiled. `None` for those that a GPU's compiler refuses, which is told once.
-pub(super) struct Compiled<F>(Mutex<Option<HashMap<F, Option<&'static Kernel>>>>);
-
-impl<F: Clone + Eq + Hash> Compiled<F> {
+impl<F: Form> Compiled<F> {
     pub const fn new() -> Self {
         Compiled(Mutex::new(None))
     }
 
-    /// The kernel of this form, made by `compile` the first time.
-    pub fn get(&self, form: &F, compile: impl FnOnce() -> Result<Kernel>) -> Option<&'static Kernel> {
-        static WARNED: Once = Once::new();
+    /// The kernels of these forms, those that are not known yet compiled at once; `None` if one cannot be.
+    pub fn get<const N: usize>(&self, forms: [&F; N], gpu: &Gpu) -> Option<[Kernel; N]> {
         let mut kernels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kernels = kernels.get_or_insert_default();
-        if let Some(kernel) = kernels.get(form) {
-            return *kernel;
-        }
-        let kernel = match compile() {
-            Ok(kernel) => Some(&*Box::leak(Box::new(kernel))), // as many as a model has kinds of layers
-            Err(error) => {
-                WARNED.call_once(|| {
-                    let message = error.to_string();
-                    let first = message.lines().next().unwrap_or_default();
-                    log::warn!("a kernel for this GPU could not be made, so MLX's operation computes: {first}");
-                });
-                None
+        let mut missing: Vec<&F> = forms.into_iter().filter(|form| !kernels.contains_key(form)).collect();
+        missing.dedup();
+        thread::scope(|scope| {
+            let compile = |form| (form, scope.spawn(move || Kernel::new(form, gpu)));
+            for (form, compiled) in missing.into_iter().map(compile).collect::<Vec<_>>() {
+                let kernel = compiled.join().ok().and_then(|kernel| kernel.map_err(|error| warn(&error)).ok());
+                kernels.insert(form.clone(), kernel);
             }
+        });
+        let found: Vec<Kernel> = forms.iter().map(|form| kernels[form]).collect::<Option<_>>()?;
+        found.try_into().ok()
+    }
+}
+
+fn warn(error: &crate::Error) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
+        let message = error.to_string();
+        let line = message.lines().find(|line| line.contains("error")).or(message.lines().next()).unwrap_or_default();
+        log::warn!("a kernel for this GPU could not be made, so MLX's operation computes: {line}");
+    });
+}
+
+/// A kernel's machine code in the user's cache directory, behind its hash.
+struct Kept(PathBuf);
+
+impl Kept {
+    /// `None` where the user has no such directory. The name depends on all that the code depends on.
+    fn of(source: &str, gpu: &Gpu) -> Option<Self> {
+        let home = || std::env::home_dir().map(|home| home.join(".cache"));
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let folder = cache.or_else(home)?.join("mlx_lm").join("kernels");
+        let (major, minor) = gpu.capability;
+        let compiler = driver::compiler_version().ok()?;
+        let key = hex::encode(&Sha256::digest(format!("{compiler:?} {source}"))[..16]);
+        Some(Kept(folder.join(format!("{key}-sm{major}{minor}.cubin"))))
+    }
+
+    fn read(&self) -> Option<Vec<u8>> {
+        let kept = fs::read(&self.0).ok()?;
+        let (hash, code) = kept.split_at_checked(32)?;
+        (Sha256::digest(code).as_slice() == hash).then(|| code.to_vec())
+    }
+
+    /// Without it, the kernel is compiled again next time.
+    fn write(&self, code: &[u8]) {
+        let folder = self.0.parent().expect("a file in a folder");
+        let write = || {
+            fs::create_dir_all(folder)?;
+            let file = tempfile::NamedTempFile::new_in(folder)?;
+            fs::write(file.path(), [Sha256::digest(code).as_slice(), code].concat())?;
+            file.persist(&self.0).map_err(std::io::Error::from)
         };
-        kernels.insert(form.clone(), kernel);
-        kernel
-    }
-}
-
-/// A custom kernel of MLX.
-pub(super) struct Kernel(mlx_sys::mlx_fast_cuda_kernel);
-
-// SAFETY: it is a function object that is not changed after it is made, and calls only read it.
-unsafe impl Send for Kernel {}
-// SAFETY: as above.
-unsafe impl Sync for Kernel {}
-
-/// What one use of a kernel makes, and by how many.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Launch<'a> {
-    /// Of each output.
-    pub shapes: &'a [&'a [i32]],
-    /// Of all outputs.
-    pub dtype: Dtype,
-    pub blocks: i32,
-    pub threads: i32,
-}
-
-impl Kernel {
-    /// A kernel of these inputs and outputs: the statements of `body`, after the declarations of `header`. `bounds` are the
-    /// threads of a block, and the blocks that a multiprocessor must have room for; `shared` is the dynamic shared memory in
-    /// bytes.
-    ///
-    /// # Errors
-    /// When MLX refuses. It compiles the kernel when that is first computed.
-    pub fn new(
-        name: &str,
-        arguments: [&[String]; 2],
-        header: &str,
-        body: &str,
-        bounds: (i32, i32),
-        shared: i32,
-    ) -> Result<Self> {
-        // MLX writes the kernel's head, `__global__ void name(…)`, and leaves the compiler no bounds, so that it may use more
-        // registers than a block can have.
-        let header = format!(
-            "{}#undef __global__\n#define __global__ __attribute__((global)) __launch_bounds__({}, {})\n",
-            without_comments(header),
-            bounds.0,
-            bounds.1
-        );
-        let text = |text: &str| CString::new(text).map_err(|_| Error::Internal("a kernel's source has a zero".into()));
-        let (name, header, body) = (text(name)?, text(&header)?, text(body)?);
-        let names = |names: &[String]| names.iter().map(|name| text(name)).collect::<Result<Vec<_>>>();
-        let arguments = [names(arguments[0])?, names(arguments[1])?];
-        let pointers = |names: &[CString]| names.iter().map(|name| name.as_ptr()).collect::<Vec<_>>();
-        let (mut inputs, mut outputs) = (pointers(&arguments[0]), pointers(&arguments[1]));
-        // SAFETY: all strings live through the calls, which copy them; the vectors are freed here once.
-        let kernel = unsafe {
-            let inputs = mlx_sys::mlx_vector_string_new_data(inputs.as_mut_ptr(), inputs.len());
-            let outputs = mlx_sys::mlx_vector_string_new_data(outputs.as_mut_ptr(), outputs.len());
-            let (body, header) = (body.as_ptr(), header.as_ptr());
-            let kernel = mlx_sys::mlx_fast_cuda_kernel_new(name.as_ptr(), inputs, outputs, body, header, true, shared);
-            mlx_sys::mlx_vector_string_free(inputs);
-            mlx_sys::mlx_vector_string_free(outputs);
-            kernel
-        };
-        match kernel.ctx.is_null() {
-            true => Err(Error::Internal("MLX made no kernel".into())),
-            false => Ok(Kernel(kernel)),
+        if let Err(error) = write() {
+            log::debug!("a compiled kernel could not be kept in {}: {error}", folder.display());
         }
-    }
-
-    /// Nodes that compute the kernel's outputs.
-    ///
-    /// # Errors
-    /// When MLX refuses them.
-    pub fn apply(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
-        let handles: Vec<mlx_sys::mlx_array> = inputs.iter().map(|input| input.as_ptr()).collect();
-        let Launch { shapes, dtype, blocks, threads } = launch;
-        // SAFETY: the handles live through the calls, which copy what they refer to; what is made here is freed here, once,
-        // but for the arrays, which are new and become ours.
-        unsafe {
-            let config = mlx_sys::mlx_fast_cuda_kernel_config_new();
-            let inputs = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
-            let mut outputs = mlx_sys::mlx_vector_array_new();
-            let stream = StreamOrDevice::default();
-            let mut done = shapes.iter().all(|shape| {
-                let (at, n) = (shape.as_ptr(), shape.len());
-                mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(config, at, n, dtype as u32) == 0
-            });
-            // MLX counts a grid in threads.
-            done = done && mlx_sys::mlx_fast_cuda_kernel_config_set_grid(config, blocks * threads, 1, 1) == 0;
-            done = done && mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1) == 0;
-            let stream = stream.as_ref().as_ptr();
-            done = done && mlx_sys::mlx_fast_cuda_kernel_apply(&mut outputs, self.0, inputs, config, stream) == 0;
-            let mut arrays = Vec::with_capacity(shapes.len());
-            for i in 0..if done { shapes.len() } else { 0 } {
-                let mut array = mlx_sys::mlx_array_new();
-                done = done && mlx_sys::mlx_vector_array_get(&mut array, outputs, i) == 0;
-                arrays.push(Array::from_ptr(array));
-            }
-            mlx_sys::mlx_vector_array_free(outputs);
-            mlx_sys::mlx_vector_array_free(inputs);
-            mlx_sys::mlx_fast_cuda_kernel_config_free(config);
-            if done { Ok(arrays) } else { Err(Error::Internal("MLX refused a kernel".into())) }
-        }
-    }
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        // SAFETY: it was made once and is freed once.
-        unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.0) }
     }
 }

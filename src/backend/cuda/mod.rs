@@ -1,21 +1,26 @@
-//! Kernels for NVIDIA GPUs: what MLX's CUDA backend computes slowly. Each is CUDA C++ in a `.cu` file here, which MLX compiles
-//! at run time for the GPU at hand; streams, memory and the graph are MLX's. What is not done here, or does
-//! not compile on a GPU, is declined, so that MLX's operations compute it.
+//! Kernels for NVIDIA GPUs: what MLX's CUDA backend computes slowly. Each is CUDA C++ in a `.cu` file here, compiled at run
+//! time for the GPU at hand; streams, memory and the graph are MLX's. What is not done here, or does not compile on a GPU, is
+//! declined, so that MLX's operations compute it.
 
 #![allow(unsafe_code)] // MLX's C API and the driver's; each block says why it is sound
 
+mod attention;
 mod blocks;
+mod driver;
 mod gemv;
-mod heads;
 mod kernel;
+mod node;
+mod rows;
+#[cfg(test)]
+mod tests;
 
 use std::sync::OnceLock;
 
 use mlx_rs::Array;
 
-use super::{Backend, Block, CachedSpan, Epilogue, Linear, Packing, Phase, Weight};
+use super::{Backend, Block, CachedSpan, Choice, Epilogue, Linear, Norm, Packing, Phase, Weight};
 use crate::error::Result;
-use kernel::Attribute;
+use driver::Attribute;
 
 /// A GPU that the kernels run on: MLX's.
 #[derive(Debug)]
@@ -33,9 +38,9 @@ impl Gpu {
         static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
         GPU.get_or_init(|| {
             let gpu = Gpu {
-                capability: (kernel::attribute(Attribute::Major)?, kernel::attribute(Attribute::Minor)?),
-                multiprocessors: kernel::attribute(Attribute::Multiprocessors)?,
-                shared_memory: kernel::attribute(Attribute::SharedMemoryPerBlock)?,
+                capability: (driver::attribute(Attribute::Major)?, driver::attribute(Attribute::Minor)?),
+                multiprocessors: driver::attribute(Attribute::Multiprocessors)?,
+                shared_memory: driver::attribute(Attribute::SharedMemoryPerBlock)?,
             };
             (gpu.capability >= (8, 0)).then_some(gpu)
         })
@@ -90,6 +95,23 @@ impl Backend for Gpu {
         }
         let layers: Vec<Affine> = layers.iter().map(Affine::of).collect::<Option<_>>()?;
         self.affine(x, &layers, epilogue, Fused::default())
+    }
+
+    fn embedding(&self, ids: &Array, weight: &Weight) -> Option<Result<Array>> {
+        rows::embedding(self, ids, weight)
+    }
+
+    fn rms_norm(&self, x: &Array, norm: Norm) -> Option<Result<Array>> {
+        rows::rms_norm(self, x, norm)
+    }
+
+    fn sample(&self, logits: &Array, choices: &[Choice]) -> Option<Result<Array>> {
+        let is_greedy = choices.iter().all(|choice| matches!(choice, Choice::Greedy));
+        if is_greedy { rows::largest(self, logits) } else { None }
+    }
+
+    fn failure(&self) -> Result<()> {
+        node::failure()
     }
 
     fn describe(&self) -> String {

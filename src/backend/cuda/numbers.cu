@@ -30,4 +30,19 @@ __device__ inline float sum_over_warp(float value) {
   return value;
 }
 
+// The next kernel on the stream may start once all blocks of this one have called this, so that what it reads of weights is under
+// way when this one ends. Before `await_previous`, it reads nothing that a kernel wrote, and writes nothing.
+__device__ inline void allow_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Until the kernel before this one has ended, and all that it wrote is seen.
+__device__ inline void await_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 }  // namespace mlx_lm

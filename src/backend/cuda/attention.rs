@@ -1,0 +1,229 @@
+//! Attention of a token of each of several sequences, out of one projection: the launch of `attention.cu`.
+
+use mlx_rs::Dtype;
+
+use super::Gpu;
+use super::driver::Stream;
+use super::kernel::{self, Compiled, Kernel, Launch};
+use crate::backend::Positions;
+use crate::error::Result;
+
+/// `MAX_SEQUENCES` of attention.cu.
+const MAX_SEQUENCES: usize = 32;
+/// `MAX_PARTS` of attention.cu.
+const MAX_PARTS: i32 = 64;
+/// A part of what a sequence sees is a multiple of so many tokens.
+const PART: i32 = 64;
+/// More heads of one block have no room in registers.
+const MAX_HEADS: i32 = 8;
+
+/// What is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Form {
+    is_bf16: bool,
+    head_dim: i32,
+    /// Heads of a block.
+    heads: i32,
+}
+
+impl kernel::Form for Form {
+    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("attention.cu"));
+
+    fn bounds(&self) -> (i32, i32) {
+        // More heads take more registers.
+        (128, if self.heads <= 4 { 4 } else { 2 })
+    }
+
+    fn entry(&self) -> (String, String) {
+        let Form { is_bf16, head_dim, heads } = self;
+        let kind = if *is_bf16 { "BF16" } else { "F16" };
+        let body = format!(
+            "using Attention = mlx_lm::Attention<mlx_lm::Type::{kind}, {head_dim}, {heads}>;\n\
+             __shared__ Attention::Shared shared;\n\
+             Attention{{a, a.sequences[blockIdx.z], shared}}.run();"
+        );
+        ("mlx_lm::AttentionArguments".to_owned(), body)
+    }
+}
+
+/// `HeadNorm` of attention.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct HeadNorm {
+    pub weight: u64,
+    pub eps: f32,
+}
+
+/// `Sequence` of attention.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sequence {
+    keys: u64,
+    values: u64,
+    position: i32,
+    capacity: i32,
+    sees: i32,
+    sinks: i32,
+    skip: i32,
+    part: i32,
+}
+
+impl Sequence {
+    /// What a token at this position sees through a window; the addresses come later.
+    pub fn new(at: &Positions, window: Option<i32>, capacity: i32) -> Self {
+        let end = at.end();
+        let first = window.map_or(0, |window| (end - window).max(0));
+        let sinks = at.sinks.min(first);
+        let skip = first - sinks;
+        let sees = end - skip;
+        let part = (sees + MAX_PARTS * PART - 1) / (MAX_PARTS * PART) * PART;
+        Sequence { keys: 0, values: 0, position: at.offset, capacity, sees, sinks, skip, part }
+    }
+
+    /// With its keys and values at these addresses.
+    pub fn at(self, keys: u64, values: u64) -> Self {
+        Sequence { keys, values, ..self }
+    }
+
+    fn parts(&self) -> i32 {
+        (self.sees + self.part - 1) / self.part
+    }
+}
+
+/// `AttentionArguments` of attention.cu; addresses.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Arguments {
+    projected: u64,
+    turns: u64,
+    q_norm: HeadNorm,
+    k_norm: HeadNorm,
+    attended: u64,
+    partial: u64,
+    done: u64,
+    n_heads: i32,
+    n_kv_heads: i32,
+    scale: f32,
+    sequences: [Sequence; MAX_SEQUENCES],
+}
+
+/// How many heads there are, and how large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub n_heads: i32,
+    pub n_kv_heads: i32,
+    pub head_dim: i32,
+}
+
+/// The kernel for heads of these sizes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan {
+    sizes: Sizes,
+    kernel: Kernel,
+    heads: i32,
+    scale: f32,
+}
+
+/// Where the numbers of a launch lie; `turns` and the norms' weights are 0 where there are none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    pub projected: u64,
+    pub turns: u64,
+    pub q_norm: HeadNorm,
+    pub k_norm: HeadNorm,
+    pub attended: u64,
+    /// [`Plan::partial_bytes`] and [`Plan::done_bytes`].
+    pub partial: u64,
+    pub done: u64,
+}
+
+impl Plan {
+    /// `None` for what is not done here.
+    pub fn new(gpu: &Gpu, sizes: Sizes, dtype: Dtype, scale: f32) -> Option<Self> {
+        static KERNELS: Compiled<Form> = Compiled::new();
+        let Sizes { n_heads, n_kv_heads, head_dim } = sizes;
+        let is_done = matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
+            && head_dim % 8 == 0
+            && head_dim <= 256
+            && n_kv_heads > 0
+            && n_heads % n_kv_heads == 0;
+        if !is_done {
+            return None;
+        }
+        let of_one_key = n_heads / n_kv_heads;
+        let heads = (1..=MAX_HEADS.min(of_one_key)).rev().find(|heads| of_one_key % heads == 0)?;
+        let form = Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, heads };
+        let [kernel] = KERNELS.get([&form], gpu)?;
+        Some(Plan { sizes, kernel, heads, scale })
+    }
+
+    /// Bytes for the parts of sequences.
+    pub fn partial_bytes(&self, sequences: &[Sequence]) -> usize {
+        let parts = sequences.iter().map(Sequence::parts).max().unwrap_or(1);
+        let at_once = sequences.len().min(MAX_SEQUENCES);
+        at_once * (self.sizes.n_heads * parts * (self.sizes.head_dim + 2)) as usize * 4
+    }
+
+    /// Bytes of counters, zeros before and after.
+    pub fn done_bytes(&self) -> usize {
+        MAX_SEQUENCES * (self.sizes.n_heads / self.heads) as usize * 4
+    }
+
+    /// Start it for the sequences, whose new tokens are projected one after another.
+    ///
+    /// # Safety
+    /// The addresses are of arrays of the sizes that were planned; each sequence has its own caches, of its capacity.
+    pub unsafe fn launch(&self, stream: Stream, sequences: &[Sequence], at: &Addresses) -> Result<()> {
+        let Sizes { n_heads, n_kv_heads, head_dim } = self.sizes;
+        for (i, some) in sequences.chunks(MAX_SEQUENCES).enumerate() {
+            let before = (i * MAX_SEQUENCES) as u64;
+            let bytes_of = |heads: i32| u64::from((heads * head_dim) as u32) * 2 * before;
+            let mut arguments = Arguments {
+                projected: at.projected + bytes_of(n_heads + 2 * n_kv_heads),
+                turns: at.turns,
+                q_norm: at.q_norm,
+                k_norm: at.k_norm,
+                attended: at.attended + bytes_of(n_heads),
+                partial: at.partial,
+                done: at.done,
+                n_heads,
+                n_kv_heads,
+                scale: self.scale,
+                sequences: [Sequence::default(); MAX_SEQUENCES],
+            };
+            arguments.sequences[..some.len()].copy_from_slice(some);
+            let parts = some.iter().map(Sequence::parts).max().unwrap_or(1);
+            let grid = [parts as u32, (n_heads / self.heads) as u32, some.len() as u32];
+            // SAFETY: `Arguments` is `AttentionArguments`, which the kernel takes; the rest is the caller's promise.
+            unsafe { self.kernel.launch(Launch { stream, grid, shared: 0, follows: true }, &arguments)? };
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Phase;
+
+    /// The positions that the kernel looks at, as `attend` of attention.cu finds them.
+    fn seen(sequence: &Sequence) -> Vec<i32> {
+        (0..sequence.sees).map(|i| if i < sequence.sinks { i } else { i + sequence.skip }).collect()
+    }
+
+    #[test]
+    fn a_token_sees_its_window_and_the_sinks() {
+        for offset in [0, 1, 7, 8, 9, 63, 64, 65, 1000, 5000, 300_000] {
+            for sinks in [0, 1, 4, 8] {
+                for window in [None, Some(1), Some(8), Some(64), Some(4096)] {
+                    let at = Positions { phase: Phase::Decode, offset, tokens: 1, sinks, capacity: offset + 1 };
+                    let sequence = Sequence::new(&at, window, offset + 1);
+                    let sees = |column: i32| window.is_none_or(|window| offset < column + window) || column < sinks;
+                    let wanted: Vec<i32> = (0..=offset).filter(|&column| sees(column)).collect();
+                    assert_eq!(seen(&sequence), wanted, "{at:?} {window:?}");
+                    assert!((1..=MAX_PARTS).contains(&sequence.parts()) && sequence.part % PART == 0);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! What is called of NVIDIA's driver and of its run-time compiler. MLX has both in the process, so their functions are looked up
+//! there; a build needs none of NVIDIA's files.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::mem::transmute;
+use std::ptr;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+
+/// What the driver is asked for, by its number there (`CUdevice_attribute`).
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Attribute {
+    Multiprocessors = 16,
+    Major = 75,
+    Minor = 76,
+    SharedMemoryPerBlock = 97,
+}
+
+unsafe extern "C" {
+    /// The C library's; null instead of a library's handle means all that are in the process.
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+/// Makes a struct of functions, and a constructor that finds them all or gives `None`.
+macro_rules! library {
+    ($name:ident { $($symbol:ident($($argument:ty),*);)* }) => {
+        #[allow(non_snake_case)]
+        struct $name {
+            $($symbol: unsafe extern "C" fn($($argument),*) -> c_int,)*
+        }
+
+        impl $name {
+            fn find() -> Option<Self> {
+                Some($name {
+                    $($symbol: {
+                        let name = CString::new(stringify!($symbol)).ok()?;
+                        // SAFETY: the name ends in a zero.
+                        let symbol = unsafe { dlsym(ptr::null_mut(), name.as_ptr()) };
+                        if symbol.is_null() {
+                            return None;
+                        }
+                        // SAFETY: the library's function of this name has this type.
+                        unsafe { transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) -> c_int>(symbol) }
+                    },)*
+                })
+            }
+
+            fn get() -> Option<&'static Self> {
+                static LIBRARY: OnceLock<Option<$name>> = OnceLock::new();
+                LIBRARY.get_or_init($name::find).as_ref()
+            }
+        }
+    };
+}
+
+type Context = *mut c_void;
+type ModuleHandle = *mut c_void;
+type FunctionHandle = *mut c_void;
+type Program = *mut c_void;
+
+library!(Driver {
+    cuInit(c_uint);
+    cuDeviceGetAttribute(*mut c_int, c_int, c_int);
+    cuDevicePrimaryCtxRetain(*mut Context, c_int);
+    cuCtxSetCurrent(Context);
+    cuThreadExchangeStreamCaptureMode(*mut c_int);
+    cuModuleLoadData(*mut ModuleHandle, *const c_void);
+    cuModuleGetFunction(*mut FunctionHandle, ModuleHandle, *const c_char);
+    cuFuncSetAttribute(FunctionHandle, c_int, c_int);
+    cuLaunchKernelEx(*const LaunchConfig, FunctionHandle, *const *const c_void, *const *const c_void);
+});
+
+library!(Compiler {
+    nvrtcVersion(*mut c_int, *mut c_int);
+    nvrtcCreateProgram(*mut Program, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char);
+    nvrtcCompileProgram(Program, c_int, *const *const c_char);
+    nvrtcGetCUBINSize(Program, *mut usize);
+    nvrtcGetCUBIN(Program, *mut c_char);
+    nvrtcGetProgramLogSize(Program, *mut usize);
+    nvrtcGetProgramLog(Program, *mut c_char);
+    nvrtcDestroyProgram(*mut Program);
+});
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: *mut c_void,
+    attributes: *const LaunchAttribute,
+    n_attributes: c_uint,
+}
+
+/// `CUlaunchAttribute`: a number, and a union of 64 bytes.
+#[repr(C)]
+struct LaunchAttribute {
+    id: c_uint,
+    pad: c_uint,
+    value: [c_int; 16],
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, allowed.
+const OVERLAP: LaunchAttribute = {
+    let mut value = [0; 16];
+    value[0] = 1;
+    LaunchAttribute { id: 6, pad: 0, value }
+};
+
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`.
+const RELAXED: c_int = 2;
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: c_int = 8;
+
+fn done(what: &str, status: c_int) -> Result<()> {
+    if status == 0 { Ok(()) } else { Err(Error::Internal(format!("{what} failed on the GPU, with error {status}"))) }
+}
+
+fn missing() -> Error {
+    Error::Internal("NVIDIA's driver or compiler is not in the process".into())
+}
+
+/// An attribute of the first GPU, which is MLX's. `None` where there is no GPU or no driver.
+pub(super) fn attribute(attribute: Attribute) -> Option<i32> {
+    let driver = Driver::get()?;
+    let mut value = 0;
+    // SAFETY: the first may be called any number of times, and the second writes one number.
+    let done =
+        unsafe { (driver.cuInit)(0) == 0 && (driver.cuDeviceGetAttribute)(&mut value, attribute as c_int, 0) == 0 };
+    done.then_some(value)
+}
+
+/// The driver, with the first GPU's context, in which MLX works too, as this thread's.
+fn in_context() -> Result<&'static Driver> {
+    struct Retained(Context);
+    // SAFETY: a context may be used by any thread.
+    unsafe impl Send for Retained {}
+    // SAFETY: as above.
+    unsafe impl Sync for Retained {}
+    static CONTEXT: OnceLock<Retained> = OnceLock::new();
+    let driver = Driver::get().ok_or_else(missing)?;
+    let context = CONTEXT.get_or_init(|| {
+        let mut context = ptr::null_mut();
+        // SAFETY: writes the context, or leaves null. It is never given back, so it lives as long as the process.
+        unsafe { (driver.cuDevicePrimaryCtxRetain)(&mut context, 0) };
+        Retained(context)
+    });
+    // SAFETY: the context is alive, or null, which takes the thread's away.
+    done("using it", unsafe { (driver.cuCtxSetCurrent)(context.0) })?;
+    Ok(driver)
+}
+
+/// What tells one compiler's results from another's.
+pub(super) fn compiler_version() -> Result<(i32, i32)> {
+    let compiler = Compiler::get().ok_or_else(missing)?;
+    let mut version = (0, 0);
+    // SAFETY: writes two numbers.
+    done("asking its compiler", unsafe { (compiler.nvrtcVersion)(&mut version.0, &mut version.1) })?;
+    Ok(version)
+}
+
+/// CUDA C++ to machine code for a GPU of this compute capability.
+///
+/// # Errors
+/// What the compiler says.
+pub(super) fn compile(source: &str, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
+    let compiler = Compiler::get().ok_or_else(missing)?;
+    let text = |text: String| CString::new(text).map_err(|_| Error::Internal("a kernel's source has a zero".into()));
+    let source = text(source.to_owned())?;
+    let options = [text(format!("--gpu-architecture=sm_{major}{minor}"))?, text("--std=c++17".into())?];
+    let pointers = options.each_ref().map(|option| option.as_ptr());
+    let mut program = ptr::null_mut();
+    // SAFETY: the strings live through the calls; each buffer has the size that was asked for just before; the program is
+    // destroyed once, after its last use.
+    unsafe {
+        let none = ptr::null();
+        done(
+            "compiling",
+            (compiler.nvrtcCreateProgram)(&mut program, source.as_ptr(), c"mlx_lm.cu".as_ptr(), 0, none, none),
+        )?;
+        let status = (compiler.nvrtcCompileProgram)(program, pointers.len() as c_int, pointers.as_ptr());
+        let read = |size_of: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+                    get: unsafe extern "C" fn(Program, *mut c_char) -> c_int| {
+            let mut size = 0;
+            done("compiling", size_of(program, &mut size))?;
+            let mut bytes = vec![0u8; size];
+            done("compiling", get(program, bytes.as_mut_ptr().cast()))?;
+            Ok(bytes)
+        };
+        let result = match status {
+            0 => read(compiler.nvrtcGetCUBINSize, compiler.nvrtcGetCUBIN),
+            _ => read(compiler.nvrtcGetProgramLogSize, compiler.nvrtcGetProgramLog)
+                .and_then(|log| Err(Error::Internal(String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned()))),
+        };
+        (compiler.nvrtcDestroyProgram)(&mut program);
+        result
+    }
+}
+
+/// A kernel on the GPU; never unloaded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Function(FunctionHandle);
+
+// SAFETY: a handle that any thread may use.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl Function {
+    /// The kernel `name` of machine code, with up to `shared` bytes of dynamic shared memory.
+    pub fn load(code: &[u8], name: &CStr, shared: i32) -> Result<Self> {
+        let driver = in_context()?;
+        let (mut module, mut function, mut mode) = (ptr::null_mut(), ptr::null_mut(), RELAXED);
+        // SAFETY: the driver copies the code, whose length is in it, and checks it; the handles are written before they are used.
+        unsafe {
+            // Otherwise, loading breaks what another thread's MLX is capturing.
+            (driver.cuThreadExchangeStreamCaptureMode)(&mut mode);
+            let loaded = done("loading a kernel", (driver.cuModuleLoadData)(&mut module, code.as_ptr().cast()));
+            (driver.cuThreadExchangeStreamCaptureMode)(&mut mode);
+            loaded?;
+            done("loading a kernel", (driver.cuModuleGetFunction)(&mut function, module, name.as_ptr()))?;
+            done("loading a kernel", (driver.cuFuncSetAttribute)(function, MAX_DYNAMIC_SHARED, shared))?;
+        }
+        Ok(Function(function))
+    }
+
+    /// Start it on a stream. Where `overlaps`, its blocks may start before the kernel before it on the stream has ended; it
+    /// waits by itself before it looks at what that one wrote.
+    ///
+    /// # Safety
+    /// `arguments` has the layout of the kernel's only parameter, and its addresses are those of memory that is as large as
+    /// the kernel takes it to be, until the kernel has run; `stream` is a stream of [the context](in_context).
+    pub unsafe fn launch<A>(
+        self,
+        stream: Stream,
+        grid: [u32; 3],
+        threads: u32,
+        shared: i32,
+        overlaps: bool,
+        arguments: &A,
+    ) -> Result<()> {
+        let driver = in_context()?;
+        let config = LaunchConfig {
+            grid,
+            block: [threads, 1, 1],
+            shared: shared as c_uint,
+            stream: stream.0,
+            attributes: &OVERLAP,
+            n_attributes: overlaps.into(),
+        };
+        let parameters = [ptr::from_ref(arguments).cast::<c_void>()];
+        // SAFETY: the driver copies the argument within the call; the rest is the caller's promise.
+        done("starting a kernel", unsafe {
+            (driver.cuLaunchKernelEx)(&config, self.0, parameters.as_ptr(), ptr::null())
+        })
+    }
+}
+
+/// A stream of the driver: MLX's.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Stream(pub *mut c_void);

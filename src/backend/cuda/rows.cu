@@ -1,0 +1,96 @@
+//! What a step does with rows besides its blocks, behind `numbers.cu`: rows of an embedding, a normalisation, and the largest
+//! of a row.
+
+namespace mlx_lm {
+
+struct RowsArguments {
+  const void* x;                 // ids [n] (u32) of an embedding; rows [n, columns]
+  const void* weight;            // [rows, columns]: words, or numbers; of a norm [columns]
+  const unsigned short* scales;  // [rows, columns / group], as biases
+  const unsigned short* biases;
+  void* y;                       // [n, columns]; the largest's number [n] (u32)
+  unsigned long long* best;      // [n], zeros before and after
+  unsigned* done;                // [n], as `best`
+  int rows, columns;
+  float eps;
+};
+
+// A block for each id; no numbers for an id that is no row's. BITS is 0 for weights that are not packed.
+template <Type T, int BITS, int GROUP>
+__device__ void embed(const RowsArguments& a) {
+  unsigned id = static_cast<const unsigned*>(a.x)[blockIdx.x];
+  unsigned short* y = static_cast<unsigned short*>(a.y) + (size_t)blockIdx.x * a.columns;
+  for (int i = threadIdx.x; i < a.columns; i += blockDim.x) {
+    unsigned short bits = T == Type::BF16 ? 0x7fc0 : 0x7e00;
+    if (id < unsigned(a.rows)) {
+      if constexpr (BITS == 0) {
+        bits = static_cast<const unsigned short*>(a.weight)[(size_t)id * a.columns + i];
+      } else {
+        size_t group = (size_t)id * (a.columns / GROUP) + i / GROUP;
+        unsigned word = static_cast<const unsigned*>(a.weight)[(size_t)id * (a.columns * BITS / 32) + i / (32 / BITS)];
+        unsigned q = word >> BITS * (i % (32 / BITS)) & ((1u << BITS) - 1);
+        bits = from_float<T>(__fmaf_rn(to_float<T>(a.scales[group]), float(q), to_float<T>(a.biases[group])));
+      }
+    }
+    y[i] = bits;
+  }
+}
+
+// A block of THREADS for each row.
+template <Type T, int THREADS>
+__device__ void normalise(const RowsArguments& a) {
+  __shared__ float sums[THREADS / 32];
+  const unsigned short* x = static_cast<const unsigned short*>(a.x) + (size_t)blockIdx.x * a.columns;
+  unsigned short* y = static_cast<unsigned short*>(a.y) + (size_t)blockIdx.x * a.columns;
+  float sum = 0;
+  for (int i = threadIdx.x; i < a.columns; i += THREADS) {
+    float value = to_float<T>(x[i]);
+    sum = __fmaf_rn(value, value, sum);
+  }
+  sum = sum_over_warp(sum);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  sum = 0;
+  for (int w = 0; w < THREADS / 32; w++) sum = __fadd_rn(sum, sums[w]);
+  float factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(a.columns)), a.eps));
+  for (int i = threadIdx.x; i < a.columns; i += THREADS) {
+    float weight = to_float<T>(static_cast<const unsigned short*>(a.weight)[i]);
+    y[i] = from_float<T>(__fmul_rn(__fmul_rn(to_float<T>(x[i]), factor), weight));
+  }
+}
+
+// The first of the largest of each row, blockIdx.y; ~0 where one is NaN or ∞, or all are -∞.
+template <Type T, int THREADS>
+__device__ void largest(const RowsArguments& a) {
+  __shared__ unsigned long long found[THREADS / 32];
+  const unsigned short* x = static_cast<const unsigned short*>(a.x) + (size_t)blockIdx.y * a.columns;
+  unsigned long long best = 0;  // the value in an order of whole numbers, above how many come behind it
+  for (int i = blockIdx.x * THREADS + threadIdx.x; i < a.columns; i += gridDim.x * THREADS) {
+    float value = __fadd_rn(to_float<T>(x[i]), 0.0f);  // -0 is 0
+    unsigned bits = __float_as_uint(value), order = bits & 0x80000000 ? ~bits : bits | 0x80000000;
+    if (!(value < __int_as_float(0x7f800000))) order = ~0u;
+    unsigned long long key = (unsigned long long)order << 32 | ~unsigned(i);
+    if (key > best) best = key;
+  }
+#pragma unroll
+  for (int k = 16; k; k /= 2) {
+    unsigned long long other = __shfl_xor_sync(~0u, best, k);
+    if (other > best) best = other;
+  }
+  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = best;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < THREADS / 32; w++)
+    if (found[w] > best) best = found[w];
+  atomicMax(a.best + blockIdx.y, best);
+  __threadfence();
+  if (atomicAdd(a.done + blockIdx.y, 1) != gridDim.x - 1) return;
+  __threadfence();
+  best = atomicExch(a.best + blockIdx.y, 0);
+  a.done[blockIdx.y] = 0;
+  unsigned order = unsigned(best >> 32);
+  bool is_number = order != ~0u && order > 0x007fffffu;  // -∞ in that order
+  static_cast<unsigned*>(a.y)[blockIdx.y] = is_number ? ~unsigned(best) : ~0u;
+}
+
+}  // namespace mlx_lm

@@ -1,0 +1,162 @@
+//! What a step does with rows besides its blocks: embedding, final normalisation, greedy choice; the launches of `rows.cu`.
+
+use mlx_rs::{Array, Dtype};
+
+use super::Gpu;
+use super::kernel::{self, Compiled, Launch};
+use super::node::{Memory, When, node};
+use crate::backend::{Norm, Weight};
+use crate::error::Result;
+
+const THREADS: i32 = 512;
+/// Blocks that look for the largest of a row together.
+const BLOCKS: u32 = 32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Form {
+    /// Bits and group size; 0 bits for weights that are not packed.
+    Embedding {
+        is_bf16: bool,
+        bits: i32,
+        group_size: i32,
+    },
+    Norm {
+        is_bf16: bool,
+    },
+    Largest {
+        is_bf16: bool,
+    },
+}
+
+fn kind(is_bf16: bool) -> &'static str {
+    if is_bf16 { "mlx_lm::Type::BF16" } else { "mlx_lm::Type::F16" }
+}
+
+impl kernel::Form for Form {
+    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("rows.cu"));
+
+    fn bounds(&self) -> (i32, i32) {
+        (THREADS, 1)
+    }
+
+    fn entry(&self) -> (String, String) {
+        let call = match *self {
+            Form::Embedding { is_bf16, bits, group_size } => format!("embed<{}, {bits}, {group_size}>", kind(is_bf16)),
+            Form::Norm { is_bf16 } => format!("normalise<{}, {THREADS}>", kind(is_bf16)),
+            Form::Largest { is_bf16 } => format!("largest<{}, {THREADS}>", kind(is_bf16)),
+        };
+        (
+            "mlx_lm::RowsArguments".to_owned(),
+            format!("mlx_lm::allow_next(); mlx_lm::await_previous(); mlx_lm::{call}(a);"),
+        )
+    }
+}
+
+/// `RowsArguments` of rows.cu; addresses.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Arguments {
+    x: u64,
+    weight: u64,
+    scales: u64,
+    biases: u64,
+    y: u64,
+    best: u64,
+    done: u64,
+    rows: i32,
+    columns: i32,
+    eps: f32,
+}
+
+static KERNELS: Compiled<Form> = Compiled::new();
+
+fn is_bf16(dtype: Dtype) -> Option<bool> {
+    matches!(dtype, Dtype::Float16 | Dtype::Bfloat16).then_some(dtype == Dtype::Bfloat16)
+}
+
+/// An array `y` that `form`'s kernel writes, in blocks of `grid`; `arguments` makes its parameter of the addresses of y and
+/// `inputs`.
+fn launch(
+    gpu: &Gpu,
+    form: Form,
+    y: impl FnOnce(&mut Memory) -> Result<Array>,
+    inputs: &[&Array],
+    grid: [u32; 3],
+    arguments: impl Fn(&[u64]) -> Arguments + Send + 'static,
+) -> Option<Result<Array>> {
+    let [kernel] = KERNELS.get([&form], gpu)?;
+    Some(Memory::with(y).and_then(|y| {
+        let inputs: Vec<&Array> = [&y].into_iter().chain(inputs.iter().copied()).collect();
+        let mut made = node(&inputs, 1, When::Evaluated, move |stream, addresses| {
+            let arguments = arguments(addresses);
+            // SAFETY: `Arguments` is `RowsArguments`, which the kernel takes, and the addresses are those of the node's inputs,
+            // whose sizes were checked.
+            unsafe { kernel.launch(Launch { stream, grid, shared: 0, follows: false }, &arguments) }
+        })?;
+        Ok(made.remove(0))
+    }))
+}
+
+/// See [`crate::backend::Backend::embedding`].
+pub(super) fn embedding(gpu: &Gpu, ids: &Array, weight: &Weight) -> Option<Result<Array>> {
+    let dtype = weight.dtype();
+    let (bits, group_size) = weight.packing().map_or((0, 1), |packing| (packing.bits, packing.group_size));
+    if !matches!(bits, 0 | 2 | 4 | 8) || ids.dtype() != Dtype::Uint32 {
+        return None;
+    }
+    let form = Form::Embedding { is_bf16: is_bf16(dtype)?, bits, group_size };
+    let arrays = weight.arrays();
+    let rows = arrays[0].dim(0);
+    let columns = arrays.get(1).map_or(arrays[0].dim(1), |scales| scales.dim(1) * group_size);
+    let shape = [ids.dim(0), columns];
+    let inputs: Vec<&Array> = [ids].into_iter().chain(arrays).collect();
+    let grid = [ids.dim(0) as u32, 1, 1];
+    launch(
+        gpu,
+        form,
+        move |memory| memory.result(&shape, dtype),
+        &inputs,
+        grid,
+        move |at| {
+            let [y, x, weight, ref packed @ ..] = *at else { unreachable!("three and more inputs") };
+            let [scales, biases] = *packed else {
+                return Arguments { x, weight, y, rows, columns, ..Default::default() };
+            };
+            Arguments { x, weight, scales, biases, y, rows, columns, ..Default::default() }
+        },
+    )
+}
+
+/// See [`crate::backend::Backend::rms_norm`]; of rows `[N, D]`.
+pub(super) fn rms_norm(gpu: &Gpu, x: &Array, Norm { weight, eps }: Norm) -> Option<Result<Array>> {
+    let &[rows, columns] = x.shape() else { return None };
+    if weight.dtype() != x.dtype() || weight.shape() != [columns] || rows == 0 {
+        return None;
+    }
+    let form = Form::Norm { is_bf16: is_bf16(x.dtype())? };
+    let dtype = x.dtype();
+    let y = move |memory: &mut Memory| memory.result(&[rows, columns], dtype);
+    launch(gpu, form, y, &[x, weight], [rows as u32, 1, 1], move |at| {
+        let [y, x, weight] = *at else { unreachable!("three inputs") };
+        Arguments { x, weight, y, columns, eps, ..Default::default() }
+    })
+}
+
+/// For each row of the logits `[N, V]` the first of the largest; see [`crate::backend::Backend::sample`].
+pub(super) fn largest(gpu: &Gpu, logits: &Array) -> Option<Result<Array>> {
+    let &[rows, columns] = logits.shape() else { return None };
+    let form = Form::Largest { is_bf16: is_bf16(logits.dtype())? };
+    if rows == 0 || columns == 0 {
+        return None;
+    }
+    let counters = Memory::with(|memory| memory.scratch("the largest", rows as usize * 12));
+    let counters = match counters {
+        Ok(counters) => counters,
+        Err(error) => return Some(Err(error)),
+    };
+    let y = move |memory: &mut Memory| memory.read_by_host(rows);
+    launch(gpu, form, y, &[logits, &counters], [BLOCKS, rows as u32, 1], move |at| {
+        let [y, x, best] = *at else { unreachable!("three inputs") };
+        Arguments { x, y, best, done: best + rows as u64 * 8, columns, ..Default::default() }
+    })
+}

@@ -1,0 +1,356 @@
+//! Blocks and rows on a GPU against f64 arithmetic. Where there is no such GPU, the tests say so and pass.
+
+use half::f16;
+use mlx_rs::{Array, Device, Dtype};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::{Gpu, blocks, rows};
+use crate::backend::{
+    Block, CachedSpan, LayerCache, Linear, NO_TOKEN, Norm, Packing, Phase, Positions, Rotation, Weight,
+};
+
+fn gpu() -> Option<&'static Gpu> {
+    let gpu = Gpu::get();
+    match gpu {
+        Some(_) => Device::set_default(&Device::gpu()),
+        None => eprintln!("there is no GPU that the kernels run on, so nothing was tested"),
+    }
+    gpu
+}
+
+/// Random numbers of f16 as an array, and as f64.
+fn numbers(rng: &mut StdRng, shape: &[i32], size: f64, middle: f64) -> (Array, Vec<f64>) {
+    let n = shape.iter().product::<i32>();
+    let values: Vec<f16> = (0..n).map(|_| f16::from_f64(middle + rng.random_range(-size..size))).collect();
+    (Array::from_slice(&values, shape), values.iter().map(|x| x.to_f64()).collect())
+}
+
+fn to_f64(array: &Array) -> Vec<f64> {
+    array.eval().unwrap();
+    array.as_slice::<f16>().iter().map(|x| x.to_f64()).collect()
+}
+
+/// A packed matrix, and its values.
+struct Matrix {
+    weight: Weight,
+    bias: (Array, Vec<f64>),
+    columns: usize,
+    values: Vec<f64>,
+}
+
+impl Matrix {
+    fn new(rng: &mut StdRng, rows: i32, columns: i32, packing: Packing) -> Self {
+        let Packing { group_size, bits } = packing;
+        let words: Vec<u32> = (0..rows * columns * bits / 32).map(|_| rng.random()).collect();
+        let step = 4.0 / f64::from(1 << bits) / f64::from(columns).sqrt();
+        let (scales, scale) = numbers(rng, &[rows, columns / group_size], step / 4.0, step);
+        let (biases, bias) = numbers(rng, &[rows, columns / group_size], step, -step * f64::from(1 << (bits - 1)));
+        let value = |i: i32| {
+            let q = words[(i * bits / 32) as usize] >> (bits * (i % (32 / bits))) & ((1 << bits) - 1);
+            scale[(i / group_size) as usize] * f64::from(q) + bias[(i / group_size) as usize]
+        };
+        let values = (0..rows * columns).map(value).collect();
+        let packed = Array::from_slice(&words, &[rows, columns * bits / 32]);
+        let bias = numbers(rng, &[rows], 0.5, 0.0);
+        Matrix { weight: Weight::Affine { packed, scales, biases, packing }, bias, columns: columns as usize, values }
+    }
+
+    fn operand(&self, has_bias: bool) -> Linear<'_> {
+        Linear { weight: &self.weight, bias: has_bias.then_some(&self.bias.0) }
+    }
+
+    fn of(&self, x: &[f64], has_bias: bool) -> Vec<f64> {
+        let row = |(row, bias): (&[f64], &f64)| {
+            row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + if has_bias { *bias } else { 0.0 }
+        };
+        self.values.chunks(self.columns).zip(&self.bias.1).map(row).collect()
+    }
+}
+
+const D: i32 = 320;
+const HEAD_DIM: i32 = 64;
+const HEADS: i32 = 6;
+const KV_HEADS: i32 = 2;
+const HIDDEN: i32 = 448;
+const EPS: f32 = 1e-5;
+
+/// A block, with the settings that the kernels have branches for.
+struct Model {
+    norms: [(Array, Vec<f64>); 2],
+    head_norms: [(Array, Vec<f64>); 2],
+    /// q, k, v, o, gate, up, down.
+    matrices: [Matrix; 7],
+    rotation: Rotation,
+    window: Option<i32>,
+    has_bias: bool,
+    has_head_norms: bool,
+}
+
+fn normed(x: &[f64], weight: &[f64]) -> Vec<f64> {
+    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    x.iter().zip(weight).map(|(x, w)| x * w / (mean + f64::from(EPS)).sqrt()).collect()
+}
+
+/// Keys and values of a sequence, by token.
+type Seen = Vec<(Vec<f64>, Vec<f64>)>;
+
+impl Model {
+    fn new(rng: &mut StdRng, window: Option<i32>, odd: bool) -> Self {
+        let packing = Packing { group_size: if odd { 32 } else { 64 }, bits: if odd { 8 } else { 4 } };
+        let mut matrix = |rows, columns| Matrix::new(rng, rows, columns, packing);
+        let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
+        let matrices = [
+            matrix(q, D),
+            matrix(kv, D),
+            matrix(kv, D),
+            matrix(D, q),
+            matrix(HIDDEN, D),
+            matrix(HIDDEN, D),
+            matrix(D, HIDDEN),
+        ];
+        let frequencies = (0..HEAD_DIM / 2).map(|i| 10000f64.powf(f64::from(-2 * i) / f64::from(HEAD_DIM))).collect();
+        Model {
+            norms: [(); 2].map(|()| numbers(rng, &[D], 0.5, 1.0)),
+            head_norms: [(); 2].map(|()| numbers(rng, &[HEAD_DIM], 0.5, 1.0)),
+            matrices,
+            rotation: Rotation { frequencies, factor: 1.0 },
+            window,
+            has_bias: odd,
+            has_head_norms: odd,
+        }
+    }
+
+    fn operand(&self) -> Block<'_> {
+        let [q, k, v, o, gate, up, down] = self.matrices.each_ref().map(|matrix| matrix.operand(self.has_bias));
+        let head_norms = self.head_norms.each_ref().map(|(weight, _)| Norm { weight, eps: EPS });
+        Block {
+            input_layernorm: Norm { weight: &self.norms[0].0, eps: EPS },
+            projections: [q, k, v],
+            qk_norm: self.has_head_norms.then_some(head_norms),
+            rotation: Some(&self.rotation),
+            head_dim: HEAD_DIM,
+            scale: 0.125,
+            window: self.window,
+            o_proj: o,
+            post_attention_layernorm: Norm { weight: &self.norms[1].0, eps: EPS },
+            gate_proj: gate,
+            up_proj: up,
+            down_proj: down,
+        }
+    }
+
+    /// A token's hidden states after the block, its key and value added to what was seen.
+    fn of(&self, x: &[f64], seen: &mut Seen, at: &Positions) -> Vec<f64> {
+        let [q, k, v, o, gate, up, down] = self.matrices.each_ref();
+        let h = normed(x, &self.norms[0].1);
+        let turned = |heads: Vec<f64>, norm: usize| -> Vec<f64> {
+            let turn = |head: &[f64]| {
+                let head = if self.has_head_norms { normed(head, &self.head_norms[norm].1) } else { head.to_vec() };
+                let (a, b) = head.split_at(head.len() / 2);
+                let angles = self.rotation.frequencies.iter().map(|frequency| frequency * f64::from(at.offset));
+                let pairs = a.iter().zip(b).zip(angles);
+                let (first, second): (Vec<f64>, Vec<f64>) = pairs
+                    .map(|((a, b), angle)| (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()))
+                    .unzip();
+                [first, second].concat()
+            };
+            heads.chunks(HEAD_DIM as usize).flat_map(turn).collect()
+        };
+        let queries = turned(q.of(&h, self.has_bias), 0);
+        seen.push((turned(k.of(&h, self.has_bias), 1), v.of(&h, self.has_bias)));
+        let sees = |column: i32| self.window.is_none_or(|window| at.offset < column + window) || column < at.sinks;
+        let mut attended = Vec::new();
+        for (head, query) in queries.chunks(HEAD_DIM as usize).enumerate() {
+            let kv = head / (HEADS / KV_HEADS) as usize * HEAD_DIM as usize;
+            let part = kv..kv + HEAD_DIM as usize;
+            let tokens = (0..).zip(seen.iter()).filter(|(column, _)| sees(*column)).map(|(_, token)| token);
+            let tokens: Vec<_> = tokens.collect();
+            let score = |(key, _): &&(Vec<f64>, Vec<f64>)| {
+                (0.125 * key[part.clone()].iter().zip(query).map(|(k, q)| k * q).sum::<f64>()).exp()
+            };
+            let weights: Vec<f64> = tokens.iter().map(score).collect();
+            let sum = weights.iter().sum::<f64>();
+            attended.extend(
+                part.clone().map(|i| {
+                    tokens.iter().zip(&weights).map(|((_, value), weight)| value[i] * weight / sum).sum::<f64>()
+                }),
+            );
+        }
+        let add = |x: &[f64], y: Vec<f64>| -> Vec<f64> { x.iter().zip(y).map(|(x, y)| x + y).collect() };
+        let x = add(x, o.of(&attended, self.has_bias));
+        let h = normed(&x, &self.norms[1].1);
+        let gated = gate.of(&h, self.has_bias).into_iter().zip(up.of(&h, self.has_bias));
+        let expanded: Vec<f64> = gated.map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+        add(&x, down.of(&expanded, self.has_bias))
+    }
+}
+
+/// A sequence that has seen some tokens: for each block the cache, and what is in it.
+struct Sequence {
+    positions: Positions,
+    caches: Vec<LayerCache>,
+    seen: Vec<Seen>,
+}
+
+impl Sequence {
+    /// With room for `room` more tokens in its caches.
+    fn new(rng: &mut StdRng, blocks: usize, tokens: i32, sinks: i32, room: i32) -> Self {
+        let positions = Positions { phase: Phase::Decode, offset: tokens, tokens: 1, sinks, capacity: tokens + 7 };
+        let (mut caches, mut seen) = (Vec::new(), Vec::new());
+        for _ in 0..blocks {
+            let shape = [1, KV_HEADS, tokens + room, HEAD_DIM];
+            let (keys, values) = (numbers(rng, &shape, 1.0, 0.0), numbers(rng, &shape, 1.0, 0.0));
+            let token = |of: &[f64], token: i32| -> Vec<f64> {
+                let from = |head: i32| ((head * shape[2] + token) * HEAD_DIM) as usize;
+                (0..KV_HEADS).flat_map(|head| of[from(head)..][..HEAD_DIM as usize].to_vec()).collect()
+            };
+            seen.push((0..tokens).map(|i| (token(&keys.1, i), token(&values.1, i))).collect());
+            caches.push((tokens > 0).then_some((keys.0, values.0)));
+        }
+        Sequence { positions, caches, seen }
+    }
+
+    fn copy(&self) -> Self {
+        let copy = |cache: &LayerCache| {
+            cache.as_ref().map(|(keys, values)| {
+                let [keys, values] = [keys, values].map(|array| {
+                    array.eval().unwrap();
+                    Array::from_slice(array.as_slice::<f16>(), array.shape())
+                });
+                (keys, values)
+            })
+        };
+        let caches = self.caches.iter().map(copy).collect();
+        Sequence { positions: self.positions, caches, seen: self.seen.clone() }
+    }
+}
+
+fn compute(gpu: &Gpu, x: &Array, models: &[Model], sequences: &mut [Sequence]) -> Vec<f64> {
+    let operands: Vec<Block> = models.iter().map(Model::operand).collect();
+    let mut spans: Vec<CachedSpan> = (sequences.iter_mut())
+        .map(|sequence| CachedSpan { positions: sequence.positions, layers: &mut sequence.caches })
+        .collect();
+    to_f64(&blocks::blocks(gpu, x, &operands, &mut spans).expect("not declined").unwrap())
+}
+
+/// ‖found - wanted‖ / ‖wanted‖.
+fn distance(found: &[f64], wanted: &[f64]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    let square = found.iter().zip(wanted).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+    (square / wanted.iter().map(|x| x * x).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut StdRng::seed_from_u64(1);
+    let models = [Model::new(rng, None, false), Model::new(rng, Some(70), true), Model::new(rng, Some(9), false)];
+    let lengths = [(0, 0), (1, 0), (69, 4), (70, 4), (300, 4), (64, 0), (129, 3)];
+    let mut sequences: Vec<Sequence> = (lengths.into_iter().enumerate())
+        .map(|(i, (tokens, sinks))| Sequence::new(rng, models.len(), tokens, sinks, if i % 2 == 0 { 7 } else { 0 }))
+        .collect();
+    let mut alone: Vec<Sequence> = sequences.iter().map(Sequence::copy).collect();
+    for step in 0..2 {
+        let n = sequences.len();
+        let (x, values) = numbers(rng, &[n as i32, D], 2.0, 0.0);
+        let found = compute(gpu, &x, &models, &mut sequences);
+        for (i, x) in values.chunks(D as usize).enumerate() {
+            let at = sequences[i].positions;
+            let mut wanted = x.to_vec();
+            for (model, seen) in models.iter().zip(&mut sequences[i].seen) {
+                wanted = model.of(&wanted, seen, &at);
+            }
+            let found = &found[i * D as usize..][..D as usize];
+            let change = |y: &[f64]| -> Vec<f64> { y.iter().zip(x).map(|(y, x)| y - x).collect() };
+            let error = distance(&change(found), &change(&wanted));
+            assert!(error < 4e-3, "step {step}, sequence {i}: {error}");
+            let x: Vec<f16> = x.iter().map(|&x| f16::from_f64(x)).collect();
+            let by_itself = compute(gpu, &Array::from_slice(&x, &[1, D]), &models, &mut alone[i..=i]);
+            assert_eq!(by_itself, found, "step {step}, sequence {i} alone");
+        }
+        for sequence in sequences.iter_mut().chain(&mut alone) {
+            sequence.positions.offset += 1;
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_others_hold_is_not_written_to() {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut StdRng::seed_from_u64(2);
+    let models = [Model::new(rng, None, false)];
+    let mut sequence = Sequence::new(rng, 1, 20, 0, 7);
+    let (x, _) = numbers(rng, &[1, D], 1.0, 0.0);
+    let held = sequence.caches[0].clone().unwrap();
+    let before = to_f64(&held.0);
+    let mut same = sequence.copy();
+    let y = compute(gpu, &x, &models, std::slice::from_mut(&mut sequence));
+    assert_eq!(y, compute(gpu, &x, &models, std::slice::from_mut(&mut same)));
+    assert_eq!(to_f64(&held.0), before);
+    let (keys, _) = sequence.caches[0].as_ref().unwrap();
+    assert_eq!(to_f64(keys), to_f64(&same.caches[0].as_ref().unwrap().0));
+    assert_ne!(to_f64(keys), before);
+}
+
+#[test]
+fn rows_are_those_of_f64() {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut StdRng::seed_from_u64(3);
+    for bits in [2, 4, 8] {
+        let matrix = Matrix::new(rng, 50, 192, Packing { group_size: 64, bits });
+        let ids = [3u32, 49, 0, 50, NO_TOKEN];
+        let found = to_f64(&rows::embedding(gpu, &Array::from_slice(&ids, &[5]), &matrix.weight).unwrap().unwrap());
+        for (found, id) in found.chunks(192).zip(ids) {
+            match matrix.values.chunks(192).nth(id as usize) {
+                Some(wanted) => assert!(distance(found, wanted) < 1e-3),
+                None => assert!(found.iter().all(|x| x.is_nan())),
+            }
+        }
+    }
+    let (x, values) = numbers(rng, &[3, 1000], 3.0, 0.5);
+    let (weight, weights) = numbers(rng, &[1000], 1.0, 0.0);
+    let found = to_f64(&rows::rms_norm(gpu, &x, Norm { weight: &weight, eps: EPS }).unwrap().unwrap());
+    for (found, x) in found.chunks(1000).zip(values.chunks(1000)) {
+        assert!(distance(found, &normed(x, &weights)) < 1e-3);
+    }
+}
+
+#[test]
+fn the_first_of_the_largest_is_chosen() {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut StdRng::seed_from_u64(4);
+    let n = 70_001;
+    let (_, plain) = numbers(rng, &[n], 4.0, -5.0);
+    let with = |changes: &[(usize, f64)]| {
+        let mut row = plain.clone();
+        changes.iter().for_each(|&(i, x)| row[i] = x);
+        row
+    };
+    let wanted = [
+        (with(&[(60_000, 2.0), (40_000, 2.0), (69_999, 2.0)]), 40_000),
+        (with(&[(70_000, 0.5)]), 70_000),
+        (with(&[(0, 0.0), (7, -0.0)]), 0),
+        (with(&[(9, -0.0), (70, 0.0)]), 9),
+        (with(&[(5, f64::NAN)]), NO_TOKEN),
+        (with(&[(5, f64::INFINITY)]), NO_TOKEN),
+        (vec![f64::NEG_INFINITY; n as usize], NO_TOKEN),
+        (
+            {
+                let mut row = vec![f64::NEG_INFINITY; n as usize];
+                row[33] = -60000.0;
+                row
+            },
+            33,
+        ),
+    ];
+    for dtype in [Dtype::Float16, Dtype::Bfloat16] {
+        let all: Vec<f32> = wanted.iter().flat_map(|(row, _)| row.iter().map(|&x| x as f32)).collect();
+        let logits = Array::from_slice(&all, &[wanted.len() as i32, n]).as_dtype(dtype).unwrap();
+        for _ in 0..2 {
+            let tokens = rows::largest(gpu, &logits).unwrap().unwrap();
+            tokens.eval().unwrap();
+            assert_eq!(tokens.as_slice::<u32>(), wanted.each_ref().map(|(_, token)| *token));
+        }
+    }
+}
