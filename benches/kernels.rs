@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, Kernels, Layer, Matrix, Span, Turns, Values};
+use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, InstructionSet, Layer, Matrix, Span, Turns, Values};
 use mlx_lm::backend::{Epilogue, Filter, Phase};
 
 /// Numbers between -1 and 1 that look random.
@@ -45,11 +45,11 @@ impl Packed {
     }
 }
 
-fn sets() -> Vec<Kernels> {
-    Kernels::available()
+fn sets() -> Vec<InstructionSet> {
+    InstructionSet::available()
 }
 
-fn linear(kernels: Kernels, x: &[bf16], weight: Matrix, phase: Phase, y: &mut [bf16]) {
+fn linear(kernels: InstructionSet, x: &[bf16], weight: Matrix, phase: Phase, y: &mut [bf16]) {
     let layers = black_box([Layer { weight, bias: None }]);
     kernels.linear(Floats::Bf16(x), &layers, Epilogue::Concat, phase, FloatsMut::Bf16(y));
 }

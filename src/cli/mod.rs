@@ -21,7 +21,7 @@ mod tokenize;
 
 use anyhow::Result;
 use clap::CommandFactory;
-use mlx_lm::backend::cpu::Kernels;
+use mlx_lm::backend::cpu::InstructionSet;
 use mlx_lm::{Checkpoint, chat_template};
 
 use args::{Cli, Command};
@@ -43,7 +43,7 @@ fn run(cli: Cli) -> Result<u8> {
             mlx_lm::ops::set_cpu_backend(None);
             mlx_lm::ops::set_gpu_backend(false);
         }
-        Some(name) => mlx_lm::ops::set_cpu_backend(Some(Kernels::from_name(name)?)),
+        Some(name) => mlx_lm::ops::set_cpu_backend(Some(InstructionSet::from_name(name)?)),
     }
     keep_freed_memory();
     chat_template::set_worker(worker);

@@ -15,18 +15,18 @@ use mlx_rs::ops::{
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
-use crate::backend::cpu::{self, Kernels};
+use crate::backend::cpu::{self, InstructionSet};
 #[cfg(cuda_kernels)]
 use crate::backend::cuda::Gpu;
 use crate::backend::{Backend, Block, CachedSpan, Choice, Epilogue, Filter, Linear, NO_TOKEN, Norm, Phase, Weight};
 use crate::error::Result;
 use crate::mapped::Mapped;
 
-static CPU: OnceLock<Option<Kernels>> = OnceLock::new();
+static CPU: OnceLock<Option<InstructionSet>> = OnceLock::new();
 
 /// What computes where MLX's device is a CPU: these kernels, or MLX's own CPU backend for `None`. Without this call it is the
 /// fastest kernels of the machine. Only the first call in a process counts, and only before anything is computed.
-pub fn set_cpu_backend(kernels: Option<Kernels>) {
+pub fn set_cpu_backend(kernels: Option<InstructionSet>) {
     let _ = CPU.set(kernels);
 }
 
@@ -39,13 +39,13 @@ pub fn set_gpu_backend(ours: bool) {
 }
 
 /// The kernels that compute on the CPU, where MLX does and the build has them.
-pub fn cpu_backend() -> Option<Kernels> {
+pub fn cpu_backend() -> Option<InstructionSet> {
     chosen().copied()
 }
 
-fn chosen() -> Option<&'static Kernels> {
+fn chosen() -> Option<&'static InstructionSet> {
     if cfg!(cpu_kernels) && matches!(device_type(), Some(DeviceType::Cpu)) {
-        CPU.get_or_init(|| Some(Kernels::best())).as_ref()
+        CPU.get_or_init(|| Some(InstructionSet::best())).as_ref()
     } else {
         None
     }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use assert_cmd::assert::OutputAssertExt;
-use mlx_lm::backend::cpu::Kernels;
+use mlx_lm::backend::cpu::InstructionSet;
 
 use serde_json::{Value, json};
 
@@ -322,7 +322,7 @@ fn results_are_the_same_for_any_number_of_threads() {
 
 #[test]
 fn kernels_can_be_forced_and_verbose_names_them() {
-    for kernels in Kernels::available().into_iter().map(Kernels::name).chain(["mlx"]) {
+    for kernels in InstructionSet::available().into_iter().map(InstructionSet::name).chain(["mlx"]) {
         let found = mlx_lm(&["--prompt", "Hi", "--max-tokens", "2", "--verbose"])
             .env("MLX_LM_KERNELS", kernels)
             .assert()

@@ -32,7 +32,7 @@ mod tool_calls;
 use std::path::{Path, PathBuf};
 
 use mlx_lm::backend::Phase;
-use mlx_lm::backend::cpu::Kernels;
+use mlx_lm::backend::cpu::InstructionSet;
 use mlx_lm::generate::kv_cache::KvCache;
 use mlx_lm::mlxpack::Pack;
 use mlx_lm::models::batch::{Batch, Span};
@@ -55,7 +55,7 @@ fn compute_on_cpu() -> bool {
     match std::env::var("MLX_LM_KERNELS").as_deref() {
         Err(_) => {}
         Ok("mlx") => ops::set_cpu_backend(None),
-        Ok(name) => ops::set_cpu_backend(Some(Kernels::from_name(name).unwrap())),
+        Ok(name) => ops::set_cpu_backend(Some(InstructionSet::from_name(name).unwrap())),
     }
     ops::cpu_backend().is_some()
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mlx_lm::backend::Phase;
-use mlx_lm::backend::cpu::Kernels;
+use mlx_lm::backend::cpu::InstructionSet;
 use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::prompt_cache::PromptCache;
 use mlx_lm::generate::{Engine, EngineOptions, Event, FinishReason, Request};
@@ -183,7 +183,7 @@ fn logits_that_are_no_numbers_are_an_error() {
         &["-p", "Hello", "-n", "30", "--frequency-penalty", "-3.4e38", "--presence-penalty", "-3e38"],
         &["perplexity", "-m", root, "--file", text.to_str().unwrap()],
     ];
-    for kernels in ["mlx", "portable", Kernels::best().name()] {
+    for kernels in ["mlx", "portable", InstructionSet::best().name()] {
         for args in runs {
             let output = mlx_lm(args).env("MLX_LM_KERNELS", kernels).output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{kernels} {args:?}: {}", stderr(&output));

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::types::{Buffer, Kind};
-use super::{Floats, FloatsMut, Heads, Kernels, Layer, Span, Turns};
+use super::{Floats, FloatsMut, Heads, InstructionSet, Layer, Span, Turns};
 use crate::backend::{Epilogue, Phase, Positions};
 
 /// The weights and settings of [`crate::backend::Block`].
@@ -52,7 +52,7 @@ fn runs(spans: &[SpanCache]) -> Vec<Run> {
     runs
 }
 
-impl Kernels {
+impl InstructionSet {
     /// Hidden states `[N, D]` to the same.
     pub(super) fn block(self, block: &Block, spans: &mut [SpanCache], x: Buffer) -> Buffer {
         let runs = runs(spans);

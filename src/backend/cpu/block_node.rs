@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype};
 use super::bridge::{Output, View, node};
 use super::nodes::{Inputs, LayerAt, promoted};
 use super::types::{Buffer, convert};
-use super::{Floats, Kernels, Turns, block};
+use super::{Floats, InstructionSet, Turns, block};
 use crate::backend::{Block, CachedSpan, Linear, Norm, Positions, Rotation};
 use crate::error::Result;
 
@@ -84,7 +84,7 @@ fn types(x: Dtype, block: &Block) -> (Dtype, Dtype) {
 }
 
 /// See [`crate::backend::Backend::blocks`].
-pub(super) fn blocks(kernels: Kernels, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Result<Array> {
+pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Result<Array> {
     let mut rotations = Vec::new();
     let taken: Vec<Vec<_>> =
         spans.iter_mut().map(|span| span.layers.iter_mut().map(Option::take).collect::<Vec<_>>()).collect();

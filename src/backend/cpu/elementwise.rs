@@ -171,7 +171,7 @@ impl Turns {
     }
 }
 
-/// See [`super::Kernels::rope`].
+/// See [`super::InstructionSet::rope`].
 pub(super) struct Rotate<'a> {
     pub x: Heads<'a>,
     pub norm: Option<(Floats<'a>, f32)>,

@@ -38,9 +38,9 @@ pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 use super::{Epilogue, Filter, NO_TOKEN, Phase};
 use crate::error::{Error, Result};
 
-/// A set of kernels, the slowest first.
+/// What kernels are compiled for, the slowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kernels {
+pub enum InstructionSet {
     /// Plain Rust.
     Portable,
     /// AVX2, FMA and F16C; AVX-VNNI where the machine has it.
@@ -51,24 +51,25 @@ pub enum Kernels {
     Amx,
 }
 
-impl Kernels {
+impl InstructionSet {
     /// Whether this machine can run them or not.
-    const ALL: [Kernels; 4] = [Kernels::Portable, Kernels::Avx2, Kernels::Avx512, Kernels::Amx];
+    const ALL: [InstructionSet; 4] =
+        [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512, InstructionSet::Amx];
 
     /// Those that this machine can run, the fastest last.
-    pub fn available() -> Vec<Kernels> {
-        Kernels::ALL.into_iter().filter(|kernels| kernels.runs_here()).collect()
+    pub fn available() -> Vec<InstructionSet> {
+        InstructionSet::ALL.into_iter().filter(|kernels| kernels.runs_here()).collect()
     }
 
     fn runs_here(self) -> bool {
         match self {
-            Kernels::Portable => true,
+            InstructionSet::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Kernels::Avx2 => isa::Avx2::detect().is_some(),
+            InstructionSet::Avx2 => isa::Avx2::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Kernels::Avx512 => isa::Avx512::detect().is_some(),
+            InstructionSet::Avx512 => isa::Avx512::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Kernels::Amx => amx::Amx::detect().is_some(),
+            InstructionSet::Amx => amx::Amx::detect().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -79,7 +80,7 @@ impl Kernels {
     /// # Errors
     /// When there is none, or this machine does not have it.
     pub fn from_name(name: &str) -> Result<Self> {
-        match Kernels::ALL.into_iter().find(|kernels| kernels.name() == name) {
+        match InstructionSet::ALL.into_iter().find(|kernels| kernels.name() == name) {
             Some(kernels) if kernels.runs_here() => Ok(kernels),
             Some(_) => Err(Error::setting("kernels", name, "a set that this machine has")),
             None => Err(Error::setting("kernels", name, "mlx, portable, avx2, avx512 or amx")),
@@ -88,27 +89,27 @@ impl Kernels {
 
     /// The fastest that this machine can run.
     pub fn best() -> Self {
-        *Kernels::available().last().expect("portable runs everywhere")
+        *InstructionSet::available().last().expect("portable runs everywhere")
     }
 
-    /// As [`Kernels::from_name`] takes it.
+    /// As [`InstructionSet::from_name`] takes it.
     pub fn name(self) -> &'static str {
         match self {
-            Kernels::Portable => "portable",
-            Kernels::Avx2 => "avx2",
-            Kernels::Avx512 => "avx512",
-            Kernels::Amx => "amx",
+            InstructionSet::Portable => "portable",
+            InstructionSet::Avx2 => "avx2",
+            InstructionSet::Avx512 => "avx512",
+            InstructionSet::Amx => "amx",
         }
     }
 
     fn run<O: Op>(self, op: O) -> O::Output {
         #[cfg(target_arch = "x86_64")]
         match self {
-            Kernels::Amx | Kernels::Avx512 => {
+            InstructionSet::Amx | InstructionSet::Avx512 => {
                 return isa::Avx512::detect().expect("chosen where it runs").run(op);
             }
-            Kernels::Avx2 => return isa::Avx2::detect().expect("chosen where it runs").run(op),
-            Kernels::Portable => {}
+            InstructionSet::Avx2 => return isa::Avx2::detect().expect("chosen where it runs").run(op),
+            InstructionSet::Portable => {}
         }
         isa::Portable.run(op)
     }
@@ -153,21 +154,21 @@ impl Kernels {
         }
         #[cfg(target_arch = "x86_64")]
         match self {
-            Kernels::Amx if layers.iter().all(|layer| amx::takes(&x, &layer.weight)) => {
+            InstructionSet::Amx if layers.iter().all(|layer| amx::takes(&x, &layer.weight)) => {
                 let amx = amx::Amx::detect().expect("chosen where it runs");
                 return gemm::multiply(&amx, x, fused, y);
             }
-            Kernels::Amx | Kernels::Avx512 => {
+            InstructionSet::Amx | InstructionSet::Avx512 => {
                 let s = isa::Avx512::detect().expect("chosen where it runs");
                 return multiply::<_, 6, 12>(s, x, fused, y);
             }
-            Kernels::Avx2 => {
+            InstructionSet::Avx2 => {
                 return match (isa::AvxVnni::detect(), isa::Avx2::detect()) {
                     (Some(s), _) => multiply::<_, 6, 6>(s, x, fused, y),
                     (None, s) => multiply::<_, 4, 6>(s.expect("chosen where it runs"), x, fused, y),
                 };
             }
-            Kernels::Portable => {}
+            InstructionSet::Portable => {}
         }
         gemm::multiply(&gemm::FloatingPoint::<_, 2>(isa::Portable), x, fused, y);
     }
@@ -193,7 +194,7 @@ impl Kernels {
     /// Rotary position embedding of the half-split kind: rows of `y`, `strides` apart from one head and token to the next and
     /// of the type of `x`, are those of `x` `[H, L, D]` with components i and i + D/2 turned as `turns` say, from a row of
     /// theirs on (arXiv 2104.09864); without turns, as they are. Before, each row is normalised as by
-    /// [`Kernels::rms_norm`], where `norm` has a weight `[D]` and eps.
+    /// [`InstructionSet::rms_norm`], where `norm` has a weight `[D]` and eps.
     ///
     /// # Panics
     /// When the sizes do not fit together.
@@ -229,7 +230,7 @@ impl Kernels {
         assert_eq!(y.len(), numbers);
         let attention = attention::Attention { spans, scale, y };
         #[cfg(target_arch = "x86_64")]
-        if self == Kernels::Amx && phase == Phase::Prefill && spans.iter().all(amx::attends) {
+        if self == InstructionSet::Amx && phase == Phase::Prefill && spans.iter().all(amx::attends) {
             return attention.by(amx::Amx::detect().expect("chosen where it runs"));
         }
         self.run(attention);
@@ -266,7 +267,7 @@ fn multiply<S: Simd, const IN_FIXED: usize, const IN_FLOATS: usize>(s: S, x: Flo
 /// How fast `numbers` are read by all threads, in bytes per second: the limit of a decode step.
 pub fn read_bandwidth(numbers: &[f32]) -> f64 {
     let started = std::time::Instant::now();
-    Kernels::best().run(read::Read { numbers });
+    InstructionSet::best().run(read::Read { numbers });
     std::mem::size_of_val(numbers) as f64 / started.elapsed().as_secs_f64()
 }
 

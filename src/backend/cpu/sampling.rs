@@ -83,7 +83,7 @@ impl Op for Sample<'_> {
     }
 }
 
-/// See [`super::Kernels::logprobs`].
+/// See [`super::InstructionSet::logprobs`].
 pub(super) struct LogProbs<'a> {
     pub logits: Floats<'a>,
     pub token: u32,

@@ -166,7 +166,7 @@ fn attention_is_that_of_f64() {
                 assert_eq!(alone, rest[..alone.len()], "{}: case {case}", kernels.name());
                 rest = &rest[alone.len()..];
                 // AMX rounds weights to bf16.
-                let rounding = if kernels == Kernels::Amx && kind == 2 { 1.0 / 256.0 } else { 0.0 };
+                let rounding = if kernels == InstructionSet::Amx && kind == 2 { 1.0 / 256.0 } else { 0.0 };
                 let (expected, sizes) = sequence.attended(shape, scale);
                 for (found, (expected, size)) in alone.into_iter().zip(expected.iter().zip(&sizes)) {
                     let bound = expected.abs() * TYPES[kind] + size * rounding + 3e-5;

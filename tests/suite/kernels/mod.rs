@@ -11,7 +11,7 @@ mod sampling;
 
 use half::{bf16, f16};
 use mlx_lm::backend::Phase;
-use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Kernels, Matrix, Values};
+use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, InstructionSet, Matrix, Values};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -68,8 +68,8 @@ impl Numbers {
     }
 }
 
-fn sets() -> impl Iterator<Item = Kernels> {
-    Kernels::available().into_iter()
+fn sets() -> impl Iterator<Item = InstructionSet> {
+    InstructionSet::available().into_iter()
 }
 
 fn uniform(rng: &mut StdRng, n: usize) -> Vec<f64> {

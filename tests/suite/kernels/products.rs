@@ -6,7 +6,14 @@ use rand::SeedableRng;
 
 use super::*;
 
-pub(super) fn linear(kernels: Kernels, x: Floats, w: &Weight, bias: Option<&Numbers>, phase: Phase, y: FloatsMut) {
+pub(super) fn linear(
+    kernels: InstructionSet,
+    x: Floats,
+    w: &Weight,
+    bias: Option<&Numbers>,
+    phase: Phase,
+    y: FloatsMut,
+) {
     let layer = Layer { weight: w.matrix(), bias: bias.map(Numbers::floats) };
     kernels.linear(x, &[layer], Epilogue::Concat, phase, y);
 }
@@ -38,7 +45,7 @@ fn check_matmul(w: &Weight, x: &Numbers, x_kind: usize, bias: Option<&Numbers>, 
             let sum: f64 = (0..w.columns).map(|k| magnitudes[k] * largest(k)).sum();
             // AMX rounds weights to bf16.
             let rounded: f64 = x.iter().zip(values).map(|(x, w)| (x * w).abs()).sum();
-            let rounding = if kernels == Kernels::Amx && x_kind == 2 { rounded / 256.0 } else { 0.0 };
+            let rounding = if kernels == InstructionSet::Amx && x_kind == 2 { rounded / 256.0 } else { 0.0 };
             let bound = sum * input + rounding + expected.abs() * TYPES[y_kind] + 1e-30;
             assert!(
                 (found - expected).abs() <= bound,

@@ -92,7 +92,7 @@ fn layers_of_one_input_are_what_each_is_alone() {
                     });
                     for (found, expected) in row.iter().zip(expected) {
                         // Next to layers of another kind, one may be multiplied in floats; in AMX weights are rounded.
-                        let bound = if kernels == Kernels::Amx { 0.1 } else { 2e-3 };
+                        let bound = if kernels == InstructionSet::Amx { 0.1 } else { 2e-3 };
                         assert!((found - expected).abs() < bound, "{}: {found}, {expected}", kernels.name());
                     }
                 }
@@ -101,7 +101,7 @@ fn layers_of_one_input_are_what_each_is_alone() {
                 for (i, found) in y.wide().into_iter().enumerate() {
                     let (gate, up) = (each[1][i], each[2][i]);
                     let expected = gate / (1.0 + (-gate).exp()) * up;
-                    let bound = if kernels == Kernels::Amx { 0.1 } else { 2e-3 } * (1.0 + gate.abs() + up.abs());
+                    let bound = if kernels == InstructionSet::Amx { 0.1 } else { 2e-3 } * (1.0 + gate.abs() + up.abs());
                     assert!((found - expected).abs() < bound, "{}: {found}, {expected}", kernels.name());
                 }
             }

@@ -193,9 +193,7 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     }
     #[inline(always)]
     fn dot_pairs(self, a: __m256i, b: __m256i, sum: __m256i) -> __m256i {
-        unsafe {
-            if VNNI { dpwssd_256(sum, a, b) } else { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
-        }
+        unsafe { if VNNI { dpwssd_256(sum, a, b) } else { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) } }
     }
     #[inline(always)]
     fn half_fields<const BITS: u32>(self, words: __m256i, index: u32) -> __m256i {
