@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{Compiled, FUEL, Failure, Job, Place, render as render_in_thread};
 use crate::error::{Error, Result};
 
-/// The address space of a worker, in bytes: its program, its stack and all that a template makes.
+/// The address space that a template has, in bytes: a stack and all that it makes.
 const MEMORY_BYTES: u64 = 512 << 20;
 
 /// The part of it that is the stack.
@@ -60,8 +60,7 @@ pub(super) fn command() -> Option<fn() -> io::Result<Command>> {
 pub fn serve() -> io::Result<()> {
     let (sender, requests) = mpsc::channel::<String>();
     if !cfg!(target_os = "macos") {
-        // At least three quarters are the template's.
-        limit(Resource::RLIMIT_AS, MEMORY_BYTES.max(mapped_bytes() + MEMORY_BYTES / 4 * 3))?;
+        limit(Resource::RLIMIT_AS, mapped_bytes() + MEMORY_BYTES)?;
     }
     limit(Resource::RLIMIT_CORE, 0)?;
     // This thread goes on reading, so that the process ends with the one that it works for, whatever a template does.

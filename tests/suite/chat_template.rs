@@ -417,11 +417,17 @@ fn a_worker_limits_its_memory_and_ends_with_the_process_that_it_works_for() {
     replies.read_line(&mut reply).unwrap();
     assert_eq!(reply, "{\"Done\":{\"Ok\":\"hello\"}}\n");
     if cfg!(target_os = "linux") {
-        let limits = fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();
-        for (name, most) in [("Max address space", "536870912"), ("Max core file size", "0")] {
-            let limit = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            assert_eq!(limit.split_whitespace().take(2).collect::<Vec<_>>(), [most, most], "{name}");
-        }
+        let of_process = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", process.id())).unwrap();
+        let (limits, status) = (of_process("limits"), of_process("status"));
+        let numbers = |text: &str, name: &str| -> Vec<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+        };
+        // What a template has, beside the program and its libraries.
+        let most = numbers(&limits, "Max address space");
+        let program = numbers(&status, "VmSize:")[0] << 10;
+        assert!(most.len() == 2 && most[0] == most[1] && (512 << 20..=(512 << 20) + program).contains(&most[0]));
+        assert_eq!(numbers(&limits, "Max core file size"), [0, 0]);
     }
     ask(&format!("{TREES}{{{{ a.s }}}}"));
     drop(requests);
