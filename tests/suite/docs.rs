@@ -43,21 +43,24 @@ fn matches(text: &str, pattern: &str) -> bool {
     rest.is_empty()
 }
 
+/// Those with examples.
+const PAGES: [&str; 8] = [
+    "README.md",
+    "docs/chat.md",
+    "docs/cli.md",
+    "docs/structured.md",
+    "docs/mlxpack.md",
+    "docs/models.md",
+    "docs/streaming.md",
+    "docs/performance.md",
+];
+
 #[test]
 fn examples_print_what_the_pages_say() {
     let bin = Path::new(env!("CARGO_BIN_EXE_mlx_lm")).parent().unwrap();
     let path = format!("{}:{}", bin.display(), env::var("PATH").unwrap());
     let mut count = 0;
-    for page in [
-        "README.md",
-        "docs/chat.md",
-        "docs/cli.md",
-        "docs/structured.md",
-        "docs/mlxpack.md",
-        "docs/models.md",
-        "docs/streaming.md",
-        "docs/performance.md",
-    ] {
+    for page in PAGES {
         let scratch = tempfile::tempdir().unwrap();
         symlink(Path::new(ROOT).join("demo"), scratch.path().join("demo")).unwrap();
         for (command, expected) in examples(&fs::read_to_string(Path::new(ROOT).join(page)).unwrap()) {
@@ -78,19 +81,7 @@ fn examples_print_what_the_pages_say() {
 #[test]
 fn links_between_pages_lead_somewhere() {
     let mut count = 0;
-    for page in [
-        "README.md",
-        "docs/chat.md",
-        "docs/cli.md",
-        "docs/structured.md",
-        "docs/mlxpack.md",
-        "docs/models.md",
-        "docs/streaming.md",
-        "docs/performance.md",
-        "docs/server.md",
-        "docs/cuda.md",
-        "demo/README.md",
-    ] {
+    for page in PAGES.into_iter().chain(["docs/server.md", "docs/cuda.md", "demo/README.md"]) {
         let path = Path::new(ROOT).join(page);
         let text = fs::read_to_string(&path).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

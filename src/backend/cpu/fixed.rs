@@ -84,3 +84,11 @@ impl Op for FixToken<'_> {
         Fixed::new(s, &values, self.group)
     }
 }
+
+/// `sum` and the product of a group of fixed-point numbers, of this scale and sum, with weights of this scale and bias;
+/// `dot` is that of the whole numbers.
+#[inline(always)]
+pub(super) fn add_group<S: Simd>(s: S, sum: S::F, dot: S::U, x: (S::F, S::F), w: (S::F, S::F)) -> S::F {
+    let ((x_scale, x_sum), (scale, bias)) = (x, w);
+    s.fma(bias, x_sum, s.fma(s.mul(s.to_floats(dot), x_scale), scale, sum))
+}

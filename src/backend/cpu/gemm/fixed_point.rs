@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::backend::cpu::fixed::FixToken;
+use crate::backend::cpu::fixed::{FixToken, add_group};
 use crate::backend::cpu::gemm::{Microkernel, Panel};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
@@ -220,8 +220,7 @@ fn add_tile<S: Simd, const TOKENS: usize>(
                 for t in 0..TOKENS {
                     let x_scale = s.splat(*x.scales.get_unchecked(g * TOKENS + t));
                     let x_sum = s.splat(*x.sums.get_unchecked(g * TOKENS + t));
-                    let dot = s.mul(s.to_floats(dots[t][half]), x_scale);
-                    acc[t][half] = s.fma(bias, x_sum, s.fma(dot, scale, acc[t][half]));
+                    acc[t][half] = add_group(s, acc[t][half], dots[t][half], (x_scale, x_sum), (scale, bias));
                 }
             }
         }

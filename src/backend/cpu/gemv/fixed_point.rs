@@ -8,7 +8,7 @@
 use std::array::from_fn;
 use std::ops::Range;
 
-use crate::backend::cpu::fixed::FixToken;
+use crate::backend::cpu::fixed::{FixToken, add_group};
 use crate::backend::cpu::isa::Simd;
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
@@ -76,27 +76,14 @@ impl Vectors {
 #[inline(always)]
 pub(super) fn products<S: Simd>(s: S, w: &Matrix, x: &Vectors, rows: Range<usize>, sums: &mut [f32]) {
     let Values::Affine(affine) = &w.values else { unreachable!("whole numbers are for quantized weights") };
-    match affine.bits {
-        2 => blocks_for::<S, 2>(s, w, affine, x, rows, sums),
-        4 => blocks_for::<S, 4>(s, w, affine, x, rows, sums),
-        _ => blocks_for::<S, 8>(s, w, affine, x, rows, sums),
-    }
-}
-
-#[inline(always)]
-fn blocks_for<S: Simd, const BITS: u32>(
-    s: S,
-    w: &Matrix,
-    affine: &Affine,
-    x: &Vectors,
-    rows: Range<usize>,
-    sums: &mut [f32],
-) {
     // Several vectors take two vectors of rows, which share the loads of x; one waits for memory, which likes one.
-    if x.tokens == 1 {
-        blocks::<S, BITS, 1>(s, w, affine, x, rows, sums)
-    } else {
-        blocks::<S, BITS, 2>(s, w, affine, x, rows, sums)
+    match (affine.bits, x.tokens) {
+        (2, 1) => blocks::<S, 2, 1>(s, w, affine, x, rows, sums),
+        (2, _) => blocks::<S, 2, 2>(s, w, affine, x, rows, sums),
+        (4, 1) => blocks::<S, 4, 1>(s, w, affine, x, rows, sums),
+        (4, _) => blocks::<S, 4, 2>(s, w, affine, x, rows, sums),
+        (_, 1) => blocks::<S, 8, 1>(s, w, affine, x, rows, sums),
+        (_, _) => blocks::<S, 8, 2>(s, w, affine, x, rows, sums),
     }
 }
 
@@ -118,9 +105,9 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
     // `[groups, scales and biases, R · LANES]`, and room for a vector of groups.
     let mut numbers = Scratch::<f32>::new(groups.next_multiple_of(S::LANES) * 2 * width);
     let mut acc = Scratch::<f32>::new(x.tokens * width);
+    // Threads take tasks of one size in turn.
+    let of_next_task = rows.end + (threads::threads() - 1) * rows.len();
     for first in rows.clone().step_by(width) {
-        // Threads take tasks of one size in turn.
-        let of_next_task = rows.end + (threads::threads() - 1) * rows.len();
         let next = if first + width < rows.end { first + width } else { of_next_task };
         let (ahead, bytes) = typed!(Floats, affine.scales, from => {
             let sources = [from, same_type(from, affine.biases)];
@@ -160,16 +147,13 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
                     sums: &x.sums[group * x.tokens..][..x.tokens],
                     ahead: words_ahead.wrapping_add((word + i) * width),
                 };
-                if R == 1 {
-                    group.add::<S, BITS, R, 1>(s, 0, &mut acc);
-                }
-                let mut token = if R == 1 { 1 } else { 0 };
+                let mut token = 0;
                 while token < x.tokens {
                     token += match x.tokens - token {
                         // As many sums as there are registers for.
-                        8.. if S::LANES == 16 => group.add::<S, BITS, R, 8>(s, token, &mut acc),
-                        4.. => group.add::<S, BITS, R, 4>(s, token, &mut acc),
-                        2.. => group.add::<S, BITS, R, 2>(s, token, &mut acc),
+                        8.. if R > 1 && S::LANES == 16 => group.add::<S, BITS, R, 8>(s, token, &mut acc),
+                        4.. if R > 1 => group.add::<S, BITS, R, 4>(s, token, &mut acc),
+                        2.. if R > 1 => group.add::<S, BITS, R, 2>(s, token, &mut acc),
                         _ => group.add::<S, BITS, R, 1>(s, token, &mut acc),
                     };
                 }
@@ -275,8 +259,7 @@ impl Group<'_> {
                     let acc = acc.as_mut_ptr().add((token + t) * width + r * S::LANES);
                     let x_scale = s.splat(*self.scales.get_unchecked(token + t));
                     let x_sum = s.splat(*self.sums.get_unchecked(token + t));
-                    let dot = s.mul(s.to_floats(dot), x_scale);
-                    s.store(acc, s.fma(biases, x_sum, s.fma(dot, scales, s.load(acc))));
+                    s.store(acc, add_group(s, s.load(acc), dot, (x_scale, x_sum), (scales, biases)));
                 }
             }
         }
