@@ -85,7 +85,9 @@ pub enum HubProblem {
     Offline { cache: PathBuf, name: String },
 
     /// Only a part is here, and the rest would have to be downloaded, which was not allowed.
-    #[error("the cache holds a part of it, without {file}, and --offline or HF_HUB_OFFLINE keeps from the network; with one, `mlx_lm pull {name}` fetches the rest")]
+    #[error(
+        "the cache holds a part of it, without {file}, and --offline or HF_HUB_OFFLINE keeps from the network; with one, `mlx_lm pull {name}` fetches the rest"
+    )]
     OfflineInPart { file: String, name: String },
 
     /// The hub did not answer at all.
@@ -97,7 +99,9 @@ pub enum HubProblem {
     Missing { host: String, has_token: bool },
 
     /// To those without a token the hub says the same of a private model and of none.
-    #[error("not a public model of {host}: the name is wrong, or it is private and needs a token that may read it, in HF_TOKEN or by `hf auth login`")]
+    #[error(
+        "not a public model of {host}: the name is wrong, or it is private and needs a token that may read it, in HF_TOKEN or by `hf auth login`"
+    )]
     NeedsToken { host: String },
 
     /// Its owners let only those read it who ask for it.
@@ -113,7 +117,9 @@ pub enum HubProblem {
     NoRevision { revision: String },
 
     /// The hub limits how often one may ask.
-    #[error("{host} lets nobody ask so often (429) and says to come back in {seconds} s; with a token (HF_TOKEN) one may ask more")]
+    #[error(
+        "{host} lets nobody ask so often (429) and says to come back in {seconds} s; with a token (HF_TOKEN) one may ask more"
+    )]
     RateLimited { host: String, seconds: u64 },
 
     /// Another refusal.
@@ -125,7 +131,9 @@ pub enum HubProblem {
     NoHub { host: String, problem: String },
 
     /// A connection was lost, and could not be had again.
-    #[error("{file}: the connection was lost after {bytes} of {size} bytes ({reason}); they are kept, and the same command goes on from there")]
+    #[error(
+        "{file}: the connection was lost after {bytes} of {size} bytes ({reason}); they are kept, and the same command goes on from there"
+    )]
     CutOff { file: String, bytes: u64, size: u64, reason: String },
 
     /// What came is not what the hub's hash says.

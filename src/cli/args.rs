@@ -277,7 +277,10 @@ pub enum PerplexityFormat {
 pub struct ServeArgs {
     /// A model directory or .mlxpack file, under the name of its folder or pack, or NAME=PATH (repeatable). The first is loaded
     /// at the start, the others when they are asked for
-    #[cfg_attr(feature = "hub", doc = ". ORG/NAME[@REVISION] is a model of the Hugging Face hub, downloaded before the start")]
+    #[cfg_attr(
+        feature = "hub",
+        doc = ". ORG/NAME[@REVISION] is a model of the Hugging Face hub, downloaded before the start"
+    )]
     #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
     #[arg(long, short, visible_alias = "model", value_name = "[NAME=]PATH")]
     pub model_root: Vec<String>,

@@ -25,7 +25,8 @@ struct Bars {
 
 impl Downloads {
     pub fn new(name: &ModelName) -> Self {
-        let bars = std::io::stderr().is_terminal().then(|| Bars { all: MultiProgress::new(), total: ProgressBar::hidden() });
+        let bars =
+            std::io::stderr().is_terminal().then(|| Bars { all: MultiProgress::new(), total: ProgressBar::hidden() });
         Downloads { name: name.to_string(), files: Vec::new(), bars }
     }
 

@@ -52,7 +52,9 @@ pub fn watched(
 pub fn hub(offline: bool) -> Result<Hub> {
     let home = match path("HF_HOME") {
         Some(home) => home,
-        None => path("XDG_CACHE_HOME").map_or_else(|| Ok::<_, anyhow::Error>(home_dir()?.join(".cache")), Ok)?.join("huggingface"),
+        None => path("XDG_CACHE_HOME")
+            .map_or_else(|| Ok::<_, anyhow::Error>(home_dir()?.join(".cache")), Ok)?
+            .join("huggingface"),
     };
     let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub"));
     let is_set = |text: String| ["1", "ON", "YES", "TRUE"].contains(&text.to_uppercase().as_str());

@@ -316,7 +316,11 @@ mod tests {
         ] {
             assert_eq!(resolve(&from, target).map(|uri| uri.to_string()).as_deref(), found, "{target}");
         }
-        assert!(!["file:///etc/passwd", "x/y", "ftp://a/b"].iter().any(|target| resolve(&from, target).is_some_and(|uri| is_web(&uri))));
+        assert!(
+            !["file:///etc/passwd", "x/y", "ftp://a/b"]
+                .iter()
+                .any(|target| resolve(&from, target).is_some_and(|uri| is_web(&uri)))
+        );
     }
 
     #[test]
@@ -324,7 +328,13 @@ mod tests {
         let of = |text: &str| Origin::of(&text.parse().unwrap());
         let hub = of("https://Hub.co/x");
         assert!(hub == of("https://hub.co:443/y"));
-        for other in ["http://hub.co/x", "https://hub.co:444/x", "https://hub.co.evil/x", "https://cdn-hub.co/x", "https://hub.co@evil/x"] {
+        for other in [
+            "http://hub.co/x",
+            "https://hub.co:444/x",
+            "https://hub.co.evil/x",
+            "https://cdn-hub.co/x",
+            "https://hub.co@evil/x",
+        ] {
             assert!(hub != of(other), "{other}");
         }
     }

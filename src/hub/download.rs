@@ -54,7 +54,13 @@ enum Message {
 }
 
 /// Fetch files that the snapshot lacks.
-pub(super) fn fetch(client: &Client, folder: &Folder, commit: &str, files: Vec<HubFile>, events: &mut Events) -> Result<()> {
+pub(super) fn fetch(
+    client: &Client,
+    folder: &Folder,
+    commit: &str,
+    files: Vec<HubFile>,
+    events: &mut Events,
+) -> Result<()> {
     let mut missing = Vec::new();
     for file in files {
         if folder.has_file(commit, &file.name, file.size) {
@@ -112,7 +118,9 @@ fn run(job: Arc<Job>, events: &mut Events) -> Result<()> {
                 return Err(error);
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(Error::Internal("a download ended without a result".into())),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::Internal("a download ended without a result".into()));
+            }
         }
     }
     Ok(())
@@ -276,7 +284,18 @@ impl Download<'_> {
             Error::Hub { problem: HubProblem::Unreachable { reason, .. }, .. } => Lost::Connection(reason),
             error => Lost::All(error),
         })?;
-        let begins = || response.headers().get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split('-').next()?.parse().ok();
+        let begins = || {
+            response
+                .headers()
+                .get(CONTENT_RANGE)?
+                .to_str()
+                .ok()?
+                .strip_prefix("bytes ")?
+                .split('-')
+                .next()?
+                .parse()
+                .ok()
+        };
         // A server need not know of ranges.
         if part.length > 0 && (response.status() != StatusCode::PARTIAL_CONTENT || begins() != Some(part.length)) {
             self.restart(part, path)?;

@@ -107,15 +107,47 @@ mod tests {
             ("mlx-community/Qwen3-4B-4bit", "mlx-community/Qwen3-4B-4bit", "main"),
             ("a/b@v1.0", "a/b", "v1.0"),
             ("a/b@refs/pr/1", "a/b", "refs/pr/1"),
-            ("A_1/b.c-d@0123456789abcdef0123456789abcdef01234567", "A_1/b.c-d", "0123456789abcdef0123456789abcdef01234567"),
+            (
+                "A_1/b.c-d@0123456789abcdef0123456789abcdef01234567",
+                "A_1/b.c-d",
+                "0123456789abcdef0123456789abcdef01234567",
+            ),
         ] {
             let name = ModelName::parse(text).unwrap();
             assert_eq!((name.repository(), name.revision(), name.to_string().as_str()), (repository, revision, text));
         }
         for text in [
-            "", "a", "a/", "/a", "/a/b", "a/b/c", "./a", "../a", "a/..", "a/b.", "-a/b", "a/b--c", "a--b/c", "a/b..c", "~/a",
-            "a/b.git", "a b/c", "a/b@", "a/b@../c", "a/b@c..d", "a/b@/c", "a/b@c/", "a/b@c//d", "a/b@.c", "a/b@c.lock",
-            "a/b@c\nd", "a/b@c d", "a/b@c\\d", "a/b@c?d", "ä/b", "a\0/b",
+            "",
+            "a",
+            "a/",
+            "/a",
+            "/a/b",
+            "a/b/c",
+            "./a",
+            "../a",
+            "a/..",
+            "a/b.",
+            "-a/b",
+            "a/b--c",
+            "a--b/c",
+            "a/b..c",
+            "~/a",
+            "a/b.git",
+            "a b/c",
+            "a/b@",
+            "a/b@../c",
+            "a/b@c..d",
+            "a/b@/c",
+            "a/b@c/",
+            "a/b@c//d",
+            "a/b@.c",
+            "a/b@c.lock",
+            "a/b@c\nd",
+            "a/b@c d",
+            "a/b@c\\d",
+            "a/b@c?d",
+            "ä/b",
+            "a\0/b",
         ] {
             assert_eq!(ModelName::parse(text), None, "{text:?}");
         }

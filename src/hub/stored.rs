@@ -151,7 +151,8 @@ fn nearest(name: &str, known: impl Iterator<Item = String>) -> Vec<String> {
         let last = |text: &str| text.rsplit('/').next().unwrap_or_default().to_lowercase();
         strsim::jaro_winkler(&last(name), &last(other))
     };
-    let mut near: Vec<(f64, String)> = known.map(|other| (alike(&other), other)).filter(|(alike, _)| *alike > 0.8).collect();
+    let mut near: Vec<(f64, String)> =
+        known.map(|other| (alike(&other), other)).filter(|(alike, _)| *alike > 0.8).collect();
     near.sort_by(|a, b| b.0.total_cmp(&a.0));
     near.into_iter().take(3).map(|(_, other)| other).collect()
 }

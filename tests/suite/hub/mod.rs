@@ -22,8 +22,17 @@ use stand_in::Hub;
 fn program(program: &str, hub: &Hub, cache: &Path) -> Command {
     let mut command = Command::new(program);
     for name in [
-        "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE", "RUST_LOG", "ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY",
-        "all_proxy", "https_proxy", "http_proxy",
+        "HF_HOME",
+        "HF_TOKEN",
+        "HF_HUB_OFFLINE",
+        "HUGGINGFACE_HUB_CACHE",
+        "RUST_LOG",
+        "ALL_PROXY",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "all_proxy",
+        "https_proxy",
+        "http_proxy",
     ] {
         command.env_remove(name);
     }

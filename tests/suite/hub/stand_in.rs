@@ -69,6 +69,8 @@ pub struct Fault {
 pub enum Kind {
     /// This status and these headers in place of the answer.
     Status(u16, Vec<(&'static str, String)>),
+    /// This body in place of the answer's.
+    Body(String),
     /// The connection ends after so many bytes of the body.
     Cut(usize),
     /// So many bytes, and the others once the gate is open.
@@ -172,8 +174,9 @@ pub fn demo() -> Repository {
 
 pub fn files_of(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> =
-        entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())).collect();
+    let mut files: Vec<_> = entries
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap()))
+        .collect();
     files.sort();
     files
 }
@@ -233,6 +236,7 @@ impl State {
         let fault = self.fault(&request);
         let (mut status, mut headers, mut body) = match &fault {
             Some(Kind::Status(status, headers)) => (*status, headers.clone(), b"{\"error\": \"no\"}".to_vec()),
+            Some(Kind::Body(body)) => (200, Vec::new(), body.clone().into()),
             _ if is_cdn => self.large(&request),
             _ => self.hub(&request, cdn),
         };
@@ -243,7 +247,9 @@ impl State {
         if let (200, Some(from)) = (status, range(&request)) {
             match fault {
                 Some(Kind::NoRange) => {}
-                Some(Kind::WrongRange) => (status, headers) = (206, vec![("Content-Range", format!("bytes 0-{}/{whole}", whole - 1))]),
+                Some(Kind::WrongRange) => {
+                    (status, headers) = (206, vec![("Content-Range", format!("bytes 0-{}/{whole}", whole - 1))])
+                }
                 _ => {
                     status = 206;
                     headers.push(("Content-Range", format!("bytes {from}-{}/{whole}", whole - 1)));
@@ -319,7 +325,11 @@ impl State {
         };
         let Some(commit) = commit else { return refusal(404, "RevisionNotFound") };
         if rest[0] == "info" {
-            return (200, vec![("Content-Type", "application/json".to_owned())], repository.listing(&name, &commit).to_string().into());
+            return (
+                200,
+                vec![("Content-Type", "application/json".to_owned())],
+                repository.listing(&name, &commit).to_string().into(),
+            );
         }
         if !may_read {
             return refusal(if who.is_some() { 403 } else { 401 }, "GatedRepo");
@@ -358,7 +368,8 @@ fn read(stream: &TcpStream, is_cdn: bool) -> Option<Request> {
     let mut words = first.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let headers = lines.take_while(|line| !line.is_empty());
-    let headers = headers.filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())));
+    let headers =
+        headers.filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())));
     Some(Request { is_cdn, method, path, headers: headers.collect() })
 }
 
@@ -369,4 +380,24 @@ fn range(request: &Request) -> Option<usize> {
 /// `%2F` and its like.
 fn decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8().unwrap().into_owned()
+}
+
+/// The demo model with its weights in so many files.
+pub fn sharded(count: usize) -> Repository {
+    let mut repository = demo();
+    let weights = repository.file("model.safetensors").to_vec();
+    repository.files.retain(|(name, _)| name != "model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let mut shards: Vec<Vec<_>> = vec![Vec::new(); count];
+    for (index, tensor) in tensors.tensors().into_iter().enumerate() {
+        shards[index % count].push(tensor);
+    }
+    let mut map = serde_json::Map::new();
+    for (index, shard) in shards.into_iter().enumerate() {
+        let name = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        map.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
+        repository.set(&name, safetensors::serialize(shard, None).unwrap());
+    }
+    repository.set("model.safetensors.index.json", json!({"metadata": {}, "weight_map": map}).to_string());
+    repository
 }
