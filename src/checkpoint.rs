@@ -78,7 +78,8 @@ impl Checkpoint {
             io::ErrorKind::NotFound if is_hub_name(&root) => Error::Missing {
                 path: root.clone(),
                 expected: format!(
-                    "it looks like a model of the Hugging Face hub: `hf download {} --local-dir DIR` fetches it, then give that DIR",
+                    "it looks like a model of the Hugging Face hub: `{} {}` tells where it is, then give that directory",
+                    if cfg!(feature = "hub") { "mlx_lm pull" } else { "hf download" },
                     root.display()
                 ),
             },

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::args::{ListArgs, ListFormat, PullArgs, RmArgs};
-use super::process::{SUCCESS, Usage};
+use super::process::{SUCCESS, Usage, one_line};
 use super::terminal;
 
 /// As many digits of a commit as tell it from others.
@@ -120,19 +120,18 @@ fn bits(config: &Map<String, Value>) -> Option<u64> {
 
 /// Columns as wide as their texts.
 fn table(models: &[Listed]) -> String {
-    let text = |text: &str| text.escape_debug().to_string();
     let mut rows = vec![["NAME", "REVISION", "SIZE", "TYPE", "BITS", "RUNS"].map(str::to_owned)];
     rows.extend(models.iter().map(|model| {
         let revision = match &model.revisions[..] {
             [] => model.commit[..SHORT_COMMIT].to_owned(),
-            revisions => text(&revisions.join(",")),
+            revisions => one_line(&revisions.join(",")),
         };
-        let problem = model.problem.as_ref().map(|problem| format!("no: {}", text(problem)));
+        let problem = model.problem.as_ref().map(|problem| format!("no: {}", one_line(problem)));
         [
-            text(&model.name),
+            one_line(&model.name),
             revision,
             HumanBytes(model.bytes).to_string(),
-            model.model_type.as_deref().map_or("-".to_owned(), text),
+            model.model_type.as_deref().map_or("-".to_owned(), one_line),
             model.bits.map_or("-".to_owned(), |bits| bits.to_string()),
             problem.unwrap_or_else(|| "yes".to_owned()),
         ]

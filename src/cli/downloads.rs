@@ -1,9 +1,13 @@
 //! What a download shows on stderr: in a terminal a bar for each file under way and one for all, elsewhere a line for each file.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mlx_lm::hub::{Event, HubFile, ModelName};
+
+/// From one drawing to the next.
+const TICK: Duration = Duration::from_millis(100);
 
 pub struct Downloads {
     name: String,
@@ -95,5 +99,7 @@ impl Drop for Downloads {
 
 fn bar_of(length: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("the template is valid");
-    ProgressBar::new(length).with_style(style)
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden()).with_style(style);
+    bar.enable_steady_tick(TICK); // what came last shows while nothing comes
+    bar
 }

@@ -29,6 +29,8 @@ use crate::watch::go_on;
 const WORKERS: usize = 4;
 /// What is read, hashed and written at once.
 const CHUNK: usize = 1 << 18;
+/// How often a server may send a file from its beginning in place of the rest.
+const MAX_RESTARTS: usize = 3;
 /// How soon a download ends that was asked to, whatever its connections do.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -246,7 +248,7 @@ impl Download<'_> {
 
     /// Fetch the rest, and say what is wrong with the whole.
     fn complete(&self, part: &mut Part, path: &Path) -> Result<Option<HubProblem>> {
-        let mut retry = self.job.client.retry();
+        let (mut retry, mut restarts) = (self.job.client.retry(), 0);
         while part.length < self.file.size {
             let before = part.length;
             let lost = match self.append(part, path) {
@@ -254,9 +256,12 @@ impl Download<'_> {
                 Err(Lost::Connection(reason)) => reason,
                 Err(Lost::All(error)) => return Err(error),
             };
-            if part.length > before {
+            if part.length < before {
+                restarts += 1;
+            }
+            if part.length != before && restarts <= MAX_RESTARTS {
                 retry = self.job.client.retry();
-            } else if !self.again(&mut retry)? {
+            } else if restarts > MAX_RESTARTS || !self.again(&mut retry)? {
                 let (file, size) = (self.file.name.clone(), self.file.size);
                 let problem = HubProblem::CutOff { file, bytes: part.length, size, reason: lost };
                 return Err(self.job.client.error(problem));

@@ -71,7 +71,8 @@ impl HubOptions {
     }
 }
 
-/// What tells the hub who asks. It is sent to the hub's own host alone, and never shown.
+/// What tells the hub who asks. It is sent to the hub's own host alone, and never shown; the client, `ureq`, shows it where a logger
+/// takes its records of level trace, as the programs' does not.
 #[derive(Clone)]
 pub struct Token(String);
 

@@ -11,6 +11,9 @@ use super::name::is_commit;
 use super::shared;
 use crate::error::{Error, HubProblem, Result};
 
+/// The most names that an error offers.
+const MAX_NEAREST: usize = 3;
+
 /// A model in the cache, at one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -71,8 +74,8 @@ pub fn remove(cache: &Path, repository: &str, revision: Option<&str>) -> Result<
     let commits = folder.commits()?;
     let Some(revision) = revision else { return remove_all(cache, folder) };
     let Some(commit) = folder.commit_of(revision)?.filter(|commit| commits.contains(commit)) else {
-        let known = revisions(folder)?.into_values().flatten().chain(commits);
-        let nearest = nearest(revision, known).into_iter().map(|near| format!("{repository}@{near}")).collect();
+        let known = revisions(folder)?.into_values().flatten();
+        let nearest = known.take(MAX_NEAREST).map(|revision| format!("{repository}@{revision}")).collect();
         return Err(error(HubProblem::NotCached { cache: cache.to_owned(), nearest }));
     };
     if commits.len() == 1 {
@@ -145,7 +148,7 @@ fn revisions(folder: &Folder) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(revisions)
 }
 
-/// At most three that are spelt nearly so.
+/// Those that are spelt nearly so.
 fn nearest(name: &str, known: impl Iterator<Item = String>) -> Vec<String> {
     let alike = |other: &str| {
         let last = |text: &str| text.rsplit('/').next().unwrap_or_default().to_lowercase();
@@ -154,5 +157,5 @@ fn nearest(name: &str, known: impl Iterator<Item = String>) -> Vec<String> {
     let mut near: Vec<(f64, String)> =
         known.map(|other| (alike(&other), other)).filter(|(alike, _)| *alike > 0.8).collect();
     near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    near.into_iter().take(3).map(|(_, other)| other).collect()
+    near.into_iter().take(MAX_NEAREST).map(|(_, other)| other).collect()
 }

@@ -196,7 +196,7 @@ fn two_processes_download_a_file_once() {
     let refused = super::stderr(mlx_lm(&hub, scratch.path(), &["rm", "org/demo"]));
     assert_eq!(refused, "error: org/demo: another process is downloading it\n");
     hub.open_gate();
-    assert_eq!(lines.last().unwrap(), "  model.safetensors 3.32 MiB");
+    assert_eq!(lines.last().unwrap(), "  model.safetensors 3.26 MiB");
     let paths = [first, second].map(|process| stdout(process.wait_with_output().unwrap()));
     assert_eq!(paths[0], paths[1]);
     assert_eq!(hub.downloads(&weights()).len(), 1);

@@ -118,6 +118,7 @@ fn the_token_is_for_the_hub_alone() {
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     stdout(output);
     assert!(said.contains("[DEBUG]") && !said.contains(TOKEN), "{said}");
+    assert!(!said.contains("GET./api"), "requests as they are sent, a few bytes a line: {said}");
     let bearer = format!("Bearer {TOKEN}");
     for request in hub.requests() {
         let sent = request.headers.get("authorization");
