@@ -55,7 +55,7 @@ enum Command {
     #[command(group = either("from"), group = either("to"))]
     Pack {
         /// Model directory, as Hugging Face and mlx_lm.convert write it
-        #[cfg_attr(feature = "hub", doc = "; or ORG/NAME[@REVISION] of the Hugging Face hub")]
+        #[cfg_attr(feature = "hub", doc = "(or ORG/NAME[@REVISION] of the Hugging Face hub)")]
         #[arg(value_name = "DIR", group = "from")]
         directory: Option<PathBuf>,
         /// The pack to write
@@ -83,7 +83,7 @@ enum Command {
     #[command(group = either("from"))]
     Info {
         /// Pack or model directory
-        #[cfg_attr(feature = "hub", doc = "; or ORG/NAME[@REVISION] of the Hugging Face hub")]
+        #[cfg_attr(feature = "hub", doc = "(or ORG/NAME[@REVISION] of the Hugging Face hub)")]
         #[arg(value_name = "PATH", group = "from")]
         path: Option<PathBuf>,
         /// The same, as a flag

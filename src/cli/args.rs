@@ -70,7 +70,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ModelArgs {
     /// Model directory, as Hugging Face and mlx_lm.convert write it, or .mlxpack file
-    #[cfg_attr(feature = "hub", doc = "; or ORG/NAME[@REVISION] of the Hugging Face hub, which is downloaded once")]
+    #[cfg_attr(feature = "hub", doc = "(or ORG/NAME[@REVISION] of the Hugging Face hub, which is downloaded once)")]
     #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
     #[arg(long, short, visible_alias = "model", value_name = "PATH")]
     pub model_root: Option<PathBuf>,
@@ -279,7 +279,7 @@ pub struct ServeArgs {
     /// at the start, the others when they are asked for
     #[cfg_attr(
         feature = "hub",
-        doc = ". ORG/NAME[@REVISION] is a model of the Hugging Face hub, downloaded before the start"
+        doc = "(ORG/NAME[@REVISION], of the Hugging Face hub, is downloaded before the start)"
     )]
     #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
     #[arg(long, short, visible_alias = "model", value_name = "[NAME=]PATH")]

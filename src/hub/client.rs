@@ -12,7 +12,7 @@ use ureq::config::Config;
 use ureq::http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, ResponseExt};
 
 use super::name::ModelName;
 use super::{HubOptions, Token};
@@ -148,7 +148,7 @@ impl Client {
                     self.wait(Duration::from_secs(seconds))?;
                 }
                 _ if status.is_server_error() && retry.wait()? => {}
-                _ if status.is_client_error() || status.is_server_error() => return Err(self.refusal(url, &response)),
+                _ if status.is_client_error() || status.is_server_error() => return Err(self.refusal(&response)),
                 _ => return Ok(response),
             }
         }
@@ -190,22 +190,24 @@ impl Client {
     }
 
     /// What a status of 400 or more means.
-    fn refusal(&self, url: &str, response: &Response<Body>) -> Error {
+    fn refusal(&self, response: &Response<Body>) -> Error {
         let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let (code, message) = (text("X-Error-Code"), text("X-Error-Message"));
-        let (host, has_token) = (self.host(), self.token.is_some());
-        let problem = match (response.status().as_u16(), code) {
+        let (url, status, has_token) = (response.get_uri(), response.status().as_u16(), self.token.is_some());
+        let is_hub = Origin::of(url) == Some(self.origin.clone());
+        let host = url.host().unwrap_or_default().to_owned();
+        let problem = match (status, code) {
             (_, "GatedRepo") => {
                 HubProblem::Gated { page: format!("{}/{}", self.endpoint, self.name.repository()), has_token }
             }
             (_, "RevisionNotFound") => HubProblem::NoRevision { revision: self.name.revision().to_owned() },
-            (401, _) if !has_token => HubProblem::NeedsToken { host },
-            (401, "") => HubProblem::WrongToken { host },
             (404, "EntryNotFound") => {
-                HubProblem::NoHub { host, problem: format!("it lists a file that it does not have: {url}") }
+                HubProblem::NoHub { host, problem: "it lists a file that it does not have".into() }
             }
-            (401 | 404, _) => HubProblem::Missing { host, has_token },
-            (status, _) => {
+            (401, _) if is_hub && !has_token => HubProblem::NeedsToken { host },
+            (404, _) | (401, "RepoNotFound") if is_hub => HubProblem::Missing { host, has_token },
+            (401, _) if is_hub => HubProblem::WrongToken { host },
+            _ => {
                 let message = if message.is_empty() { String::new() } else { format!(": {message}") };
                 HubProblem::Refused { host, status, message }
             }

@@ -43,7 +43,7 @@ pub fn stored(cache: &Path) -> Result<Vec<Stored>> {
             let path = folder.snapshot(&commit);
             let blobs: BTreeSet<PathBuf> = files(&path).filter_map(|file| fs::canonicalize(file).ok()).collect();
             let bytes = blobs.iter().filter_map(|blob| Some(fs::metadata(blob).ok()?.len())).sum();
-            let missing = Folder::missing(&path).unwrap_or_else(|error| Some(error.to_string()));
+            let missing = Folder::missing(&path).unwrap_or(None); // what is malformed is there
             let revisions = revisions.remove(&commit).unwrap_or_default();
             all.push(Stored { repository: repository.clone(), commit, revisions, path, bytes, missing });
         }

@@ -8,7 +8,7 @@ use mlx_lm::error::HubProblem;
 use mlx_lm::hub::{Events, Hub as Client, HubOptions, Token};
 use serde_json::json;
 
-use super::stand_in::{COMMIT, Hub, Kind, Repository, demo, sharded};
+use super::stand_in::{COMMIT, Hub, Kind, Repository, demo, sha256, sharded};
 use super::{mlx_lm, name, options, problem, program, pull, stderr, stdout};
 
 const TOKEN: &str = "hf_verysecret";
@@ -71,6 +71,9 @@ fn each_refusal_has_its_words() {
     );
     let error = pull(open.clone(), "org/demo").unwrap_err().to_string();
     assert_eq!(error, "org/demo: 127.0.0.1 refuses it with status 403: Access to this resource is disabled.");
+    hub.fault(&sha256(demo().file("model.safetensors")), 1, Kind::Status(404, Vec::new()));
+    let error = pull(open.clone(), "org/demo").unwrap_err().to_string();
+    assert_eq!(error, "org/demo: localhost refuses it with status 404", "the other host knows no models");
     for body in ["<html>Log in to the hotel's network</html>", "{}", "{\"sha\": \"../../x\"}"] {
         hub.fault("/api/models", 1, Kind::Body(body.to_owned()));
         assert!(matches!(problem(pull(open.clone(), "org/demo")), HubProblem::NoHub { .. }), "{body}");
@@ -132,7 +135,8 @@ fn the_token_is_for_the_hub_alone() {
 #[test]
 fn what_is_no_model_is_refused_before_it_is_downloaded() {
     let (hub, scratch) = (Hub::start(), tempfile::tempdir().unwrap());
-    let cases: [(&str, fn(&mut Repository), &str); 8] = [
+    type Change = fn(&mut Repository);
+    let cases: [(&str, Change, &str); 8] = [
         (
             "pickled",
             |r| r.files.retain(|(name, _)| name != "model.safetensors"),

@@ -21,8 +21,7 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const LARGE: usize = 100_000;
 
 pub struct Hub {
-    pub hub: SocketAddr,
-    pub cdn: SocketAddr,
+    address: SocketAddr,
     state: Arc<State>,
 }
 
@@ -105,7 +104,7 @@ impl Hub {
                 }
             });
         }
-        Hub { hub: addresses.0, cdn: addresses.1, state }
+        Hub { address: addresses.0, state }
     }
 
     /// With the demo model as `org/demo`.
@@ -116,7 +115,7 @@ impl Hub {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.hub)
+        format!("http://{}", self.address)
     }
 
     pub fn put(&self, name: &str, repository: Repository) {
