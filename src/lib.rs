@@ -1,4 +1,4 @@
-//! Run Mistral, Llama and Qwen3 checkpoints on [MLX](https://ml-explore.github.io/mlx/), from Rust.
+//! Run Llama, Mistral, Qwen, Phi, Gemma and other checkpoints on [MLX](https://ml-explore.github.io/mlx/), from Rust.
 //!
 //! One pipeline, each arrow one function:
 //!

@@ -5,16 +5,18 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use bytesize::ByteSize;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_lm::backend::cpu::MAX_THREADS;
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::{GenerateOptions, Overrides};
+use mlx_lm::models::Architecture;
 use serde_json::Value;
 
 use super::hub::HubArgs;
 use super::prompt::{read_json, read_text};
 
-/// Generate text from a Mistral, Llama or Qwen3 checkpoint.
+/// Generate text from a Hugging Face or MLX checkpoint.
 ///
 #[cfg_attr(feature = "demo", doc = "Without --model-root, a tiny demo model inside this program answers.\n")]
 /// Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.
@@ -209,8 +211,8 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Make a model of these shapes with random weights in memory; speed does not depend on the weights
-    #[arg(long, value_enum, conflicts_with = "model_root")]
-    pub synthetic: Option<SyntheticArg>,
+    #[arg(long, value_name = "NAME", value_parser = architecture_names(), conflicts_with = "model_root")]
+    pub synthetic: Option<String>,
     /// Bits of the synthetic model's weights: quantized in groups of 64, or 16 for bf16 [default: 4]
     #[arg(long, value_name = "BITS", value_parser = bits)]
     pub bits: Option<u32>,
@@ -247,17 +249,6 @@ impl BenchArgs {
     pub fn sampling(&self) -> SamplerOptions {
         SamplerOptions { temp: self.temp, top_p: self.top_p, ..SamplerOptions::default() }
     }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SyntheticArg {
-    #[value(name = "llama-3.2-1b")]
-    Llama3_2_1b,
-    Tinyllama,
-    #[value(name = "qwen3-4b")]
-    Qwen3_4b,
-    #[value(name = "mistral-7b")]
-    Mistral7b,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -514,4 +505,8 @@ fn template_arg(text: &str) -> Result<(String, Value), String> {
     let value = serde_json::from_str(json)
         .map_err(|e| format!("{json:?} is not JSON ({e}); strings need quotes: {key}='\"text\"'"))?;
     Ok((key.to_owned(), value))
+}
+
+fn architecture_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }

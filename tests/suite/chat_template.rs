@@ -124,6 +124,7 @@ fn expressions_have_the_values_they_have_in_python() {
     let mut args = file["context"].as_object().unwrap().clone();
     let messages = args.remove("messages").unwrap().as_array().unwrap().clone();
     let conversation = Conversation { messages, args, ..conversation() };
+    let mut wrong = Vec::new();
     for case in file["cases"].as_array().unwrap() {
         let expression = case["expression"].as_str().unwrap();
         let rendered = outcome(&ChatTemplate::new(&format!("{{{{ {expression} }}}}"), Map::new()), &conversation);
@@ -132,9 +133,11 @@ fn expressions_have_the_values_they_have_in_python() {
             (None, Err(Error::Template(_))) => true,
             _ => false,
         };
-        let message = format!("{expression}: {rendered:?}, in transformers {case}");
-        assert_eq!(same, !DIFFERENT.contains(&expression), "{message}");
+        if same == DIFFERENT.contains(&expression) {
+            wrong.push(format!("{rendered:?}, in transformers {case}"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
