@@ -103,7 +103,7 @@ fn conversations_render_as_in_transformers() {
 }
 
 /// Expressions that no chat template is known to use, and that MiniJinja evaluates differently from Jinja2.
-const DIFFERENT: [&str; 12] = [
+const DIFFERENT: [&str; 18] = [
     "'%s-%s' % ('a', 'b')",
     "'x'|int",
     "\"they're BILL'S friends from the UK\".title()",
@@ -116,6 +116,12 @@ const DIFFERENT: [&str; 12] = [
     "payload.list",
     "'a' < 1",
     "[1, 2] < 3",
+    "people|groupby('tag', default='-')|map(attribute='grouper')|list",
+    "'ab'.zfill(5)",
+    "'a\\tb'.expandtabs(4)",
+    "'a'.center(5)",
+    "'abc'.index('c')",
+    "'Hello World'.swapcase()",
 ];
 
 #[test]
