@@ -51,7 +51,7 @@ pub fn tool_grammar(
     let token = |text: &str| literal(tokenizer, text);
     let (before, between, after) = match calls {
         Calls::Llama => ("{\"name\": ", ", \"parameters\": ", "}"),
-        Calls::MistralList => ("{\"name\": ", ", \"arguments\": ", "}"),
+        Calls::MistralList | Calls::TaggedList => ("{\"name\": ", ", \"arguments\": ", "}"),
         Calls::MistralNamed => ("", "", ""),
         Calls::Hermes => ("\n{\"name\": ", ", \"arguments\": ", "}\n"),
     };
@@ -74,6 +74,10 @@ pub fn tool_grammar(
         Calls::Llama => format!("call{}", more("\"; \" call".into())),
         Calls::MistralList => format!("\" [\" call{} \"]\"", more("\", \" call".into())),
         Calls::MistralNamed => format!("call{}", more(format!("{} call", token("[TOOL_CALLS]")))),
+        Calls::TaggedList => {
+            let ending = calls.ending().filter(|ending| !tokenizer.special_ids([*ending]).is_empty());
+            format!("\"[\" call{} \"]\" {}", more("\", \" call".into()), ending.map(token).unwrap_or_default())
+        }
         Calls::Hermes => {
             let (open, close) = (token("<tool_call>"), token("</tool_call>"));
             format!("call {close}{}", more(format!("\"\\n\" {open} call {close}")))
@@ -270,6 +274,11 @@ mod tests {
         let calls = "[TOOL_CALLS]weather[ARGS]{\"city\": \"Rome\"}[TOOL_CALLS]now[ARGS]{}";
         check("metaspace", named, "", &required, true, calls, true);
         check("metaspace", named, "", &required, false, calls, false);
+
+        let tagged = Format { reasoning: None, calls: Some(Calls::TaggedList) };
+        let calls = "<|tool_call|>[{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}, {\"name\": \"now\", \"arguments\": {}}]";
+        check("metaspace", tagged, "", &required, true, calls, true);
+        check("metaspace", tagged, "", &required, false, calls, false);
 
         let llama = Format { reasoning: None, calls: Some(Calls::Llama) };
         let call = "{\"name\": \"weather\", \"parameters\": {\"city\": \"Rome\"}}";

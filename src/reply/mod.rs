@@ -2,7 +2,7 @@
 //!
 //! The formats are those of the model families' own chat templates: Llama 3.1 to 3.3 (a JSON object with `name` and
 //! `parameters`, alone or after `<|python_tag|>`), Mistral (`[TOOL_CALLS]` and a list of objects, or `name[ARGS]{…}`), Hermes
-//! and Qwen3 (`<tool_call>{…}</tool_call>`); reasoning is `<think>…</think>`, or Mistral's `[THINK]…[/THINK]`. Which one a model
+//! and Qwen3 (`<tool_call>{…}</tool_call>`), Granite 3 and Phi-4-mini (`<|tool_call|>` and a list of objects); reasoning is `<think>…</think>`, or Mistral's `[THINK]…[/THINK]`. Which one a model
 //! writes, its template and its vocabulary say ([`Format::detect`]).
 //!
 //! ```
@@ -77,6 +77,8 @@ pub enum Calls {
     MistralNamed,
     /// `<tool_call>{"name": "f", "arguments": {…}}</tool_call>`, once for each call.
     Hermes,
+    /// `<|tool_call|>[{"name": "f", "arguments": {…}}, …]`, and perhaps `<|/tool_call|>`.
+    TaggedList,
 }
 
 const PYTHON_TAG: &str = "<|python_tag|>";
@@ -85,6 +87,8 @@ const ARGS: &str = "[ARGS]";
 const CALL_ID: &str = "[CALL_ID]";
 const TOOL_CALL: &str = "<tool_call>";
 const TOOL_CALL_END: &str = "</tool_call>";
+const TAG: &str = "<|tool_call|>";
+const TAG_END: &str = "<|/tool_call|>";
 
 impl Calls {
     /// What stands before a call.
@@ -93,6 +97,16 @@ impl Calls {
             Calls::Llama => PYTHON_TAG,
             Calls::MistralList | Calls::MistralNamed => TOOL_CALLS,
             Calls::Hermes => TOOL_CALL,
+            Calls::TaggedList => TAG,
+        }
+    }
+
+    /// What stands after a call, or after a list of them.
+    pub fn ending(self) -> Option<&'static str> {
+        match self {
+            Calls::Hermes => Some(TOOL_CALL_END),
+            Calls::TaggedList => Some(TAG_END),
+            Calls::Llama | Calls::MistralList | Calls::MistralNamed => None,
         }
     }
 
@@ -101,6 +115,7 @@ impl Calls {
             Calls::Llama => &[PYTHON_TAG],
             Calls::MistralList | Calls::MistralNamed => &[TOOL_CALLS, ARGS, CALL_ID],
             Calls::Hermes => &[TOOL_CALL, TOOL_CALL_END],
+            Calls::TaggedList => &[TAG, TAG_END],
         }
     }
 }
@@ -125,9 +140,11 @@ impl Format {
         let is_json = !writes("<function=");
         let calls = match () {
             () if writes(TOOL_CALL) => is_json.then_some(Calls::Hermes),
+            () if writes(TAG) => Some(Calls::TaggedList),
             () if writes(TOOL_CALLS) => Some(mistral()),
             () if writes(PYTHON_TAG) || writes("Environment: ipython") => Some(Calls::Llama),
             () if has_token(TOOL_CALL) && has_token(TOOL_CALL_END) => Some(Calls::Hermes),
+            () if has_token(TAG) => Some(Calls::TaggedList),
             () if has_token(TOOL_CALLS) => Some(mistral()),
             () if has_token(PYTHON_TAG) => Some(Calls::Llama),
             () => None,

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::json::Scanner;
-use super::{ARGS, CALL_ID, Calls, Event, Format, TOOL_CALL_END};
+use super::{ARGS, CALL_ID, Calls, Event, Format};
 
 /// Reads one reply.
 #[derive(Debug)]
@@ -207,7 +207,7 @@ impl Parser {
         let Format { reasoning, calls } = self.format;
         let opening = reasoning.filter(|_| matches!(place, Place::Start | Place::AfterReasoning));
         let opening = opening.map_or("", |reasoning| reasoning.markers().0);
-        let ending = if place == Place::AfterCall && calls == Some(Calls::Hermes) { TOOL_CALL_END } else { "" };
+        let ending = calls.and_then(Calls::ending).filter(|_| place == Place::AfterCall).unwrap_or("");
         let (goes_on, whole) = self.extends(matched, c, &[opening, calls.map_or("", Calls::marker), ending]);
         if goes_on {
             self.held.push(c);
@@ -288,7 +288,7 @@ impl Parser {
         match c {
             _ if c.is_whitespace() => self.held.push(c),
             '{' if !is_mistral => self.begin_object(false),
-            '[' if is_mistral => {
+            '[' if is_mistral || self.format.calls == Some(Calls::TaggedList) => {
                 self.held.push(c);
                 self.in_list = true;
                 self.state = State::List { is_empty: true };

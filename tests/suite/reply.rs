@@ -12,6 +12,7 @@ use crate::fixture;
 
 const HERMES: Format = Format { reasoning: Some(Reasoning::Think), calls: Some(Calls::Hermes) };
 const MISTRAL: Format = Format { reasoning: Some(Reasoning::Brackets), calls: Some(Calls::MistralList) };
+const TAGGED: Format = Format { reasoning: Some(Reasoning::Think), calls: Some(Calls::TaggedList) };
 const LLAMA: Format = Format { reasoning: Some(Reasoning::Think), calls: Some(Calls::Llama) };
 
 /// Neighbours of one kind joined.
@@ -74,6 +75,7 @@ fn calls_are_those_that_mlx_lm_reads() {
         let format = match case["format"].as_str().unwrap() {
             "hermes" => HERMES,
             "mistral" => MISTRAL,
+            "tagged" => TAGGED,
             _ => LLAMA,
         };
         let (content, reasoning, calls) = summary(parse(format, text));
@@ -116,6 +118,8 @@ fn text() -> impl Strategy<Value = String> {
         "{\"parameters\": {}, \"name\": \"g\"}",
         "{\"name\": \"h\"",
         "f[ARGS]{\"b\": 2}",
+        "<|tool_call|>",
+        "<|/tool_call|>",
     ];
     vec(prop_oneof![4 => prop::sample::select(PIECES), 1 => Just("word")], 0..14).prop_map(|pieces| pieces.concat())
 }
@@ -127,9 +131,9 @@ proptest! {
     /// depends on the pieces.
     #[test]
     fn pieces_do_not_matter_and_nothing_is_lost(
-        text in text(), cuts in vec(0usize..9, 0..40), which in 0usize..3, is_opened in any::<bool>()
+        text in text(), cuts in vec(0usize..9, 0..40), which in 0usize..4, is_opened in any::<bool>()
     ) {
-        let format = [HERMES, MISTRAL, LLAMA][which];
+        let format = [HERMES, MISTRAL, LLAMA, TAGGED][which];
         let prompt = if is_opened { format.reasoning.unwrap().markers().0 } else { "" };
         let events = parse_cut(format, prompt, &text, &[]);
         prop_assert_eq!(&parse_cut(format, prompt, &text, &cuts), &events);
@@ -249,6 +253,8 @@ fn the_template_and_the_vocabulary_tell_the_format() {
     assert_eq!(detect(template, &qwen3), HERMES);
     assert_eq!(detect("", &qwen3), HERMES);
     assert_eq!(detect("<tool_call>\n<function=", &qwen3).calls, None);
+    assert_eq!(detect("{{ 'respond with <|tool_call|>' }}", &[]).calls, Some(Calls::TaggedList));
+    assert_eq!(detect("{{ messages }}", &["<|tool_call|>"]).calls, Some(Calls::TaggedList));
     assert_eq!(detect("{{ '[TOOL_CALLS] [' }}", &["[TOOL_CALLS]"]), Format { reasoning: None, ..MISTRAL });
     let named = Format { reasoning: Some(Reasoning::Brackets), calls: Some(Calls::MistralNamed) };
     assert_eq!(detect("", &["[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"]), named);
