@@ -8,6 +8,7 @@ mod batch;
 mod bench;
 mod cache_prompt;
 mod chat;
+mod convert;
 mod generate;
 mod output;
 mod perplexity;
@@ -55,6 +56,7 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Command::Chat(args)) => chat::chat(*args),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
+        Some(Command::Convert(args)) => convert::convert(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
         Some(Command::Bench(args)) => bench::bench(args),
         #[cfg(feature = "server")]

@@ -79,3 +79,4 @@ pub use loader::inspect;
 pub use reader::{Damage, Pack};
 pub use summary::{QuantizationSummary, Summary, TokenizerSummary};
 pub use writer::Plan;
+pub(crate) use writer::is_text;

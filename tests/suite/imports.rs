@@ -6,9 +6,10 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 23] = [
     "cli",
     "server",
+    "convert",
     "generate",
     "models",
     "tokenizer",
@@ -21,8 +22,10 @@ const LAYERS: [&str; 20] = [
     "mlx_rs_patch",
     "checkpoint",
     "mlxpack",
+    "tensor_writer",
     "tensor_index",
     "mapped",
+    "atomic_directory",
     "atomic_file",
     "watch",
     "fields",
