@@ -8,6 +8,7 @@ use mlx_lm::convert::{self, Change, ConvertOptions, Converted, FloatType, Overri
 use mlx_lm::{Error, Watch};
 
 use super::args::ConvertArgs;
+use super::output::peak_memory_bytes;
 use super::process::{INTERRUPTED, SUCCESS};
 use super::progress::Progress;
 use super::terminal;
@@ -55,6 +56,7 @@ fn report(args: &ConvertArgs, converted: &Converted) -> io::Result<()> {
         let count = converted.indivisible.len();
         log::warn!("{count} layers stay as they are, such as {first}: their rows are not whole groups");
     }
+    log::info!("peak memory: {} bytes", peak_memory_bytes());
     let mut out = io::stdout().lock();
     let bits = converted.bits_per_weight();
     writeln!(out, "[INFO] {} parameters, {bits:.3} bits each on average", converted.parameters)?;

@@ -47,6 +47,10 @@ impl Config {
         FloatType::from_name(name.as_str()?)
     }
 
+    pub fn model_type(&self) -> &str {
+        self.0.get("model_type").and_then(Value::as_str).unwrap_or_default()
+    }
+
     pub fn is_quantized(&self) -> bool {
         self.0.contains_key(QUANTIZATION)
     }

@@ -154,13 +154,13 @@ pub fn convert(
     let directory = AtomicDirectory::create(&target)?;
     let folder = directory.path();
     let shards = named(plan.shards(options.shard_size));
-    write::write(&plan, folder, &shards, if is_pack { read + bytes } else { read }, watch)?;
+    let total = if is_pack { read + bytes } else { read };
     let mut texts = texts(checkpoint)?;
     texts.push((CONFIG.into(), config.to_text().into()));
     texts.push((WEIGHTS_INDEX.into(), index(&plan, &shards, bytes).into()));
-    for (name, bytes) in texts {
-        atomic_file::write(&folder.join(name), &bytes, false)?;
-    }
+    let written = write::write(&plan, folder, &shards, total, watch)
+        .and_then(|()| texts.iter().try_for_each(|(name, text)| atomic_file::write(&folder.join(name), text, false)));
+    written.map_err(|error| of_output(error, folder, output))?;
     if is_pack {
         let model = Checkpoint::open(folder)?;
         let on_progress = &mut |done, _| (watch.on_progress)(read + done, read + bytes);
@@ -171,6 +171,17 @@ pub fn convert(
         directory.commit(replaced(options.overwrite))?;
     }
     Ok(Converted { bytes, parameters: plan.parameters, indivisible: plan.indivisible })
+}
+
+/// The error, about a file in `folder`, as one of the `output` that was asked for.
+fn of_output(error: Error, folder: &Path, output: &Path) -> Error {
+    match error {
+        Error::Io { path, error } => match path.strip_prefix(folder) {
+            Ok(name) => Error::Io { path: output.join(name), error },
+            Err(_) => Error::Io { path, error },
+        },
+        other => other,
+    }
 }
 
 /// What stands in the way, before anything is read.

@@ -1,6 +1,6 @@
 //! Which tensors are written, what each is made of, and which file it goes to: all that is known before any of them is read.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use safetensors::Dtype;
 use serde_json::json;
@@ -201,21 +201,21 @@ fn modules(tensors: Vec<Tensor>) -> Vec<Module> {
             _ => modules.push(Module { path, tensors: vec![(leaf, tensor)] }),
         }
     }
-    let mut layers = BTreeMap::new();
-    let mut key = |path: &str| {
-        let mut parts = path.split('.');
-        let layer = parts.by_ref().find_map(|part| part.parse::<usize>().ok());
-        let rank = match (parts.next(), parts.next()) {
-            (Some("self_attn"), _) => 0,
-            (Some("mlp"), Some("up_proj")) => 2,
-            (Some("mlp"), _) => 1,
-            _ => 3,
-        };
-        let next = layers.len();
-        // What is in no layer keeps its place.
-        (layer.map_or(next, |layer| *layers.entry(layer).or_insert(next)), rank)
+    let layer_of = |path: &str| path.split('.').find_map(|part| part.parse::<usize>().ok());
+    let (mut places, mut place, mut last) = (HashMap::new(), 0, None);
+    for module in &modules {
+        let layer = layer_of(module.path);
+        place += usize::from(layer.is_none() || layer != last);
+        places.insert(module.path, place);
+        last = layer;
+    }
+    let rank = |path: &str| match path {
+        _ if path.contains(".self_attn.") => 0,
+        _ if path.ends_with(".mlp.up_proj") => 2,
+        _ if path.contains(".mlp.") => 1,
+        _ => 3,
     };
-    modules.sort_by_cached_key(|module| key(module.path));
+    modules.sort_by_key(|module| (places[module.path], rank(module.path)));
     modules
 }
 
@@ -224,6 +224,8 @@ struct Quantizer<'o> {
     options: &'o QuantizeOptions,
     default: Packing,
     layers: i32,
+    /// config.json's `model_type`.
+    family: String,
     /// The source is quantized in part: what is added gets entries of its own.
     fine_grained: bool,
     entries: Vec<(String, serde_json::Value)>,
@@ -242,6 +244,7 @@ impl<'o> Quantizer<'o> {
             options,
             default,
             layers: decoder.num_hidden_layers,
+            family: config.model_type().to_owned(),
             fine_grained,
             entries: Vec::new(),
             indivisible: Vec::new(),
@@ -251,7 +254,7 @@ impl<'o> Quantizer<'o> {
 
     /// How a module with rows of so many numbers is packed, if it is.
     fn choose(&mut self, module: &str, columns: usize) -> Result<Option<Packing>> {
-        let (choice, by) = self.options.choose(module, self.layers);
+        let (choice, by) = self.options.choose(module, self.layers, &self.family);
         if let Some(by) = by {
             self.used[by] = true;
         }

@@ -111,6 +111,12 @@ fn check(setting: &'static str, found: i32, known: &[i32]) -> Result<()> {
     }
 }
 
+/// What mlx-lm keeps in 8 bits where its user names no recipe (a model's `quant_predicate`).
+fn is_sensitive(family: &str, module: &str) -> bool {
+    let ends = |end: &str| module.ends_with(end);
+    family == "granite" && (ends("self_attn.o_proj") || ends("mlp.down_proj") || module == "lm_head")
+}
+
 /// What becomes of one layer.
 #[derive(Debug, PartialEq)]
 pub(super) enum Choice {
@@ -132,8 +138,8 @@ impl QuantizeOptions {
         Ok(Packing { bits, group_size })
     }
 
-    /// What becomes of `module`, of a model of so many layers, and which of the overrides says so.
-    pub(super) fn choose(&self, module: &str, layers: i32) -> (Choice, Option<usize>) {
+    /// What becomes of `module`, of a model of so many layers and of this `model_type`, and which of the overrides says so.
+    pub(super) fn choose(&self, module: &str, layers: i32, family: &str) -> (Choice, Option<usize>) {
         let matching = self.overrides.iter().position(|other| other.modules.is_match(module));
         let choice = match matching.map(|i| self.overrides[i].packing) {
             Some(None) => Choice::Dense,
@@ -142,6 +148,9 @@ impl QuantizeOptions {
                 Choice::Own(packing, json!({"group_size": group_size, "bits": bits, "mode": "affine"}))
             }
             None => match self.recipe {
+                None if is_sensitive(family, module) => {
+                    Choice::Own(Packing { bits: 8, group_size: 64 }, json!({"group_size": 64, "bits": 8}))
+                }
                 None => Choice::Default,
                 Some(recipe) => {
                     let bits = recipe.bits(module, layers);
@@ -181,7 +190,7 @@ mod tests {
     fn the_first_override_that_matches_decides() {
         let overrides = ["layers.0=8:32", "q_proj=none", "layers=3:128"].map(|text| Override::parse(text).unwrap());
         let options = QuantizeOptions { overrides: overrides.into(), ..QuantizeOptions::default() };
-        let choose = |module| options.choose(module, 2);
+        let choose = |module| options.choose(module, 2, "llama");
         assert!(matches!(choose("layers.0.q_proj"), (Choice::Own(Packing { bits: 8, group_size: 32 }, _), Some(0))));
         assert_eq!(choose("layers.1.q_proj"), (Choice::Dense, Some(1)));
         assert!(matches!(choose("layers.1.o_proj"), (Choice::Own(Packing { bits: 3, .. }, _), Some(2))));
