@@ -4,7 +4,7 @@
 //! that each tensor is aligned.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -43,13 +43,17 @@ impl TensorWriter {
     /// Begin a file at `path` that will hold `tensors` and says `metadata` of itself.
     ///
     /// # Errors
-    /// When `path` exists and `overwrite` is not set, or cannot be written.
+    /// When `path` exists and `overwrite` is not set, or cannot be written, or two tensors have one name.
     pub fn create(
         path: &Path,
         tensors: &[TensorHead],
         metadata: HashMap<String, String>,
         overwrite: bool,
     ) -> Result<Self> {
+        let mut names = HashSet::new();
+        if let Some(head) = tensors.iter().find(|head| !names.insert(&head.name)) {
+            return Err(Error::tensor(path, &head.name, "would be twice in this file"));
+        }
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&i| Reverse(tensors[i].dtype.bitsize()));
         let mut places = vec![0..0; tensors.len()];

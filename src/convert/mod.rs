@@ -163,7 +163,7 @@ pub fn convert(
     written.map_err(|error| of_output(error, folder, output))?;
     if is_pack {
         let model = Checkpoint::open(folder)?;
-        let on_progress = &mut |done, _| (watch.on_progress)(read + done, read + bytes);
+        let on_progress = &mut |done, total| (watch.on_progress)(read + done, read + total);
         let mut rest = Watch { on_progress, stop: watch.stop };
         let summary = mlxpack::inspect(&model, false)?;
         mlxpack::Plan::new(&model, summary, &[])?.write(output, options.overwrite, &mut rest)?;

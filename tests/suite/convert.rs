@@ -238,7 +238,7 @@ fn files_of_any_size_hold_the_same_tensors() {
         let weights: Vec<_> =
             files.filter(|file| file.file_name().to_str().unwrap().ends_with(".safetensors")).collect();
         assert!(
-            weights.len() > 2 && weights.iter().all(|file| file.metadata().unwrap().len() < 110_000),
+            weights.len() >= 2 && weights.iter().all(|file| file.metadata().unwrap().len() < 110_000),
             "{weights:?}"
         );
         // It is found through its index, and is the same model.
