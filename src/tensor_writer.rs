@@ -146,7 +146,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let head = TensorHead { name: "a".into(), dtype: Dtype::F32, shape: vec![2] };
         let path = folder.path().join("x.safetensors");
-        let writer = TensorWriter::create(&path, &[head.clone()], HashMap::new(), false).unwrap();
+        let writer = TensorWriter::create(&path, std::slice::from_ref(&head), HashMap::new(), false).unwrap();
         writer.write(0, 0, &[1; 8]).unwrap();
         drop(writer);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
