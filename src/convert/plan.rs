@@ -116,6 +116,12 @@ impl<'f> Plan<'f> {
         }
         if let Some(quantizer) = quantizer {
             plan.indivisible = quantizer.finish(config)?;
+            if !plan.steps.iter().any(|step| matches!(step.work, Work::Quantize(..))) {
+                log::warn!("no layer was quantized; those that are already can be made floats before");
+            }
+        }
+        if matches!(options.change, Change::Dequantize) && decoder.quantization.is_none() {
+            log::warn!("no layer is quantized, so none was made floats");
         }
         Ok(plan)
     }

@@ -126,7 +126,8 @@ fn run(pieces: &[Piece], targets: &Targets, total: u64, watch: &mut Watch) -> Re
         // What failed first, the others took for an interruption.
         let failed = results.iter().position(|result| !matches!(result, Ok(()) | Err(Error::Interrupted)));
         results.swap_remove(failed.or_else(|| results.iter().position(Result::is_err)).unwrap_or(0))
-    })
+    })?;
+    watch.advance(done.into_inner(), total)
 }
 
 /// Numbers of one type that are kept to be used again.

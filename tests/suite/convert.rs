@@ -432,5 +432,7 @@ fn the_command_line_says_what_is_wrong() {
     let (code, said) = run(&["--output", "x", "-q"]);
     assert!(code == Some(1) && said.contains("error: x: exists already; --force replaces it"), "{said}");
     assert_eq!(run(&["--output", "x", "-q", "--force"]).0, Some(0));
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    let (code, said) = run(&["--output", "y", "--dequantize"]);
+    assert!(code == Some(0) && said.contains("no layer is quantized"), "{said}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
 }
