@@ -389,6 +389,16 @@ fn python_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -
         (Some(text), "removesuffix") => {
             from_args(args).map(|(s,): (&str,)| text.strip_suffix(s).unwrap_or(text).into())
         }
+        // Of three parts, of which the last two, or the first two, are empty without the separator.
+        (Some(text), "partition" | "rpartition") => {
+            let (separator,): (&str,) = from_args(args)?;
+            let parts = match (name, text.split_once(separator), text.rsplit_once(separator)) {
+                ("partition", Some((before, after)), _) | (_, _, Some((before, after))) => [before, separator, after],
+                ("partition", None, _) => [text, "", ""],
+                _ => ["", "", text],
+            };
+            Ok(parts.map(Value::from).to_vec().into())
+        }
         (Some(text), "rsplit") => {
             let (separator, limit): (&str, Option<usize>) = from_args(args)?;
             let parts = text.rsplitn(limit.map_or(usize::MAX, |n| n.saturating_add(1)), separator);

@@ -80,3 +80,5 @@ pub use reader::{Damage, Pack};
 pub use summary::{QuantizationSummary, Summary, TokenizerSummary};
 pub use writer::Plan;
 pub(crate) use writer::is_text;
+#[cfg(feature = "hub")]
+pub(crate) use writer::{TEXTS, is_about};

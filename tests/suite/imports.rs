@@ -6,10 +6,11 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 23] = [
+const LAYERS: [&str; 24] = [
     "cli",
     "server",
     "convert",
+    "hub",
     "generate",
     "models",
     "tokenizer",

@@ -12,6 +12,8 @@ mod docs;
 mod engine;
 mod errors;
 mod fidelity;
+#[cfg(feature = "hub")]
+mod hub;
 mod imports;
 mod kernels;
 mod loading;
