@@ -120,6 +120,11 @@ impl Checkpoint {
         Ok(Checkpoint { root, source })
     }
 
+    /// The directory or the pack.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// What messages call the file `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
@@ -173,6 +178,15 @@ impl Checkpoint {
     /// # Errors
     /// When the file exists but cannot be read, is damaged or is not UTF-8.
     pub fn text(&self, name: &str) -> Result<Option<String>> {
+        let Some(bytes) = self.bytes(name)? else { return Ok(None) };
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) => Err(Error::malformed(&self.path(name), format!("not UTF-8 text: {}", e.utf8_error()))),
+        }
+    }
+
+    /// The bytes of the small file `name`, as [`Checkpoint::text`].
+    pub(crate) fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.path(name);
         let small = |bytes| match bytes {
             ..=MAX_TEXT_BYTES => Ok(()),
@@ -196,10 +210,7 @@ impl Checkpoint {
                 pack.read(entry)?
             }
         };
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some(text)),
-            Err(e) => Err(Error::malformed(&path, format!("not UTF-8 text: {}", e.utf8_error()))),
-        }
+        Ok(Some(bytes))
     }
 
     /// The file `name` parsed as JSON, or `None` when there is none.

@@ -18,12 +18,13 @@
 //! |---|---|
 //! | [`checkpoint`] | where a model's files are |
 //! | [`mlxpack`] | the one-file format: its specification, reader and writer |
-//! | [`tensor_index`] | what a safetensors file holds |
+//! | [`tensor_index`], [`tensor_writer`] | what a safetensors file holds, and how one is written |
 //! | [`weights`] | tensors by name, each taken once, shape and type checked |
 //! | [`quantized`] | linear layers and embeddings, dense or packed |
 //! | [`ops`] | the operations that a model is made of, and who computes them |
 //! | [`backend`] | devices that compute operations in place of MLX: the CPU's kernels |
 //! | [`models`] | config.json, the families, the decoder, RoPE |
+//! | [`mod@convert`] | fewer bits, other types: what `mlx_lm.convert` makes |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
 //! | [`mod@generate`] | the engine and its scheduler, the key-value cache, the sampler |
 //! | `hub` | models by their names on the Hugging Face hub (feature `hub`) |
@@ -293,6 +294,7 @@ pub mod atomic_file;
 pub mod backend;
 pub mod chat_template;
 pub mod checkpoint;
+pub mod convert;
 pub mod error;
 #[cfg(any(feature = "cli", feature = "server"))]
 pub mod fields;
@@ -307,9 +309,11 @@ pub mod reply;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tensor_index;
+pub mod tensor_writer;
 pub mod tokenizer;
 pub mod weights;
 
+mod atomic_directory;
 mod mapped;
 mod mlx_rs_patch;
 

@@ -24,7 +24,8 @@ pub struct Quantization {
 }
 
 impl Quantization {
-    fn of(&self, module: &str) -> Option<Packing> {
+    /// How `module` is packed, if it is.
+    pub fn of(&self, module: &str) -> Option<Packing> {
         self.overrides.get(module).copied().unwrap_or(Some(self.default))
     }
 }

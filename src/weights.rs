@@ -20,6 +20,7 @@ use crate::watch::Watch;
 /// All tensors of a checkpoint that no layer has taken yet.
 pub struct Weights<'f> {
     tensors: RefCell<BTreeMap<&'f str, Tensor<'f>>>,
+    taken: RefCell<Vec<Tensor<'f>>>,
     progress: RefCell<Progress<'f>>,
     /// Where missing tensors are reported against.
     origin: PathBuf,
@@ -39,10 +40,12 @@ struct Progress<'f> {
     watch: Watch<'f>,
 }
 
-#[derive(Clone, Copy)]
-struct Tensor<'f> {
-    file: &'f WeightFile<'f>,
-    entry: &'f TensorEntry,
+/// A tensor and the file that holds it.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Tensor<'f> {
+    pub file: &'f WeightFile<'f>,
+    pub entry: &'f TensorEntry,
 }
 
 /// What a tensor may hold.
@@ -74,6 +77,7 @@ impl<'f> Weights<'f> {
         watch.advance(0, total_bytes)?;
         Ok(Weights {
             tensors: tensors.into(),
+            taken: RefCell::default(),
             progress: Progress { taken_bytes: 0, total_bytes, watch: watch.reborrow() }.into(),
             origin: files.first().map_or_else(PathBuf::new, |f| f.path.clone()),
             record: None,
@@ -85,6 +89,7 @@ impl<'f> Weights<'f> {
     pub fn recording(is_quantized: bool, watch: &'f mut Watch) -> Self {
         Weights {
             tensors: RefCell::default(),
+            taken: RefCell::default(),
             progress: Progress { taken_bytes: 0, total_bytes: 0, watch: watch.reborrow() }.into(),
             origin: PathBuf::new(),
             record: Some(Record { is_quantized, asked: RefCell::default() }),
@@ -106,15 +111,18 @@ impl<'f> Weights<'f> {
         self.tensors.borrow_mut().retain(|name, _| !unused(name));
     }
 
+    /// The tensors that layers took, in their order.
+    ///
     /// # Errors
     /// When a tensor was taken by no layer; the message names it. When the load is stopped.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(self) -> Result<Vec<Tensor<'f>>> {
         let tensors = self.tensors.into_inner();
         match tensors.first_key_value() {
             // With those that no layer needs.
             None => {
                 let Progress { total_bytes, mut watch, .. } = self.progress.into_inner();
-                watch.advance(total_bytes, total_bytes)
+                watch.advance(total_bytes, total_bytes)?;
+                Ok(self.taken.into_inner())
             }
             Some((name, tensor)) => Err(Error::tensor(
                 &tensor.file.path,
@@ -163,6 +171,7 @@ impl<'f> Weights<'f> {
                 format!("has shape {:?}, expected {shape:?} from config.json", entry.shape),
             ));
         }
+        self.taken.borrow_mut().push(Tensor { file, entry });
         let Some(data) = file.data(entry) else {
             return Ok(vec![Array::from_int(0); parts.len()]); // only the header is there, to be checked
         };

@@ -150,7 +150,7 @@ pub(super) fn float(value: &Value) -> Option<f64> {
 
 /// A float as Python prints it. Rust's shortest digits and its range without an exponent are the same; the exponent
 /// has a sign and two digits in Python.
-pub(super) fn python_float(number: f64) -> String {
+pub(crate) fn python_float(number: f64) -> String {
     let text = format!("{number:?}").to_lowercase(); // NaN is `nan`
     match text.split_once('e') {
         Some((digits, exponent)) => match exponent.strip_prefix('-') {

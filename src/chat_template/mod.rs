@@ -11,6 +11,7 @@
 
 mod continuation;
 mod json;
+pub(crate) use json::python_float;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_lm::backend::cpu::MAX_THREADS;
+use mlx_lm::convert::{FloatType, Recipe};
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::{GenerateOptions, Overrides};
 use mlx_lm::models::Architecture;
@@ -43,6 +44,8 @@ pub enum Command {
     Tokenize(TokenizeArgs),
     /// Read a prompt once and keep what it left in a file, for --prompt-cache.
     CachePrompt(CachePromptArgs),
+    /// Write a model anew: quantized, as floats again, or in another type. The result is that of mlx_lm.convert.
+    Convert(ConvertArgs),
     /// Measure how well a model predicts a text, through the same cache that generation uses.
     Perplexity(PerplexityArgs),
     /// Measure how fast a model reads a prompt and generates on this machine.
@@ -181,6 +184,43 @@ pub struct CachePromptArgs {
     /// Where to compute [default: the GPU when MLX has one]
     #[arg(long, value_enum)]
     pub device: Option<DeviceArg>,
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What to write: an .mlxpack file by its ending, else a directory
+    #[arg(long, short, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Quantize linear layers and embeddings
+    #[arg(long, short, conflicts_with = "dequantize")]
+    pub quantize: bool,
+    /// Bits of a value: 2, 3, 4, 5, 6 or 8 [default: 4]
+    #[arg(long, value_name = "BITS", requires = "quantize")]
+    pub q_bits: Option<i32>,
+    /// Values that share a scale and a bias: 32, 64 or 128 [default: 64]
+    #[arg(long, value_name = "N", requires = "quantize")]
+    pub q_group_size: Option<i32>,
+    /// Fewer bits for most layers, more for those that suffer most
+    #[arg(long, value_name = "RECIPE", requires = "quantize", value_parser = PossibleValuesParser::new(Recipe::names()))]
+    pub quant_predicate: Option<String>,
+    /// Other bits for layers whose path the regular expression matches, as BITS:GROUP, or none (repeatable; the first that
+    /// matches decides)
+    #[arg(long, value_name = "REGEX=BITS:GROUP|none", requires = "quantize")]
+    pub q_override: Vec<String>,
+    /// The type of all floats [default: torch_dtype of config.json, else as they are]
+    #[arg(long, value_name = "TYPE", value_parser = PossibleValuesParser::new(FloatType::NAMES))]
+    pub dtype: Option<String>,
+    /// Make floats of quantized layers
+    #[arg(long, short)]
+    pub dequantize: bool,
+    /// The most bytes of tensors in a file
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub shard_size: ByteSize,
+    /// Replace a model that is there already
+    #[arg(long, short)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

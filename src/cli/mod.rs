@@ -10,6 +10,7 @@ mod bench;
 mod cache;
 mod cache_prompt;
 mod chat;
+mod convert;
 #[cfg(feature = "hub")]
 mod downloads;
 mod generate;
@@ -61,6 +62,7 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Command::Chat(args)) => chat::chat(*args),
         Some(Command::Tokenize(args)) => tokenize::tokenize(args),
         Some(Command::CachePrompt(args)) => cache_prompt::cache_prompt(args),
+        Some(Command::Convert(args)) => convert::convert(args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(args),
         Some(Command::Bench(args)) => bench::bench(args),
         #[cfg(feature = "server")]

@@ -9,7 +9,6 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use mlx_rs::{Array, Dtype};
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -18,11 +17,11 @@ use super::Watch;
 use super::generator::read;
 use super::kv_cache::{CacheLimits, KvCache};
 use super::prefix::Prefix;
-use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::array_from_bytes;
 use crate::models::Model;
+use crate::tensor_writer::{TensorHead, TensorWriter};
 
 const KEY: &str = "mlx_lm.prompt_cache";
 
@@ -35,15 +34,22 @@ pub struct PromptCache {
     cache: KvCache,
 }
 
-/// The bytes of a [`PromptCache`]'s file, which any thread may write.
-pub(crate) struct FileBytes(Vec<u8>);
+/// What a [`PromptCache`]'s file holds, which any thread may write.
+pub(crate) struct Contents {
+    metadata: String,
+    tensors: Vec<(TensorHead, Vec<u8>)>,
+}
 
-impl FileBytes {
+impl Contents {
     /// As [`PromptCache::save`].
     pub fn write(&self, path: &Path, overwrite: bool) -> Result<()> {
-        let target = AtomicFile::create(path, overwrite)?;
-        target.write_at(&self.0, 0)?;
-        target.commit(|| Ok(()))
+        let heads: Vec<_> = self.tensors.iter().map(|(head, _)| head.clone()).collect();
+        let metadata = HashMap::from([(KEY.to_owned(), self.metadata.clone())]);
+        let file = TensorWriter::create(path, &heads, metadata, overwrite)?;
+        for (i, (_, bytes)) in self.tensors.iter().enumerate() {
+            file.write(i, 0, bytes)?;
+        }
+        file.finish()
     }
 }
 
@@ -147,11 +153,11 @@ impl PromptCache {
     /// # Errors
     /// When `path` exists and `overwrite` is not set, or writing fails.
     pub fn save(&self, path: &Path, overwrite: bool) -> Result<()> {
-        self.to_bytes()?.write(path, overwrite)
+        self.contents()?.write(path, overwrite)
     }
 
-    /// The file's bytes. Where the model is used meanwhile, its thread must call this.
-    pub(crate) fn to_bytes(&self) -> Result<FileBytes> {
+    /// What goes into the file. Where the model is used meanwhile, its thread must call this.
+    pub(crate) fn contents(&self) -> Result<Contents> {
         let limits = self.cache.limits();
         let mut metadata = Metadata {
             model: self.model.clone(),
@@ -168,15 +174,12 @@ impl PromptCache {
             let (keys, values) = self.cache.layer(layer)?.expect("it holds tokens");
             for (name, array) in [("keys", keys), ("values", values)] {
                 let shape = array.shape().iter().map(|&dim| dim as usize).collect();
-                tensors.push((format!("layers.{layer}.{name}"), file_dtype(array.dtype()), shape, bytes(&array)?));
+                let name = format!("layers.{layer}.{name}");
+                tensors.push((TensorHead { name, dtype: file_dtype(array.dtype()), shape }, bytes(&array)?));
             }
         }
-        metadata.sha256 = metadata.hash(tensors.iter().map(|(_, dtype, _, bytes)| (*dtype, bytes.as_slice())));
-        let views = tensors.iter().map(|(name, dtype, shape, bytes): &(_, _, Vec<usize>, _)| {
-            (name, TensorView::new(*dtype, shape.clone(), bytes).expect("an array's bytes fit its shape"))
-        });
-        let header = HashMap::from([(KEY.to_owned(), metadata.to_json())]);
-        safetensors::serialize(views, Some(header)).map(FileBytes).map_err(|e| Error::Internal(e.to_string()))
+        metadata.sha256 = metadata.hash(tensors.iter().map(|(head, bytes)| (head.dtype, bytes.as_slice())));
+        Ok(Contents { metadata: metadata.to_json(), tensors })
     }
 
     /// Read what [`PromptCache::save`] wrote for this `model`.

@@ -79,5 +79,6 @@ pub use loader::inspect;
 pub use reader::{Damage, Pack};
 pub use summary::{QuantizationSummary, Summary, TokenizerSummary};
 pub use writer::Plan;
+pub(crate) use writer::is_text;
 #[cfg(feature = "hub")]
 pub(crate) use writer::{TEXTS, is_about};

@@ -181,7 +181,8 @@ impl Source {
     }
 }
 
-fn is_text(name: &str) -> bool {
+/// Whether a file of this name, one without weights, belongs into a pack.
+pub(crate) fn is_text(name: &str) -> bool {
     TEXTS.contains(&name) || is_about(name)
 }
 

@@ -32,7 +32,7 @@ use crate::generate::kv_cache::{CacheLayer, CacheLimits, KvCache};
 use crate::mapped::Mapped;
 use crate::ops;
 use crate::watch::Watch;
-use crate::weights::Weights;
+use crate::weights::{Tensor, Weights};
 use batch::Batch;
 use config::{DecoderConfig, Fields, LayerConfig};
 use decoder::Decoder;
@@ -102,14 +102,7 @@ impl Model {
     }
 
     fn build(config: DecoderConfig, files: &[WeightFile], identity: String, watch: &mut Watch) -> Result<Self> {
-        let weights = Weights::new(files, watch)?;
-        let decoder = Decoder::load(&weights.scope(""), &config)?;
-        let tied = config.tie_word_embeddings == Some(true);
-        let head = weights.scope(config.weights_prefix).scope("lm_head.").path().to_owned();
-        let others = |name: &str| config.other_weights.iter().any(|other| name.starts_with(other));
-        weights
-            .ignore(|name| name.ends_with("rotary_emb.inv_freq") || others(name) || (tied && name.starts_with(&head)));
-        weights.finish()?;
+        let (decoder, _) = load_decoder(&config, files, watch)?;
         let files = files.iter().filter_map(WeightFile::map).cloned().collect();
         let cache_layers = cache_layers(&config);
         Ok(Model { config, decoder, cache_layers, files, identity })
@@ -197,6 +190,34 @@ impl Model {
     pub fn logits(&self, hidden_states: &Array, phase: Phase) -> Result<Array> {
         self.decoder.logits(hidden_states, phase)
     }
+}
+
+/// The decoder, and the tensors that it took.
+fn load_decoder<'f>(
+    config: &DecoderConfig,
+    files: &'f [WeightFile],
+    watch: &'f mut Watch,
+) -> Result<(Decoder, Vec<Tensor<'f>>)> {
+    let weights = Weights::new(files, watch)?;
+    let decoder = Decoder::load(&weights.scope(""), config)?;
+    let tied = config.tie_word_embeddings == Some(true);
+    let head = weights.scope(config.weights_prefix).scope("lm_head.").path().to_owned();
+    let others = |name: &str| config.other_weights.iter().any(|other| name.starts_with(other));
+    weights.ignore(|name| name.ends_with("rotary_emb.inv_freq") || others(name) || (tied && name.starts_with(&head)));
+    Ok((decoder, weights.finish()?))
+}
+
+/// The tensors that make a model of this configuration, in the order in which its layers take them; without those that a
+/// checkpoint may hold besides. `files` need their headers only.
+///
+/// # Errors
+/// As [`Model::load`].
+pub(crate) fn tensors<'f>(
+    config: &DecoderConfig,
+    files: &'f [WeightFile],
+    watch: &'f mut Watch,
+) -> Result<Vec<Tensor<'f>>> {
+    Ok(load_decoder(config, files, watch)?.1)
 }
 
 fn cache_layers(config: &DecoderConfig) -> Arc<[CacheLayer]> {

@@ -67,7 +67,7 @@ impl PromptStore {
             let path = self.path(&identity, &cache);
             if !path.exists() {
                 // Arrays are read on the engine's thread; the disk is not waited for there.
-                engine.call(move |_| cache.to_bytes())??.write(&path, true)?;
+                engine.call(move |_| cache.contents())??.write(&path, true)?;
             }
         }
         let stale = |path: &PathBuf| {

@@ -44,10 +44,11 @@ fn matches(text: &str, pattern: &str) -> bool {
 }
 
 /// Those with examples.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "docs/chat.md",
     "docs/cli.md",
+    "docs/convert.md",
     "docs/hub.md",
     "docs/structured.md",
     "docs/mlxpack.md",

@@ -6,9 +6,10 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 24] = [
     "cli",
     "server",
+    "convert",
     "hub",
     "generate",
     "models",
@@ -22,8 +23,10 @@ const LAYERS: [&str; 21] = [
     "mlx_rs_patch",
     "checkpoint",
     "mlxpack",
+    "tensor_writer",
     "tensor_index",
     "mapped",
+    "atomic_directory",
     "atomic_file",
     "watch",
     "fields",

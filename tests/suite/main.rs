@@ -4,6 +4,7 @@ mod batch;
 mod chat;
 mod chat_template;
 mod cli;
+mod convert;
 #[cfg(cuda_kernels)]
 mod cuda;
 mod dist;

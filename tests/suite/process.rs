@@ -83,6 +83,7 @@ fn a_limit_on_the_size_of_files_is_an_error_and_leaves_nothing() {
         (MLXPACK, &["pack", "--input", "in", "--output", "x"][..]),
         (MLXPACK, &["extract", "--input", concat!(env!("CARGO_MANIFEST_DIR"), "/demo/demo.mlxpack"), "--output", "x"]),
         (MLX_LM, &["cache-prompt", "--prompt", "Hi", "--output", "x"]),
+        (MLX_LM, &["convert", "--dequantize", "--output", "x"]),
     ] {
         let mut limited = Command::new("sh");
         limited.args(["-c", r#"ulimit -f 2; exec "$0" "$@""#, program]).args(args).current_dir(&scratch);

@@ -20,6 +20,7 @@ mod gemm;
 mod gemv;
 mod isa;
 mod nodes;
+mod quantize;
 mod read;
 mod sampling;
 mod scratch;
@@ -35,7 +36,7 @@ use isa::amx;
 use isa::{Op, Simd};
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
-use super::{Epilogue, Filter, NO_TOKEN, Phase, Residual};
+use super::{BITS, Epilogue, Filter, GROUP_SIZES, NO_TOKEN, Packing, Phase, Residual};
 use crate::error::{Error, Result};
 
 /// What kernels are compiled for, the slowest first.
@@ -259,6 +260,41 @@ impl InstructionSet {
         }
         unpack::rows(ids, w, y);
     }
+
+    /// Whole groups of a weight's numbers, on this thread, to codes one after another from the lowest bit of `packed` on, and a
+    /// scale and a bias for each group, of the type of `values`: the bits of `mlx.core.quantize`.
+    ///
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub fn quantize(self, values: Floats, packing: Packing, packed: &mut [u8], scales: FloatsMut, biases: FloatsMut) {
+        check_packing(values.len(), packing, packed.len(), [scales.len(), biases.len()]);
+        self.run(quantize::Quantize { values, packing, packed, scales, biases });
+    }
+
+    /// Back from [`InstructionSet::quantize`], on this thread: the bits of `mlx.core.dequantize`. All are of one type.
+    ///
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub fn dequantize(self, packed: &[u8], scales: Floats, biases: Floats, packing: Packing, values: FloatsMut) {
+        check_packing(values.len(), packing, packed.len(), [scales.len(), biases.len()]);
+        self.run(quantize::Dequantize { packed, scales, biases, packing, values });
+    }
+
+    /// Numbers of one type to as many of another, on this thread: the bits of `mlx.core.array.astype`.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn cast(self, from: Floats, to: FloatsMut) {
+        assert_eq!(from.len(), to.len());
+        self.run(quantize::Cast { from, to });
+    }
+}
+
+fn check_packing(values: usize, packing: Packing, packed: usize, groups: [usize; 2]) {
+    assert!(GROUP_SIZES.contains(&packing.group_size) && BITS.contains(&packing.bits));
+    assert!(values.is_multiple_of(packing.group_size as usize), "groups");
+    assert_eq!(packed, values / 8 * packing.bits as usize, "packed weight");
+    assert_eq!(groups, [values / packing.group_size as usize; 2], "scales and biases");
 }
 
 /// End a kernel for a reason that is not its own: a panic that no hook reports, and that `bridge` makes an error again.

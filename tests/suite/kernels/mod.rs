@@ -6,6 +6,7 @@
 
 mod attention;
 mod products;
+mod quantize;
 mod rows;
 mod sampling;
 
