@@ -143,6 +143,8 @@ pub(super) struct Memory {
     /// That only nodes here know, by purpose.
     scratch: Vec<(&'static str, Array)>,
     turns: Vec<(Rotation, Array)>,
+    /// Of matrices that are unpacked, one of each shape and type.
+    unpacked: Vec<Array>,
 }
 
 /// As many arrays are kept for results; more are forgotten, oldest first.
@@ -194,6 +196,16 @@ impl Memory {
             .map_err(|_| Error::OutOfMemory(format!("{bytes} bytes for {purpose}")))?;
         let made = made(&[words], Dtype::Uint32)?;
         self.scratch.push((purpose, made.clone()));
+        Ok(made)
+    }
+
+    /// For a matrix that is unpacked, and used before the next one of its shape is.
+    pub fn unpacked(&mut self, shape: &[i32], dtype: Dtype) -> Result<Array> {
+        if let Some(known) = self.unpacked.iter().find(|array| array.shape() == shape && array.dtype() == dtype) {
+            return Ok(known.clone());
+        }
+        let made = made(shape, dtype)?;
+        self.unpacked.push(made.clone());
         Ok(made)
     }
 
