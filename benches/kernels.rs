@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, InstructionSet, Layer, Matrix, Span, Turns, Values};
-use mlx_lm::backend::{Epilogue, Filter, Phase};
+use mlx_lm::backend::{Epilogue, Filter, Phase, Residual};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -114,7 +114,7 @@ fn attention(c: &mut Criterion) {
                 b.iter(|| {
                     let (queries, keys, values) = black_box((heads(&q, 32), heads(&k, 8), heads(&v, 8)));
                     let span = Span { queries, keys, values, window: None, sinks: 0 };
-                    kernels.attention(&[span], 0.125, phase, FloatsMut::Bf16(&mut y));
+                    kernels.attention(&[span], 0.125, None, phase, FloatsMut::Bf16(&mut y));
                 })
             });
         }
@@ -132,7 +132,9 @@ fn elementwise(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(x.len() as u64 * 4)); // read and written
     for kernels in sets() {
         group.bench_function(BenchmarkId::new(kernels.name(), "add"), |b| {
-            b.iter(|| kernels.add(Floats::Bf16(&x), Floats::Bf16(&other), FloatsMut::Bf16(black_box(&mut y))))
+            b.iter(|| {
+                kernels.add(Floats::Bf16(&x), Floats::Bf16(&other), Residual::SUM, FloatsMut::Bf16(black_box(&mut y)))
+            })
         });
         group.bench_function(BenchmarkId::new(kernels.name(), "rms_norm"), |b| {
             let (x, weight) = (Floats::Bf16(&x), Floats::Bf16(&weight));

@@ -56,7 +56,7 @@ static DEMO: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/demo.mlxpack"));
 struct Aligned<T: ?Sized>(T);
 
 /// The weights of a model that are in one file.
-const WEIGHTS: &str = "model.safetensors";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// Which file holds each tensor of a model whose weights are in several.
 pub(crate) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
@@ -78,7 +78,8 @@ impl Checkpoint {
             io::ErrorKind::NotFound if is_hub_name(&root) => Error::Missing {
                 path: root.clone(),
                 expected: format!(
-                    "it looks like a model of the Hugging Face hub: `hf download {} --local-dir DIR` fetches it, then give that DIR",
+                    "it looks like a model of the Hugging Face hub: `{} {}` tells where it is, then give that directory",
+                    if cfg!(feature = "hub") { "mlx_lm pull" } else { "hf download" },
                     root.display()
                 ),
             },
@@ -338,6 +339,30 @@ impl Checkpoint {
     }
 }
 
+/// The hub's part: whether a directory has come whole.
+#[cfg(feature = "hub")]
+impl Checkpoint {
+    /// The first of a model's files that is not here.
+    pub(crate) fn missing_file(&self) -> Result<Option<String>> {
+        if let Some(name) = ["config.json", "tokenizer.json"].into_iter().find(|name| !self.has(name)) {
+            return Ok(Some(name.to_owned()));
+        }
+        if let Some(index) = self.index()?.filter(|index| !index.weight_map.is_empty()) {
+            return Ok(index.weight_map.into_values().filter(|name| !self.has(name)).min());
+        }
+        if self.has(WEIGHTS) {
+            return Ok(None);
+        }
+        let shards: BTreeSet<String> = self.names()?.into_iter().filter(|name| is_shard(name)).collect();
+        let count = |name: &String| name.trim_end_matches(".safetensors").rsplit_once("-of-")?.1.parse().ok();
+        match shards.first().and_then(count) {
+            Some(count) if shards.len() >= count => Ok(None),
+            Some(count) => Ok(Some(format!("{} of its {count} shards", count - shards.len()))),
+            None => Ok(Some(WEIGHTS.to_owned())),
+        }
+    }
+}
+
 /// `model.safetensors.index.json`: which file holds each tensor.
 #[derive(Deserialize)]
 pub(crate) struct Index {
@@ -356,7 +381,7 @@ fn is_hub_name(path: &Path) -> bool {
 }
 
 /// `model-00001-of-00003.safetensors`, whatever the numbers' widths.
-fn is_shard(name: &str) -> bool {
+pub(crate) fn is_shard(name: &str) -> bool {
     name.strip_prefix("model-")
         .and_then(|rest| rest.strip_suffix(".safetensors"))
         .and_then(|rest| rest.split_once("-of-"))

@@ -48,6 +48,11 @@ pub enum Error {
     #[error("{path}: exists already", path = .0.display())]
     Exists(PathBuf),
 
+    /// A model of the hub could not be had; `name` is what was asked for.
+    #[cfg(feature = "hub")]
+    #[error("{name}: {problem}")]
+    Hub { name: String, problem: HubProblem },
+
     /// A [`Watch`](crate::Watch) asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -67,6 +72,98 @@ pub enum Error {
     /// MLX refused an operation.
     #[error("MLX: {0}")]
     Mlx(String),
+}
+
+/// Why a model of the hub could not be had.
+#[cfg(feature = "hub")]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // the messages say what the fields are
+pub enum HubProblem {
+    /// It would have to be downloaded, which was not allowed.
+    #[error("not in the cache at {cache}, and --offline or HF_HUB_OFFLINE keeps from the network; with one, `mlx_lm pull {name}` fetches it", cache = cache.display())]
+    Offline { cache: PathBuf, name: String },
+
+    /// Only a part is here, and the rest would have to be downloaded, which was not allowed.
+    #[error(
+        "the cache holds a part of it, without {file}, and --offline or HF_HUB_OFFLINE keeps from the network; with one, `mlx_lm pull {name}` fetches the rest"
+    )]
+    OfflineInPart { file: String, name: String },
+
+    /// The hub did not answer at all.
+    #[error("{host} cannot be reached: {reason}")]
+    Unreachable { host: String, reason: String },
+
+    /// The hub has no such model, or does not tell this user of it.
+    #[error("there is no such model at {host}{token}", token = if *has_token { ", or your token may not read it" } else { "" })]
+    Missing { host: String, has_token: bool },
+
+    /// To those without a token the hub says the same of a private model and of none.
+    #[error(
+        "not a public model of {host}: the name is wrong, or it is private and needs a token that may read it, in HF_TOKEN or by `hf auth login`"
+    )]
+    NeedsToken { host: String },
+
+    /// Its owners let only those read it who ask for it.
+    #[error("gated: its owners ask you to accept their terms at {page}{token}", token = if *has_token { ", as the user whose token you gave" } else { ", and HF_TOKEN or `hf auth login` then says who you are" })]
+    Gated { page: String, has_token: bool },
+
+    /// The hub does not know the token.
+    #[error("{host} does not accept the token of HF_TOKEN or of `hf auth login`: it is wrong or has expired")]
+    WrongToken { host: String },
+
+    /// The model is there, the revision is not.
+    #[error("it has no revision {revision:?}")]
+    NoRevision { revision: String },
+
+    /// The hub limits how often one may ask.
+    #[error(
+        "{host} lets nobody ask so often (429) and says to come back in {seconds} s; with a token (HF_TOKEN) one may ask more"
+    )]
+    RateLimited { host: String, seconds: u64 },
+
+    /// Another refusal.
+    #[error("{host} refuses it with status {status}{message}")]
+    Refused { host: String, status: u16, message: String },
+
+    /// The hub's answer is not what its interface promises.
+    #[error("{host} does not answer as a hub does: {problem}; does HF_ENDPOINT name one?")]
+    NoHub { host: String, problem: String },
+
+    /// A connection was lost, and could not be had again.
+    #[error(
+        "{file}: the connection was lost after {bytes} of {size} bytes ({reason}); they are kept, and the same command goes on from there"
+    )]
+    CutOff { file: String, bytes: u64, size: u64, reason: String },
+
+    /// What came is not what the hub's hash says.
+    #[error("{file}: what was downloaded is damaged: its {kind} is {found}, expected {expected}; it was thrown away")]
+    WrongHash { file: String, kind: &'static str, found: String, expected: String },
+
+    /// The disk is full, or would be.
+    #[error("there is no room for it: {needed} bytes are needed and {free} are free at {path}; `mlx_lm list` shows what is there, and HF_HUB_CACHE names another place", path = path.display())]
+    NoSpace { path: PathBuf, needed: u64, free: u64 },
+
+    /// It has weights in no form that is read here.
+    #[error("its weights are {what}; {advice}")]
+    NoSafetensors { what: String, advice: &'static str },
+
+    /// It lacks a file that every model has.
+    #[error("it has no {file}, which a model needs")]
+    NoModel { file: &'static str },
+
+    /// Another process downloads it.
+    #[error("another process is downloading it")]
+    Busy,
+
+    /// The cache does not hold it; names that are like it.
+    #[error("not in the cache at {cache}{nearest}", cache = cache.display(), nearest = in_words(nearest))]
+    NotCached { cache: PathBuf, nearest: Vec<String> },
+}
+
+#[cfg(feature = "hub")]
+fn in_words(nearest: &[String]) -> String {
+    if nearest.is_empty() { String::new() } else { format!("; did you mean {}?", nearest.join(" or ")) }
 }
 
 /// What a panic says.

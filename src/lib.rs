@@ -1,4 +1,4 @@
-//! Run Mistral, Llama and Qwen3 checkpoints on [MLX](https://ml-explore.github.io/mlx/), from Rust.
+//! Run Llama, Mistral, Qwen, Phi, Gemma and other checkpoints on [MLX](https://ml-explore.github.io/mlx/), from Rust.
 //!
 //! One pipeline, each arrow one function:
 //!
@@ -26,6 +26,7 @@
 //! | [`models`] | config.json, the families, the decoder, RoPE |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
 //! | [`mod@generate`] | the engine and its scheduler, the key-value cache, the sampler |
+//! | `hub` | models by their names on the Hugging Face hub (feature `hub`) |
 //! | `server` | OpenAI's interface over HTTP (feature `server`) |
 //!
 //! Arrays are MLX's and lazy: an operation that returns `Ok` has been described, not run. MLX keeps its streams per
@@ -285,7 +286,7 @@
 //!
 //! # Features
 //!
-//! `cli` (the programs, and what only they need), `server` (`mlx_lm serve`), `structured` (grammars) and `demo`
+//! `cli` (the programs, and what only they need), `hub` (models from the Hugging Face hub), `server` (`mlx_lm serve`), `structured` (grammars) and `demo`
 //! (`Checkpoint::demo`, 3.5 MB) are on by default; the library needs none of them.
 
 pub mod atomic_file;
@@ -296,6 +297,8 @@ pub mod error;
 #[cfg(any(feature = "cli", feature = "server"))]
 pub mod fields;
 pub mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod mlxpack;
 pub mod models;
 pub mod ops;

@@ -29,10 +29,13 @@ impl Quantization {
     }
 }
 
-/// Packed if and only if the checkpoint has `.scales` for it, as in mlx-lm.
-fn load_weight(w: &Scope, output: i32, input: i32, quantization: Option<&Quantization>) -> Result<Weight> {
+/// Weights of so many rows each, which lie one after another in one tensor. They are packed if and only if the checkpoint has
+/// `.scales` for it, as in mlx-lm.
+fn load_weights(w: &Scope, outputs: &[i32], input: i32, quantization: Option<&Quantization>) -> Result<Vec<Weight>> {
+    let output = outputs.iter().sum();
+    let get = |name, width, kind| w.get_parts(name, &[output, width], outputs, kind);
     if !w.has("scales") {
-        return Ok(Weight::Dense(w.get("weight", &[output, input], Kind::Float)?));
+        return Ok(get("weight", input, Kind::Float)?.into_iter().map(Weight::Dense).collect());
     }
     let Some(packing) = quantization.and_then(|q| q.of(w.path())) else {
         return Err(w.error("scales", "belongs to a quantized weight, but config.json quantizes no such module"));
@@ -60,12 +63,11 @@ fn load_weight(w: &Scope, output: i32, input: i32, quantization: Option<&Quantiz
             ),
         ));
     }
-    Ok(Weight::Affine {
-        packed: w.get("weight", &[output, words], Kind::Packed)?,
-        scales: w.get("scales", &[output, groups], Kind::Float)?,
-        biases: w.get("biases", &[output, groups], Kind::Float)?,
-        packing,
-    })
+    let packed = get("weight", words, Kind::Packed)?;
+    let scales = get("scales", groups, Kind::Float)?;
+    let biases = get("biases", groups, Kind::Float)?;
+    let parts = packed.into_iter().zip(scales).zip(biases);
+    Ok(parts.map(|((packed, scales), biases)| Weight::Affine { packed, scales, biases, packing }).collect())
 }
 
 /// A linear layer, `[N, input]` to `[N, output]`.
@@ -81,10 +83,28 @@ impl Linear {
     /// # Errors
     /// When a tensor is missing or does not fit the sizes, or the module is packed otherwise than config.json says.
     pub fn load(w: &Scope, output: i32, input: i32, bias: bool, quantization: Option<&Quantization>) -> Result<Self> {
-        Ok(Linear {
-            weight: load_weight(w, output, input, quantization)?,
-            bias: if bias { Some(w.get("bias", &[output], Kind::Float)?) } else { None },
-        })
+        Ok(Linear::load_fused(w, &[output], input, bias, quantization)?.remove(0))
+    }
+
+    /// Layers with one input, whose tensors are one: so many outputs each, one after another.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub fn load_fused(
+        w: &Scope,
+        outputs: &[i32],
+        input: i32,
+        bias: bool,
+        quantization: Option<&Quantization>,
+    ) -> Result<Vec<Self>> {
+        let weights = load_weights(w, outputs, input, quantization)?;
+        let biases: Vec<Option<Array>> = if bias {
+            let biases = w.get_parts("bias", &[outputs.iter().sum()], outputs, Kind::Float)?;
+            biases.into_iter().map(Some).collect()
+        } else {
+            vec![None; outputs.len()]
+        };
+        Ok(weights.into_iter().zip(biases).map(|(weight, bias)| Linear { weight, bias }).collect())
     }
 
     /// Bytes of the weight.

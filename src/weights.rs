@@ -128,7 +128,9 @@ impl<'f> Weights<'f> {
         }
     }
 
-    fn take(&self, name: &str, shape: &[i32], kind: Kind) -> Result<Array> {
+    /// A tensor, as arrays of so many of its first dimension each.
+    fn take(&self, name: &str, shape: &[i32], parts: &[i32], kind: Kind) -> Result<Vec<Array>> {
+        assert_eq!(parts.iter().sum::<i32>(), shape[0]);
         if let Some(Record { asked, .. }) = &self.record {
             let mut asked = asked.borrow_mut();
             let start = asked.last().map_or(0, |last| last.bytes.end);
@@ -136,7 +138,7 @@ impl<'f> Weights<'f> {
             let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
             let bytes = (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64;
             asked.push(TensorEntry { name: name.to_owned(), dtype, shape, bytes: start..start + bytes });
-            return Ok(Array::from_int(0));
+            return Ok(vec![Array::from_int(0); parts.len()]);
         }
         let expected = match kind {
             Kind::Float => "F32, F16 or BF16",
@@ -162,22 +164,30 @@ impl<'f> Weights<'f> {
             ));
         }
         let Some(data) = file.data(entry) else {
-            return Ok(Array::from_int(0)); // only the header is there, to be checked
+            return Ok(vec![Array::from_int(0); parts.len()]); // only the header is there, to be checked
         };
-        let array = match file.map().and_then(|map| ops::borrow(map, data, shape, dtype)) {
-            Some(array) => array,
-            None => {
-                let array = array_from_bytes(data, shape, dtype)?;
-                if let Some(map) = file.map() {
-                    map.release(data);
+        let row = data.len() / shape[0] as usize;
+        let mut arrays = Vec::with_capacity(parts.len());
+        let mut rest = data;
+        for &rows in parts {
+            let (part, after) = rest.split_at(rows as usize * row);
+            rest = after;
+            let shape = [&[rows], &shape[1..]].concat();
+            arrays.push(match file.map().and_then(|map| ops::borrow(map, part, &shape, dtype)) {
+                Some(array) => array,
+                None => {
+                    let array = array_from_bytes(part, &shape, dtype)?;
+                    if let Some(map) = file.map() {
+                        map.release(part);
+                    }
+                    array
                 }
-                array
-            }
-        };
+            });
+        }
         let Progress { taken_bytes, total_bytes, watch } = &mut *self.progress.borrow_mut();
         *taken_bytes += data.len() as u64;
         watch.advance(*taken_bytes, *total_bytes)?;
-        Ok(array)
+        Ok(arrays)
     }
 }
 
@@ -217,7 +227,19 @@ impl<'w, 'f> Scope<'w, 'f> {
     /// # Errors
     /// When it is missing, or its shape or type is another; the message says both. When the load is stopped.
     pub fn get(&self, name: &str, shape: &[i32], kind: Kind) -> Result<Array> {
-        self.weights.take(&self.full(name), shape, kind)
+        Ok(self.get_parts(name, shape, &shape[..1], kind)?.remove(0))
+    }
+
+    /// [`Scope::get`], as several arrays: `parts` of the tensor's first dimension each. Where weights are read in place, none
+    /// of it is copied.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    ///
+    /// # Panics
+    /// When the parts are not the whole.
+    pub fn get_parts(&self, name: &str, shape: &[i32], parts: &[i32], kind: Kind) -> Result<Vec<Array>> {
+        self.weights.take(&self.full(name), shape, parts, kind)
     }
 
     /// An error about the tensor `name` of this scope.

@@ -77,8 +77,27 @@ pub(crate) struct Linear<'a> {
 pub enum Epilogue {
     /// One after another: `[y₀ y₁ …]`.
     Concat,
-    /// `silu(y₀) · y₁`, of two layers of one shape.
-    SwiGlu,
+    /// `activation(y₀) · y₁`, of two layers of one shape (GLU variants, arXiv 2002.05202).
+    Gated(Activation),
+}
+
+impl Epilogue {
+    /// How the first layer's outputs gate the second's, if they do.
+    pub fn activation(self) -> Option<Activation> {
+        match self {
+            Epilogue::Concat => None,
+            Epilogue::Gated(activation) => Some(activation),
+        }
+    }
+}
+
+/// What gates the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// The approximation of GELU by tanh (arXiv 1606.08415): `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))`.
+    GeluTanh,
 }
 
 /// A root-mean-square normalisation over the last axis.
@@ -91,10 +110,44 @@ pub(crate) struct Norm<'a> {
 /// A rotary position embedding of the half-split kind (arXiv 2104.09864).
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Rotation {
-    /// Radians per position, for each pair of components.
+    /// Radians per position, for each pair of components; of the components after the last pair, none.
     pub frequencies: Arc<[f64]>,
-    /// What rotated vectors are multiplied with (YaRN's attention factor).
+    /// What rotated components are multiplied with (YaRN's and LongRoPE's attention factor).
     pub factor: f32,
+}
+
+/// The rotations of sequences in short and long contexts, which are one but for LongRoPE (arXiv 2402.13753).
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rotations {
+    short: Rotation,
+    /// Of contexts of more than so many tokens.
+    long: Option<(i32, Rotation)>,
+}
+
+impl Rotations {
+    /// `long` is for contexts of more than so many tokens.
+    pub fn new(short: Rotation, long: Option<(i32, Rotation)>) -> Self {
+        Rotations { short, long }
+    }
+
+    /// Whether such a context is a long one.
+    pub fn is_long(&self, context_size: i32) -> bool {
+        self.long.as_ref().is_some_and(|(length, _)| context_size > *length)
+    }
+
+    /// Of a sequence whose context holds `context_size` tokens at most.
+    pub fn of(&self, context_size: i32) -> &Rotation {
+        match &self.long {
+            Some((_, long)) if self.is_long(context_size) => long,
+            _ => &self.short,
+        }
+    }
+
+    /// The one rotation of all sequences, if there is no other.
+    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
+    pub fn only(&self) -> Option<&Rotation> {
+        self.long.is_none().then_some(&self.short)
+    }
 }
 
 /// How tokens of a sequence are computed. It decides which kernels compute them, whatever else is computed with them, so
@@ -118,6 +171,8 @@ pub struct Positions {
     pub tokens: i32,
     /// How many first positions a sliding window does not hide.
     pub sinks: i32,
+    /// How many tokens the sequence's cache ever holds.
+    pub context_size: i32,
     /// How many tokens the buffers have room for from now on.
     pub capacity: i32,
 }
@@ -150,25 +205,52 @@ pub(crate) struct CachedSpan<'a> {
     pub layers: &'a mut [LayerCache],
 }
 
-/// The weights and settings of a transformer block: pre-norm attention, then a pre-norm SwiGLU MLP.
+/// The weights and settings of a transformer block: attention, then a gated MLP, each added to the hidden states.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block<'a> {
-    pub input_layernorm: Norm<'a>,
+    pub attention_norms: Norms<'a>,
     /// Of queries, keys and values.
     pub projections: [Linear<'a>; 3],
-    /// Of each head of queries and keys, before the rotation.
+    /// Of queries and keys before the rotation: of each head, or where the weights are as wide as all heads, of all together.
     pub qk_norm: Option<[Norm<'a>; 2]>,
-    pub rotation: Option<&'a Rotation>,
+    pub rotations: Option<&'a Rotations>,
     pub head_dim: i32,
     /// What scores are multiplied with.
     pub scale: f32,
+    /// Scores s become `c · tanh(s / c)` (Gemma 2, arXiv 2408.00118, section 2).
+    pub softcap: Option<f32>,
     /// How many positions a query sees, its own included.
     pub window: Option<i32>,
     pub o_proj: Linear<'a>,
-    pub post_attention_layernorm: Norm<'a>,
+    pub mlp_norms: Norms<'a>,
     pub gate_proj: Linear<'a>,
     pub up_proj: Linear<'a>,
+    pub activation: Activation,
     pub down_proj: Linear<'a>,
+    pub residual: Residual,
+}
+
+/// The normalisations around a part of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Norms<'a> {
+    /// Of what it is given.
+    pub before: Option<Norm<'a>>,
+    /// Of what it gives.
+    pub after: Option<Norm<'a>>,
+}
+
+/// How the output of a part of a block is added to its input.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Residual {
+    /// What the output is multiplied with before.
+    pub multiplier: f32,
+    /// Sums that f16 cannot hold become its largest number.
+    pub saturates: bool,
+}
+
+impl Residual {
+    /// The plain sum.
+    pub const SUM: Residual = Residual { multiplier: 1.0, saturates: false };
 }
 
 /// What may be chosen of the logits; see [`crate::generate::sampler::SamplerOptions`].

@@ -3,6 +3,12 @@
 #[macro_use]
 #[path = "../cli/process.rs"]
 mod process;
+#[cfg(feature = "hub")]
+#[path = "../cli/downloads.rs"]
+mod downloads;
+#[cfg_attr(feature = "hub", path = "../cli/hub.rs")]
+#[cfg_attr(not(feature = "hub"), path = "../cli/no_hub.rs")]
+mod hub;
 #[path = "../cli/progress.rs"]
 mod progress;
 
@@ -18,6 +24,7 @@ use mlx_lm::{Checkpoint, Error, Watch};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use hub::HubArgs;
 use process::{FAILURE, INTERRUPTED, SUCCESS};
 use progress::Progress;
 
@@ -48,6 +55,7 @@ enum Command {
     #[command(group = either("from"), group = either("to"))]
     Pack {
         /// Model directory, as Hugging Face and mlx_lm.convert write it
+        #[cfg_attr(feature = "hub", doc = "(or ORG/NAME[@REVISION] of the Hugging Face hub)")]
         #[arg(value_name = "DIR", group = "from")]
         directory: Option<PathBuf>,
         /// The pack to write
@@ -59,6 +67,8 @@ enum Command {
         /// The pack, as a flag
         #[arg(long, short, value_name = "FILE", group = "to")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        hub: HubArgs,
         /// Pack these files too; `*` stays within a folder, `**` does not (repeatable)
         #[arg(long, value_name = "GLOB")]
         include: Vec<String>,
@@ -73,11 +83,14 @@ enum Command {
     #[command(group = either("from"))]
     Info {
         /// Pack or model directory
+        #[cfg_attr(feature = "hub", doc = "(or ORG/NAME[@REVISION] of the Hugging Face hub)")]
         #[arg(value_name = "PATH", group = "from")]
         path: Option<PathBuf>,
         /// The same, as a flag
         #[arg(long, short, value_name = "PATH", group = "from")]
         input: Option<PathBuf>,
+        #[command(flatten)]
+        hub: HubArgs,
         /// How to show it
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
@@ -147,10 +160,13 @@ fn run(cli: Cli) -> Result<u8> {
     process::log_from(log::LevelFilter::Warn);
     catch_signals().context("signals")?;
     let done = match cli.command {
-        Command::Pack { directory, pack: file, input, output, include, no_validate, force } => {
-            pack(one(directory, input), one(file, output), &include, !no_validate, force)
+        Command::Pack { directory, pack: file, input, output, hub, include, no_validate, force } => {
+            let input = hub::locate(&one(directory, input), &hub, &STOP)?;
+            pack(input, one(file, output), &include, !no_validate, force)
         }
-        Command::Info { path, input, format, tensors } => info(one(path, input), format, tensors),
+        Command::Info { path, input, hub, format, tensors } => {
+            info(hub::locate(&one(path, input), &hub, &STOP)?, format, tensors)
+        }
         Command::Extract { pack, directory, input, output, file, force } => {
             extract(one(pack, input), one(directory, output), file, force)
         }

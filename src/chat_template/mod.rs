@@ -388,6 +388,15 @@ fn python_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -
         (Some(text), "removesuffix") => {
             from_args(args).map(|(s,): (&str,)| text.strip_suffix(s).unwrap_or(text).into())
         }
+        // Of three parts, of which the last two, or the first two, are empty without the separator.
+        (Some(text), "partition") => from_args(args).map(|(separator,): (&str,)| match text.split_once(separator) {
+            Some((before, after)) => Value::from(vec![before, separator, after]),
+            None => Value::from(vec![text, "", ""]),
+        }),
+        (Some(text), "rpartition") => from_args(args).map(|(separator,): (&str,)| match text.rsplit_once(separator) {
+            Some((before, after)) => Value::from(vec![before, separator, after]),
+            None => Value::from(vec!["", "", text]),
+        }),
         (Some(text), "rsplit") => {
             let (separator, limit): (&str, Option<usize>) = from_args(args)?;
             let parts = text.rsplitn(limit.map_or(usize::MAX, |n| n.saturating_add(1)), separator);

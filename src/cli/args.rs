@@ -5,15 +5,18 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use bytesize::ByteSize;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mlx_lm::backend::cpu::MAX_THREADS;
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::{GenerateOptions, Overrides};
+use mlx_lm::models::Architecture;
 use serde_json::Value;
 
+use super::hub::HubArgs;
 use super::prompt::{read_json, read_text};
 
-/// Generate text from a Mistral, Llama or Qwen3 checkpoint.
+/// Generate text from a Hugging Face or MLX checkpoint.
 ///
 #[cfg_attr(feature = "demo", doc = "Without --model-root, a tiny demo model inside this program answers.\n")]
 /// Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.
@@ -47,6 +50,15 @@ pub enum Command {
     /// Answer requests over HTTP, as OpenAI's interface has them, and show a page to talk to.
     #[cfg(feature = "server")]
     Serve(ServeArgs),
+    /// Download a model from the Hugging Face hub, or what is new of it, and print where it is.
+    #[cfg(feature = "hub")]
+    Pull(PullArgs),
+    /// List the models of the Hugging Face cache: size, type, bits, whether this program runs them and if not why.
+    #[cfg(feature = "hub")]
+    List(ListArgs),
+    /// Remove models from the Hugging Face cache.
+    #[cfg(feature = "hub")]
+    Rm(RmArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
     /// Write the man pages into a directory.
@@ -60,9 +72,43 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ModelArgs {
     /// Model directory, as Hugging Face and mlx_lm.convert write it, or .mlxpack file
+    #[cfg_attr(feature = "hub", doc = "(or ORG/NAME[@REVISION] of the Hugging Face hub, which is downloaded once)")]
     #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
     #[arg(long, short, visible_alias = "model", value_name = "PATH")]
     pub model_root: Option<PathBuf>,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Models of the hub; without a revision their newest one
+    #[arg(value_name = "ORG/NAME[@REVISION]", required = true)]
+    pub names: Vec<String>,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// How to show them
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub format: ListFormat,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ListFormat {
+    Text,
+    Json,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// Models of the cache, whole or at one revision
+    #[arg(value_name = "ORG/NAME[@REVISION]", required = true)]
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -165,8 +211,8 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Make a model of these shapes with random weights in memory; speed does not depend on the weights
-    #[arg(long, value_enum, conflicts_with = "model_root")]
-    pub synthetic: Option<SyntheticArg>,
+    #[arg(long, value_name = "NAME", value_parser = architecture_names(), conflicts_with = "model_root")]
+    pub synthetic: Option<String>,
     /// Bits of the synthetic model's weights: quantized in groups of 64, or 16 for bf16 [default: 4]
     #[arg(long, value_name = "BITS", value_parser = bits)]
     pub bits: Option<u32>,
@@ -206,17 +252,6 @@ impl BenchArgs {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SyntheticArg {
-    #[value(name = "llama-3.2-1b")]
-    Llama3_2_1b,
-    Tinyllama,
-    #[value(name = "qwen3-4b")]
-    Qwen3_4b,
-    #[value(name = "mistral-7b")]
-    Mistral7b,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum BenchFormat {
     Text,
     Json,
@@ -233,9 +268,15 @@ pub enum PerplexityFormat {
 pub struct ServeArgs {
     /// A model directory or .mlxpack file, under the name of its folder or pack, or NAME=PATH (repeatable). The first is loaded
     /// at the start, the others when they are asked for
+    #[cfg_attr(
+        feature = "hub",
+        doc = "(ORG/NAME[@REVISION], of the Hugging Face hub, is downloaded before the start)"
+    )]
     #[cfg_attr(feature = "demo", doc = "[default: the demo model]")]
     #[arg(long, short, visible_alias = "model", value_name = "[NAME=]PATH")]
     pub model_root: Vec<String>,
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// The address to listen at
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -464,4 +505,8 @@ fn template_arg(text: &str) -> Result<(String, Value), String> {
     let value = serde_json::from_str(json)
         .map_err(|e| format!("{json:?} is not JSON ({e}); strings need quotes: {key}='\"text\"'"))?;
     Ok((key.to_owned(), value))
+}
+
+fn architecture_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }

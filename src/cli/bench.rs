@@ -18,7 +18,7 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Device, DeviceType, Dtype};
 use serde_json::{Value, json};
 
-use super::args::{BenchArgs, BenchFormat, SyntheticArg};
+use super::args::{BenchArgs, BenchFormat};
 use super::generate::{load_model, set_device};
 use super::output::{peak_memory_bytes, write_line};
 use super::process::{SUCCESS, Usage};
@@ -103,19 +103,14 @@ fn spread(mut rates: Vec<f64>) -> Value {
 }
 
 fn load(args: &BenchArgs) -> Result<(String, Model)> {
-    let Some(architecture) = args.synthetic else {
+    let Some(name) = &args.synthetic else {
         if args.bits.is_some() {
             return Err(Usage("--bits needs --synthetic; a model on disk has the bits it has".into()).into());
         }
         let name = args.model.model_root.as_ref().map_or("demo".into(), |root| root.display().to_string());
         return Ok((name, load_model(&super::open(&args.model)?)?));
     };
-    let (name, architecture) = match architecture {
-        SyntheticArg::Llama3_2_1b => ("llama-3.2-1b", Architecture::Llama32_1B),
-        SyntheticArg::Tinyllama => ("tinyllama", Architecture::TinyLlama),
-        SyntheticArg::Qwen3_4b => ("qwen3-4b", Architecture::Qwen3_4B),
-        SyntheticArg::Mistral7b => ("mistral-7b", Architecture::Mistral7B),
-    };
+    let architecture = Architecture::named(name).expect("clap took it");
     let bits = args.bits.unwrap_or(4);
     Ok((format!("{name}, {bits} bits, random weights"), Model::synthetic(architecture, bits)?))
 }

@@ -6,9 +6,15 @@ mod process;
 mod args;
 mod batch;
 mod bench;
+#[cfg(feature = "hub")]
+mod cache;
 mod cache_prompt;
 mod chat;
+#[cfg(feature = "hub")]
+mod downloads;
 mod generate;
+#[cfg_attr(not(feature = "hub"), path = "no_hub.rs")]
+mod hub;
 mod output;
 mod perplexity;
 mod progress;
@@ -59,6 +65,12 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Command::Bench(args)) => bench::bench(args),
         #[cfg(feature = "server")]
         Some(Command::Serve(args)) => serve::serve(args),
+        #[cfg(feature = "hub")]
+        Some(Command::Pull(args)) => cache::pull(args),
+        #[cfg(feature = "hub")]
+        Some(Command::List(args)) => cache::list(args),
+        #[cfg(feature = "hub")]
+        Some(Command::Rm(args)) => cache::rm(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
         Some(Command::RenderTemplates) => {
@@ -110,6 +122,10 @@ fn worker() -> std::io::Result<std::process::Command> {
 fn open(model: &args::ModelArgs) -> Result<Checkpoint> {
     match &model.model_root {
         Some(root) => {
+            let root = {
+                let _interruptible = terminal::Generation::begin();
+                hub::locate(root, &model.hub, terminal::interrupt())?
+            };
             let checkpoint = Checkpoint::open(root)?;
             checkpoint.require_model()?;
             Ok(checkpoint)

@@ -116,7 +116,11 @@ pub fn log_from(level: log::LevelFilter) {
     env_logger::Builder::new()
         .filter_level(level)
         .parse_default_env()
-        .format(|out, record| writeln!(out, "[{}] {}", record.level(), one_line(&record.args().to_string())))
+        .format(|out, record| match record.level() {
+            // The bytes of requests, with the token in them.
+            log::Level::Trace if record.target().starts_with("ureq") => Ok(()),
+            level => writeln!(out, "[{level}] {}", one_line(&record.args().to_string())),
+        })
         .init();
 }
 
@@ -143,7 +147,7 @@ fn with_usage(mut command: clap::Command) -> clap::Command {
 }
 
 /// Text from files may hold line ends, terminal escapes and marks that reorder it; messages show them escaped.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     let escape = |c: char| match c {
         '"' | '\'' | '\\' => c.to_string(),
         _ => c.escape_debug().to_string(),

@@ -16,6 +16,7 @@ use super::args::ServeArgs;
 use super::generate::set_device;
 use super::process::{INTERRUPTED, SUCCESS, Usage};
 use super::prompt::read_text;
+use super::{hub, terminal};
 
 pub fn serve(args: ServeArgs) -> Result<u8> {
     let addresses: Vec<SocketAddr> =
@@ -31,7 +32,7 @@ pub fn serve(args: ServeArgs) -> Result<u8> {
     }
     let defaults = defaults(&args.default)?;
     set_device(args.device)?;
-    let models = models(&args.model_root)?;
+    let models = models(&args)?;
     let names = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
     let server = Server::bind(
         &addresses,
@@ -96,9 +97,9 @@ fn defaults(settings: &[String]) -> Result<GenerateOptions> {
 }
 
 /// The models by name. What cannot be one is refused now, not at the first request.
-fn models(roots: &[String]) -> Result<Vec<ModelSource>> {
+fn models(args: &ServeArgs) -> Result<Vec<ModelSource>> {
     let mut models: Vec<ModelSource> = Vec::new();
-    for root in roots {
+    for root in &args.model_root {
         let (name, path) = match root.split_once('=') {
             Some((name, path)) if !name.is_empty() && !name.contains('/') => (name.to_owned(), PathBuf::from(path)),
             _ => (default_name(Path::new(root))?, PathBuf::from(root)),
@@ -108,6 +109,7 @@ fn models(roots: &[String]) -> Result<Vec<ModelSource>> {
                 Usage(format!("two models are called {name}; --model-root NAME={root} gives another name")).into()
             );
         }
+        let path = hub::locate(&path, &args.hub, terminal::interrupt())?;
         let open = move || {
             let checkpoint = Checkpoint::open(&path)?;
             checkpoint.require_model()?;
@@ -122,8 +124,12 @@ fn models(roots: &[String]) -> Result<Vec<ModelSource>> {
     Ok(models)
 }
 
-/// The name of the folder, or of the pack without its ending.
+/// The name on the hub, that of the folder, or that of the pack without its ending.
 fn default_name(root: &Path) -> Result<String> {
+    #[cfg(feature = "hub")]
+    if let Some(name) = mlx_lm::hub::ModelName::from_path(root).filter(|_| !root.exists()) {
+        return Ok(name.repository().to_owned());
+    }
     let path = std::path::absolute(root).with_context(|| root.display().to_string())?;
     let name = match path.extension() {
         Some(ending) if ending == "mlxpack" => path.file_stem(),

@@ -23,13 +23,13 @@
 
 use std::sync::Arc;
 
-use mlx_rs::fast::ScaledDotProductAttentionMask;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::{Array, Dtype};
 
-use crate::backend::{CachedSpan, LayerCache, Phase, Positions, make_room};
+use crate::backend::{CachedSpan, LayerCache, Phase, Positions, Rotation, Rotations, make_room};
 use crate::error::Result;
+use crate::ops::Mask;
 
 /// Buffers grow by this many tokens, as in mlx-lm.
 pub(super) const STEP: i32 = 256;
@@ -74,8 +74,16 @@ impl CacheLimits {
 pub struct CacheLayer {
     /// How many positions a token sees, itself included, and the sinks besides, once tokens were evicted; `None` for all.
     pub sliding_window: Option<i32>,
-    /// Of the layer's RoPE, in radians per position, for each pair of components; `None` for keys that do not rotate.
-    pub frequencies: Option<Arc<[f64]>>,
+    /// Those of the layer's RoPE; `None` for keys that do not rotate.
+    pub(crate) rotations: Option<Rotations>,
+}
+
+impl CacheLayer {
+    /// Of these frequencies in contexts of any length, if it rotates.
+    pub fn new(sliding_window: Option<i32>, frequencies: Option<Arc<[f64]>>) -> Self {
+        let rotation = |frequencies| Rotations::new(Rotation { frequencies, factor: 1.0 }, None);
+        CacheLayer { sliding_window, rotations: frequencies.map(rotation) }
+    }
 }
 
 /// Keys `[1, n_kv_heads, len, head_dim]` (rotated) and values of the same shape, for each layer. A clone shares them until
@@ -91,28 +99,6 @@ pub struct KvCache {
     evicted: u64,
     /// What [`KvCache::trim`] leaves at least: the tokens that the last eviction kept.
     untrimmable: i32,
-}
-
-/// Which of the keys that [`KvCache::update`] returns a token sees.
-#[derive(Debug)]
-pub enum Mask {
-    /// All.
-    All,
-    /// Those up to its own.
-    Causal,
-    /// `[L, keys]`, true where the token of the row sees the key of the column.
-    Table(Array),
-}
-
-impl Mask {
-    /// As attention takes it.
-    pub fn as_mlx(&self) -> Option<ScaledDotProductAttentionMask<'_>> {
-        match self {
-            Mask::All => None,
-            Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
-            Mask::Table(table) => Some(table.into()),
-        }
-    }
 }
 
 impl KvCache {
@@ -170,7 +156,7 @@ impl KvCache {
         }
         // Until the first eviction nothing differs from the plain model, for which the first tokens are as any other.
         let sinks = if self.evicted > 0 { num_sink_tokens } else { 0 };
-        Ok(Positions { phase, offset, tokens: n, sinks, capacity: self.capacity })
+        Ok(Positions { phase, offset, tokens: n, sinks, context_size, capacity: self.capacity })
     }
 
     /// Let the first `count` tokens after the sinks go; those behind them move down.
@@ -180,8 +166,8 @@ impl KvCache {
         let mut moved = self.buffers.clone(); // before anything changes
         for ((keys, values), layer) in moved.iter_mut().flatten().zip(self.layers.iter()).filter(|_| from < to) {
             let kept = rows(keys, from, to)?;
-            let kept = match &layer.frequencies {
-                Some(frequencies) => rotate_back(&kept, frequencies, count)?,
+            let kept = match &layer.rotations {
+                Some(rotations) => rotate_back(&kept, &rotations.of(self.limits.context_size).frequencies, count)?,
                 None => kept,
             };
             store(keys, kept, sinks)?;
@@ -272,12 +258,18 @@ impl KvCache {
         Ok(())
     }
 
+    /// Whether a cache with these limits rotates keys as this one does.
+    pub(super) fn rotates_as(&self, limits: CacheLimits) -> bool {
+        let mut rotations = self.layers.iter().filter_map(|layer| layer.rotations.as_ref());
+        rotations.all(|rotations| rotations.of(self.limits.context_size) == rotations.of(limits.context_size))
+    }
+
     /// The first `n` tokens of what this one holds, under other limits.
     ///
     /// # Panics
-    /// When it evicted tokens, or holds fewer than `n`, or the limits are less.
+    /// When it evicted tokens, or holds fewer than `n`, or the limits are less or rotate otherwise.
     pub(super) fn beginning(&self, n: i32, limits: CacheLimits) -> KvCache {
-        assert!(self.evicted == 0 && n <= self.len && n <= limits.context_size);
+        assert!(self.evicted == 0 && n <= self.len && n <= limits.context_size && self.rotates_as(limits));
         KvCache { len: n, limits, untrimmable: 0, ..self.clone() }
     }
 
@@ -330,8 +322,9 @@ fn rotate_back(keys: &Array, frequencies: &[f64], positions: i32) -> Result<Arra
     let half = frequencies.len() as i32;
     let (cos, sin) = (Array::from_slice(&cos, &[half]), Array::from_slice(&sin, &[half]));
     let wide = keys.as_dtype(Dtype::Float32)?;
-    let (x, y) = (wide.try_index((.., .., .., ..half))?, wide.try_index((.., .., .., half..))?);
+    let part = |range: std::ops::Range<i32>| wide.try_index((.., .., .., range));
+    let (x, y, rest) = (part(0..half)?, part(half..2 * half)?, part(2 * half..keys.dim(3))?);
     let rotated_x = x.multiply(&cos)?.add(y.multiply(&sin)?)?;
     let rotated_y = y.multiply(&cos)?.subtract(x.multiply(&sin)?)?;
-    Ok(concatenate(&[rotated_x, rotated_y], 3)?.as_dtype(keys.dtype())?)
+    Ok(concatenate(&[rotated_x, rotated_y, rest], 3)?.as_dtype(keys.dtype())?)
 }

@@ -66,6 +66,7 @@ impl PrefixCache {
         let most = if self.deterministic { prefix.prefilled } else { prefix.ids.len() };
         let shared = common(&prefix.ids[..most.min(prefix.ids.len())], prompt);
         match prefix.cache.evicted() {
+            0 if !prefix.cache.rotates_as(limits) => 0,
             0 => shared.min(limits.context_size as usize),
             // The last eviction is not undone.
             _ if prefix.cache.limits() == limits && prefix.ids.len() - shared <= prefix.trimmable() => shared,

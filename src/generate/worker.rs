@@ -269,8 +269,11 @@ impl<'t> Worker<'t> {
             let shared = |other: &Active| common(&other.sequence.prompt[..other.prefilled], prompt);
             let read = |other: &Active| shared(other).min(other.sequence.read());
             let shares = active.shares();
-            let others =
-                || before.iter().filter(|other| shares && other.shares() && other.sequence.cache.evicted() == 0);
+            let is_like = |other: &Active| {
+                let cache = &other.sequence.cache;
+                other.shares() && cache.evicted() == 0 && cache.rotates_as(active.limits)
+            };
+            let others = || before.iter().filter(|other| shares && is_like(other));
             let kept = self.prefixes.longest(prompt, active.limits);
             let best = others().max_by_key(|other| read(other));
             let now = best.map_or(0, read).max(kept);

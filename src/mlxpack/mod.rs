@@ -79,3 +79,5 @@ pub use loader::inspect;
 pub use reader::{Damage, Pack};
 pub use summary::{QuantizationSummary, Summary, TokenizerSummary};
 pub use writer::Plan;
+#[cfg(feature = "hub")]
+pub(crate) use writer::{TEXTS, is_about};

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::watch::Watch;
 
 /// The files besides the weights that running a model needs.
-const TEXTS: [&str; 7] = [
+pub(crate) const TEXTS: [&str; 7] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -182,8 +182,13 @@ impl Source {
 }
 
 fn is_text(name: &str) -> bool {
+    TEXTS.contains(&name) || is_about(name)
+}
+
+/// Whether a file is a licence, a notice or a README.
+pub(crate) fn is_about(name: &str) -> bool {
     let lower = name.to_lowercase();
-    TEXTS.contains(&name) || ABOUT.iter().any(|start| lower.starts_with(start))
+    ABOUT.iter().any(|start| lower.starts_with(start))
 }
 
 /// The files below `root` that a shell pattern matches, as names of a pack.

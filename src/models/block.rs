@@ -1,16 +1,16 @@
-//! A decoder block: pre-norm attention and SwiGLU MLP, as a composition of smaller operations, and as the operand of
+//! A decoder block: attention and a gated MLP with norms around them, as a composition of smaller operations, and as the operand of
 //! [`ops::blocks`] for devices that compute it whole.
 //!
-//! Reference: `mlx_lm.models.llama`, `mlx_lm.models.qwen3`. Shapes: N tokens of all spans, L of one, D hidden size.
+//! Reference: `mlx_lm.models` (`llama`, `gemma2`, `olmo2`, `phi3` and others). Shapes: N tokens of all spans, L of one, D hidden size.
 
 use mlx_rs::Array;
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::TryIndexOp;
 
 use super::batch::Span;
-use super::config::{DecoderConfig, LayerConfig};
+use super::config::{DecoderConfig, LayerConfig, NormPlacement, QkNorm};
 use super::rope::Rope;
-use crate::backend::{self, Norm, Phase, Positions};
+use crate::backend::{self, Activation, Norm, Phase, Positions, Residual};
 use crate::error::Result;
 use crate::ops;
 use crate::quantized::Linear;
@@ -18,20 +18,55 @@ use crate::weights::{Kind, Scope};
 
 #[derive(Debug)]
 pub(super) struct Block {
-    input_layernorm: RmsNorm,
+    attention_norms: Norms,
     self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
+    mlp_norms: Norms,
     mlp: Mlp,
+    residual: Residual,
+}
+
+/// The norms around attention or the MLP.
+#[derive(Debug)]
+struct Norms {
+    before: Option<RmsNorm>,
+    after: Option<RmsNorm>,
+}
+
+impl Norms {
+    fn before(&self, x: &Array) -> Result<Array> {
+        self.before.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+    }
+
+    fn after(&self, x: Array) -> Result<Array> {
+        self.after.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(&x))
+    }
+
+    fn operand(&self) -> backend::Norms<'_> {
+        let [before, after] = [&self.before, &self.after].map(|norm| norm.as_ref().map(RmsNorm::operand));
+        backend::Norms { before, after }
+    }
 }
 
 impl Block {
     pub fn load(w: &Scope, config: &DecoderConfig, layer: &LayerConfig) -> Result<Self> {
-        let norm = |name| RmsNorm::load(&w.scope(name), config.hidden_size, config.rms_norm_eps);
+        let norm =
+            |name: Option<&str>| name.map(|name| RmsNorm::load(&w.scope(name), config.hidden_size, config)).transpose();
+        let [input, attended, expanding, expanded] = match layer.norms {
+            NormPlacement::Before => [Some("input_layernorm"), None, Some("post_attention_layernorm"), None],
+            NormPlacement::After => [None, Some("post_attention_layernorm"), None, Some("post_feedforward_layernorm")],
+            NormPlacement::Around => [
+                Some("input_layernorm"),
+                Some("post_attention_layernorm"),
+                Some("pre_feedforward_layernorm"),
+                Some("post_feedforward_layernorm"),
+            ],
+        };
         Ok(Block {
-            input_layernorm: norm("input_layernorm")?,
+            attention_norms: Norms { before: norm(input)?, after: norm(attended)? },
             self_attn: Attention::load(&w.scope("self_attn"), config, layer)?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp_norms: Norms { before: norm(expanding)?, after: norm(expanded)? },
             mlp: Mlp::load(&w.scope("mlp"), config, layer)?,
+            residual: layer.residual,
         })
     }
 
@@ -44,27 +79,30 @@ impl Block {
         at: &[Positions],
         phase: Phase,
     ) -> Result<Array> {
-        let normed = self.input_layernorm.forward(x)?;
-        let x = mlx_rs::ops::add(x, &self.self_attn.forward(&normed, layer, spans, at, phase)?)?;
-        let normed = self.post_attention_layernorm.forward(&x)?;
-        Ok(mlx_rs::ops::add(&x, &self.mlp.forward(&normed, phase)?)?)
+        let attended = self.self_attn.forward(&self.attention_norms.before(x)?, layer, spans, at, phase)?;
+        let x = ops::add_residual(x, &self.attention_norms.after(attended)?, self.residual)?;
+        let expanded = self.mlp.forward(&self.mlp_norms.before(&x)?, phase)?;
+        ops::add_residual(&x, &self.mlp_norms.after(expanded)?, self.residual)
     }
 
     pub fn operand(&self) -> backend::Block<'_> {
         let (attention, mlp) = (&self.self_attn, &self.mlp);
         backend::Block {
-            input_layernorm: self.input_layernorm.operand(),
+            attention_norms: self.attention_norms.operand(),
             projections: [&attention.q_proj, &attention.k_proj, &attention.v_proj].map(Linear::operand),
             qk_norm: attention.qk_norm.as_ref().map(|norms| norms.each_ref().map(RmsNorm::operand)),
-            rotation: attention.rope.as_ref().map(Rope::rotation),
+            rotations: attention.rope.as_ref().map(Rope::rotations),
             head_dim: attention.head_dim,
             scale: attention.scale,
+            softcap: attention.softcap,
             window: attention.window,
             o_proj: attention.o_proj.operand(),
-            post_attention_layernorm: self.post_attention_layernorm.operand(),
+            mlp_norms: self.mlp_norms.operand(),
             gate_proj: mlp.gate_proj.operand(),
             up_proj: mlp.up_proj.operand(),
+            activation: mlp.activation,
             down_proj: mlp.down_proj.operand(),
+            residual: self.residual,
         }
     }
 
@@ -81,11 +119,12 @@ struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    /// Per-head norms of queries and keys.
+    /// Of queries and keys, of each head or of all together.
     qk_norm: Option<[RmsNorm; 2]>,
     rope: Option<Rope>,
     head_dim: i32,
     scale: f32,
+    softcap: Option<f32>,
     window: Option<i32>,
 }
 
@@ -94,19 +133,26 @@ impl Attention {
         let &DecoderConfig {
             num_attention_heads: n_heads, num_key_value_heads: n_kv_heads, head_dim, hidden_size, ..
         } = config;
-        let linear = |name, output, input| {
-            Linear::load(&w.scope(name), output, input, layer.attention_bias, config.quantization.as_ref())
+        let quantization = config.quantization.as_ref();
+        let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let names = (["q_proj", "k_proj", "v_proj"], "qkv_proj");
+        let [q_proj, k_proj, v_proj] = load_projections(w, names, [queries, keys, keys], layer.qkv_bias, config)?;
+        let norm = |name, width| RmsNorm::load(&w.scope(name), width, config);
+        let qk_norm = match layer.qk_norm {
+            None => None,
+            Some(QkNorm::PerHead) => Some([norm("q_norm", head_dim)?, norm("k_norm", head_dim)?]),
+            Some(QkNorm::AllHeads) => Some([norm("q_norm", queries)?, norm("k_norm", keys)?]),
         };
-        let norm = |name| RmsNorm::load(&w.scope(name), head_dim, config.rms_norm_eps);
         Ok(Attention {
-            q_proj: linear("q_proj", n_heads * head_dim, hidden_size)?,
-            k_proj: linear("k_proj", n_kv_heads * head_dim, hidden_size)?,
-            v_proj: linear("v_proj", n_kv_heads * head_dim, hidden_size)?,
-            o_proj: linear("o_proj", hidden_size, n_heads * head_dim)?,
-            qk_norm: if layer.qk_norm { Some([norm("q_norm")?, norm("k_norm")?]) } else { None },
-            rope: layer.rope.as_ref().map(|rope| Rope::new(rope, head_dim)),
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj: Linear::load(&w.scope("o_proj"), hidden_size, queries, layer.o_bias, quantization)?,
+            qk_norm,
+            rope: layer.rope.as_ref().map(Rope::new),
             head_dim,
             scale: layer.attention_scale,
+            softcap: layer.attn_logit_softcapping,
             window: layer.sliding_window,
         })
     }
@@ -115,11 +161,11 @@ impl Attention {
         let n = x.dim(0);
         // `[1, heads, N, head_dim]`.
         let heads = |linear: &Linear, norm: Option<&RmsNorm>| -> Result<Array> {
-            let mut heads = linear.forward(x, phase)?.reshape(&[1, n, -1, self.head_dim])?;
+            let mut heads = linear.forward(x, phase)?;
             if let Some(norm) = norm {
-                heads = norm.forward(&heads)?;
+                heads = norm.forward(&heads.reshape(&[n, -1, norm.weight.dim(0)])?)?;
             }
-            Ok(heads.transpose_axes(&[0, 2, 1, 3])?)
+            Ok(heads.reshape(&[1, n, -1, self.head_dim])?.transpose_axes(&[0, 2, 1, 3])?)
         };
         let norms = self.qk_norm.as_ref();
         let queries = heads(&self.q_proj, norms.map(|[q, _]| q))?;
@@ -133,12 +179,13 @@ impl Attention {
                 Ok(if all { heads.clone() } else { heads.try_index((.., .., first..first + at.tokens, ..))? })
             };
             let rotated = |heads: &Array| match &self.rope {
-                Some(rope) => rope.apply(&part(heads)?, at.offset),
+                Some(rope) => rope.apply(&part(heads)?, at),
                 None => part(heads),
             };
             let (seen_keys, seen_values) = span.cache.update(layer, at, rotated(&keys)?, part(&values)?)?;
             let mask = span.cache.mask(layer, at)?;
-            attended.push(ops::attention(&rotated(&queries)?, &seen_keys, &seen_values, self.scale, mask.as_mlx())?);
+            let queries = rotated(&queries)?;
+            attended.push(ops::attention(&queries, &seen_keys, &seen_values, self.scale, self.softcap, mask)?);
             first += at.tokens;
         }
         let attended = if let [one] = &attended[..] { one.clone() } else { concatenate(&attended, 0)? };
@@ -150,26 +197,43 @@ impl Attention {
 struct Mlp {
     gate_proj: Linear,
     up_proj: Linear,
+    activation: Activation,
     down_proj: Linear,
 }
 
 impl Mlp {
     fn load(w: &Scope, config: &DecoderConfig, layer: &LayerConfig) -> Result<Self> {
-        let linear = |name, output, input| {
-            Linear::load(&w.scope(name), output, input, layer.mlp_bias, config.quantization.as_ref())
-        };
         let (d, hidden) = (config.hidden_size, config.intermediate_size);
-        Ok(Mlp {
-            gate_proj: linear("gate_proj", hidden, d)?,
-            up_proj: linear("up_proj", hidden, d)?,
-            down_proj: linear("down_proj", d, hidden)?,
-        })
+        let names = (["gate_proj", "up_proj"], "gate_up_proj");
+        let [gate_proj, up_proj] = load_projections(w, names, [hidden; 2], layer.mlp_bias, config)?;
+        let down_proj = Linear::load(&w.scope("down_proj"), d, hidden, layer.mlp_bias, config.quantization.as_ref())?;
+        Ok(Mlp { gate_proj, up_proj, activation: layer.activation, down_proj })
     }
 
     fn forward(&self, x: &Array, phase: Phase) -> Result<Array> {
-        let expanded = ops::gated_linear(x, self.gate_proj.operand(), self.up_proj.operand(), phase)?;
+        let expanded = ops::gated_linear(x, self.gate_proj.operand(), self.up_proj.operand(), self.activation, phase)?;
         self.down_proj.forward(&expanded, phase)
     }
+}
+
+/// Layers whose input are the hidden states: modules of their own names, or one module where a family has fused them.
+fn load_projections<const N: usize>(
+    w: &Scope,
+    (names, fused): ([&str; N], &str),
+    outputs: [i32; N],
+    bias: bool,
+    config: &DecoderConfig,
+) -> Result<[Linear; N]> {
+    let (input, quantization) = (config.hidden_size, config.quantization.as_ref());
+    let layers = if config.fused_projections {
+        Linear::load_fused(&w.scope(fused), &outputs, input, bias, quantization)?
+    } else {
+        let named = names.into_iter().zip(outputs);
+        named
+            .map(|(name, output)| Linear::load(&w.scope(name), output, input, bias, quantization))
+            .collect::<Result<_>>()?
+    };
+    Ok(layers.try_into().expect("one for each"))
 }
 
 /// Root-mean-square normalisation over the last axis (arXiv 1910.07467).
@@ -180,8 +244,12 @@ pub(super) struct RmsNorm {
 }
 
 impl RmsNorm {
-    pub fn load(w: &Scope, size: i32, eps: f32) -> Result<Self> {
-        Ok(RmsNorm { weight: w.get("weight", &[size], Kind::Float)?, eps })
+    pub fn load(w: &Scope, size: i32, config: &DecoderConfig) -> Result<Self> {
+        let mut weight = w.get("weight", &[size], Kind::Float)?;
+        if config.norm_weight_offset != 0.0 {
+            weight = ops::offset(&weight, config.norm_weight_offset)?;
+        }
+        Ok(RmsNorm { weight, eps: config.rms_norm_eps })
     }
 
     pub fn forward(&self, x: &Array) -> Result<Array> {

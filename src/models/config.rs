@@ -1,6 +1,6 @@
 //! config.json, checked and normalised: everything after this works from [`DecoderConfig`] and asks no questions.
 //!
-//! Field names are Hugging Face's (`transformers`' `LlamaConfig`, `MistralConfig`, `Qwen3Config`).
+//! Field names are Hugging Face's (`transformers`' `LlamaConfig`, `MistralConfig` and so on).
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -9,7 +9,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::rope::RopeConfig;
+use super::rope::{RopeConfig, RopeFields};
+pub use crate::backend::{Activation, Residual};
 use crate::error::{Error, Result};
 use crate::quantized::{BITS, GROUP_SIZES, Packing, Quantization};
 
@@ -19,8 +20,7 @@ const MAX_POSITIONS: i64 = 1 << 30;
 /// What [`Fields::positive`] takes, for messages.
 const POSITIVE_F32: &str = "a number above 0 that f32 holds, from 1.2e-38 to 3.4e38";
 
-/// What the decoder is built from: the union of the three families' settings, with every default filled in. A family whose
-/// layers differ lists them in `layers`.
+/// What the decoder is built from: the union of the families' settings, with every default filled in.
 #[derive(Debug, Clone)]
 pub struct DecoderConfig {
     /// Number of token ids (V).
@@ -41,8 +41,22 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f32,
     /// The longest sequence the model was made for, in tokens.
     pub max_position_embeddings: i32,
-    /// Whether the embedding is also the output projection; `None` when config.json does not say.
+    /// Whether the embedding is also the output projection; `None` when that shows in whether there is one.
     pub tie_word_embeddings: Option<bool>,
+    /// What embeddings are multiplied with.
+    pub embedding_multiplier: f32,
+    /// What logits are divided by.
+    pub logits_scaling: f32,
+    /// Logits x become `c · tanh(x / c)`.
+    pub final_logit_softcapping: Option<f32>,
+    /// What is added to the weights of all norms, as they are stored.
+    pub norm_weight_offset: f32,
+    /// `q_proj`, `k_proj` and `v_proj` are one module, `qkv_proj`; `gate_proj` and `up_proj` are `gate_up_proj`.
+    pub fused_projections: bool,
+    /// Where in the checkpoint the decoder's tensors are; empty for its top.
+    pub weights_prefix: &'static str,
+    /// Tensors that a checkpoint may have besides: what their names begin with.
+    pub other_weights: &'static [&'static str],
     /// The kinds of layers, by turns; one where all are alike. See [`DecoderConfig::layer`].
     pub layers: Vec<LayerConfig>,
     /// How packed weights are packed; `None` for a model without any.
@@ -58,12 +72,42 @@ pub struct LayerConfig {
     pub sliding_window: Option<i32>,
     /// What products of queries and keys are multiplied with.
     pub attention_scale: f32,
-    /// `q_proj`, `k_proj`, `v_proj` and `o_proj` have a bias.
-    pub attention_bias: bool,
+    /// Scores s of attention become `c · tanh(s / c)`.
+    pub attn_logit_softcapping: Option<f32>,
+    /// `q_proj`, `k_proj` and `v_proj` have a bias.
+    pub qkv_bias: bool,
+    /// `o_proj` has a bias.
+    pub o_bias: bool,
     /// `gate_proj`, `up_proj` and `down_proj` have a bias.
     pub mlp_bias: bool,
-    /// Queries and keys are RMS-normalised per head before RoPE (`q_norm`, `k_norm`).
-    pub qk_norm: bool,
+    /// What gates the MLP.
+    pub activation: Activation,
+    /// How queries and keys are RMS-normalised before RoPE (`q_norm`, `k_norm`), if they are.
+    pub qk_norm: Option<QkNorm>,
+    /// Where the layer normalises its hidden states.
+    pub norms: NormPlacement,
+    /// How attention and MLP are added to the hidden states.
+    pub residual: Residual,
+}
+
+/// What queries and keys are normalised over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head by itself; all heads have one weight.
+    PerHead,
+    /// All heads of a token together.
+    AllHeads,
+}
+
+/// Where a layer normalises, as seen from attention and the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// What goes in.
+    Before,
+    /// What comes out.
+    After,
+    /// Both.
+    Around,
 }
 
 /// The values by which the families differ when config.json leaves them out.
@@ -71,6 +115,25 @@ pub(super) struct Defaults {
     pub max_position_embeddings: i32,
     /// `None` derives it from `hidden_size`.
     pub head_dim: Option<i32>,
+    pub rope_theta: f64,
+    pub activation: Activation,
+    /// The family's heads may rotate in part; others take no `partial_rotary_factor`.
+    pub partial_rotation: bool,
+    /// The family has a rotation for each type of layer.
+    pub rope_by_layer_type: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Defaults {
+            max_position_embeddings: 2048,
+            head_dim: None,
+            rope_theta: 1e4,
+            activation: Activation::Silu,
+            partial_rotation: false,
+            rope_by_layer_type: false,
+        }
+    }
 }
 
 impl DecoderConfig {
@@ -91,18 +154,10 @@ impl DecoderConfig {
         }
     }
 
-    /// The settings that all three families share.
+    /// The settings that all families share.
     pub(super) fn read(fields: &Fields, defaults: Defaults) -> Result<Self> {
-        if let Some(act) = fields.optional_str("hidden_act")?
-            && act != "silu"
-        {
-            return Err(fields.unsupported(format!("hidden_act {act:?}"), "supported: \"silu\""));
-        }
         if fields.optional_bool("rope_traditional")? == Some(true) {
             return Err(fields.unsupported("rope_traditional", "supported: half-split rotation"));
-        }
-        if fields.optional_positive("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
-            return Err(fields.unsupported("partial_rotary_factor", "supported: heads that rotate as a whole"));
         }
         let hidden_size = fields.size("hidden_size")?;
         let num_attention_heads = fields.size("num_attention_heads")?;
@@ -136,7 +191,22 @@ impl DecoderConfig {
             Some(positions) => positions as i32,
             None => defaults.max_position_embeddings,
         };
-        Ok(DecoderConfig {
+        let attention_bias = fields.optional_bool("attention_bias")?.unwrap_or(false);
+        let rope = RopeFields { head_dim, max_position_embeddings, defaults: &defaults };
+        let layer = LayerConfig {
+            rope: Some(RopeConfig::read(fields, rope)?),
+            sliding_window: None,
+            attention_scale: (head_dim as f32).powf(-0.5),
+            attn_logit_softcapping: None,
+            qkv_bias: attention_bias,
+            o_bias: attention_bias,
+            mlp_bias: fields.optional_bool("mlp_bias")?.unwrap_or(false),
+            activation: read_activation(fields)?.unwrap_or(defaults.activation),
+            qk_norm: None,
+            norms: NormPlacement::Before,
+            residual: Residual::SUM,
+        };
+        let mut config = DecoderConfig {
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
@@ -147,32 +217,83 @@ impl DecoderConfig {
             rms_norm_eps: fields.positive("rms_norm_eps")? as f32,
             max_position_embeddings,
             tie_word_embeddings: fields.optional_bool("tie_word_embeddings")?,
-            layers: vec![LayerConfig {
-                rope: Some(RopeConfig::read(fields, max_position_embeddings)?),
-                sliding_window: uniform_window(fields)?,
-                attention_scale: (head_dim as f32).powf(-0.5),
-                attention_bias: fields.optional_bool("attention_bias")?.unwrap_or(false),
-                mlp_bias: fields.optional_bool("mlp_bias")?.unwrap_or(false),
-                qk_norm: false,
-            }],
+            embedding_multiplier: 1.0,
+            logits_scaling: 1.0,
+            final_logit_softcapping: None,
+            norm_weight_offset: 0.0,
+            fused_projections: false,
+            weights_prefix: "",
+            other_weights: &[],
+            layers: vec![layer],
             quantization: read_quantization(fields)?,
-        })
+        };
+        if let Some(kinds) = layer_types(fields)? {
+            config.slide(&kinds, fields.optional_size("sliding_window")?, fields)?;
+        }
+        Ok(config)
+    }
+
+    /// Change all layers.
+    pub(super) fn for_layers(&mut self, change: impl Fn(&mut LayerConfig)) {
+        self.layers.iter_mut().for_each(change);
+    }
+
+    /// Layers that are alike so far, of these kinds by turns: those that slide have a window.
+    pub(super) fn slide(&mut self, slides: &[bool], window: Option<i32>, fields: &Fields) -> Result<()> {
+        let layer = self.layers[0].clone();
+        if slides.contains(&true) && window.is_none() {
+            fields.size("sliding_window")?;
+        }
+        let of = |&slides: &bool| LayerConfig { sliding_window: window.filter(|_| slides), ..layer.clone() };
+        self.layers = slides.iter().map(of).collect();
+        if self.layers.iter().all(|layer| layer == &self.layers[0]) {
+            self.layers.truncate(1);
+        }
+        Ok(())
     }
 }
 
-/// The window that `layer_types` implies, which must be the same for all layers.
-fn uniform_window(fields: &Fields) -> Result<Option<i32>> {
+/// The names of layers' attention in `layer_types` and `rope_parameters`.
+pub(super) const FULL_ATTENTION: &str = "full_attention";
+pub(super) const SLIDING_ATTENTION: &str = "sliding_attention";
+
+/// Which layers slide a window, for each layer, where config.json lists them.
+pub(super) fn layer_types(fields: &Fields) -> Result<Option<Vec<bool>>> {
     let Some(types) = fields.optional_array("layer_types")? else {
         return Ok(None);
     };
-    let all = |name: &str| types.iter().all(|t| t == name);
-    if all("full_attention") {
-        Ok(None)
-    } else if all("sliding_attention") {
-        fields.size("sliding_window").map(Some)
-    } else {
-        Err(fields.unsupported("layer_types of several kinds", "supported: the same attention in every layer"))
+    let layers = fields.size("num_hidden_layers")?;
+    if types.len() != layers as usize {
+        return Err(fields.error(
+            "layer_types",
+            format!("of {} layers", types.len()),
+            format!("{layers}, one a layer"),
+        ));
     }
+    let slides = |kind: &Value| match kind.as_str() {
+        Some(FULL_ATTENTION) => Ok(false),
+        Some(SLIDING_ATTENTION) => Ok(true),
+        _ => {
+            let supported = format!("supported: {FULL_ATTENTION}, {SLIDING_ATTENTION}");
+            Err(fields.unsupported(format!("layers of type {}", abbreviate(kind)), supported))
+        }
+    };
+    types.iter().map(slides).collect::<Result<_>>().map(Some)
+}
+
+/// What gates the MLP, under its newer or its older name.
+fn read_activation(fields: &Fields) -> Result<Option<Activation>> {
+    for key in ["hidden_activation", "hidden_act"] {
+        match fields.optional_str(key)? {
+            None => {}
+            Some("silu") => return Ok(Some(Activation::Silu)),
+            Some("gelu_pytorch_tanh") => return Ok(Some(Activation::GeluTanh)),
+            Some(other) => {
+                return Err(fields.unsupported(format!("{key} {other:?}"), "supported: silu, gelu_pytorch_tanh"));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// MLX's `quantization` block, or the same under `quantization_config`; mlx-lm writes both.
@@ -237,6 +358,11 @@ impl<'a> Fields<'a> {
         Fields { path, prefix: String::new(), map }
     }
 
+    /// Where errors are reported against.
+    pub fn path(&self) -> &'a Path {
+        self.path
+    }
+
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
@@ -244,6 +370,16 @@ impl<'a> Fields<'a> {
     /// Whether a field is an object itself.
     pub fn has_nested(&self) -> bool {
         self.map.values().any(Value::is_object)
+    }
+
+    /// All fields.
+    pub fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        self.map.iter()
+    }
+
+    /// Whether the field is there, and null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
     }
 
     /// Whether the field is there and not null.
@@ -291,6 +427,17 @@ impl<'a> Fields<'a> {
     /// A number above zero that f32 holds in full precision.
     pub fn optional_positive(&self, key: &str) -> Result<Option<f64>> {
         self.optional(key, |v| v.as_f64().filter(|&x| x > 0.0 && (x as f32).is_normal()), POSITIVE_F32)
+    }
+
+    /// A list of so many numbers above zero.
+    pub fn positives(&self, key: &str, n: usize) -> Result<Vec<f64>> {
+        let expected = format!("a list of {n} numbers above 0");
+        let positive = |x: &Value| x.as_f64().filter(|&x| x > 0.0 && (x as f32).is_normal());
+        let list = self.optional_array(key)?.ok_or_else(|| self.error(key, "missing", &expected))?;
+        match list.iter().map(positive).collect::<Option<Vec<f64>>>() {
+            Some(numbers) if numbers.len() == n => Ok(numbers),
+            _ => Err(self.error(key, format!("a list of {}", list.len()), expected)),
+        }
     }
 
     pub fn positive(&self, key: &str) -> Result<f64> {

@@ -1,4 +1,4 @@
-//! The one decoder that Llama, Mistral and Qwen3 share: embedding, blocks, final norm and output projection.
+//! The one decoder that all families share: embedding, blocks, final norm and output projection.
 //!
 //! Reference: `mlx_lm.models.llama`. Shapes: N tokens of a pass, D hidden size, V vocabulary.
 
@@ -21,12 +21,16 @@ pub struct Decoder {
     norm: RmsNorm,
     /// `None` when the embedding is the output projection.
     lm_head: Option<Linear>,
+    embedding_multiplier: f32,
+    logits_scaling: f32,
+    final_logit_softcapping: Option<f32>,
 }
 
 impl Decoder {
     /// Build from a checkpoint's tensors, named as Hugging Face names them.
     pub fn load(w: &Scope, config: &DecoderConfig) -> Result<Self> {
         let quantization = config.quantization.as_ref();
+        let w = w.scope(config.weights_prefix);
         let model = w.scope("model");
         let head = w.scope("lm_head");
         let tied = config.tie_word_embeddings.unwrap_or(!head.has("weight"));
@@ -36,12 +40,15 @@ impl Decoder {
             layers: (0..config.num_hidden_layers)
                 .map(|i| Block::load(&model.scope("layers").scope(i), config, config.layer(i as usize)))
                 .collect::<Result<_>>()?,
-            norm: RmsNorm::load(&model.scope("norm"), config.hidden_size, config.rms_norm_eps)?,
+            norm: RmsNorm::load(&model.scope("norm"), config.hidden_size, config)?,
             lm_head: if tied {
                 None
             } else {
                 Some(Linear::load(&head, config.vocab_size, config.hidden_size, false, quantization)?)
             },
+            embedding_multiplier: config.embedding_multiplier,
+            logits_scaling: config.logits_scaling,
+            final_logit_softcapping: config.final_logit_softcapping,
         })
     }
 
@@ -51,6 +58,9 @@ impl Decoder {
         let at = batch.spans.iter_mut().map(reserve).collect::<Result<Vec<Positions>>>()?;
         let phase = batch.phase();
         let mut x = self.embed_tokens.forward(&batch.ids)?;
+        if self.embedding_multiplier != 1.0 {
+            x = ops::scaled(&x, self.embedding_multiplier)?;
+        }
         let at_once = if ops::computes_by_layer(x.dim(0)) { 1 } else { self.layers.len() };
         for first in (0..self.layers.len()).step_by(at_once) {
             let part = first..first + at_once;
@@ -96,7 +106,14 @@ impl Decoder {
 
     /// Hidden states `[N, D]` to logits `[N, V]`.
     pub fn logits(&self, hidden_states: &Array, phase: Phase) -> Result<Array> {
-        self.head().forward(hidden_states, phase)
+        let mut logits = self.head().forward(hidden_states, phase)?;
+        if self.logits_scaling != 1.0 {
+            logits = ops::divided(&logits, self.logits_scaling)?;
+        }
+        match self.final_logit_softcapping {
+            Some(cap) => ops::soft_capped(&logits, cap),
+            None => Ok(logits),
+        }
     }
 
     fn head(&self) -> &Linear {

@@ -4,7 +4,7 @@ use super::config::{DecoderConfig, Defaults, Fields};
 use crate::error::Result;
 
 pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
-    DecoderConfig::read(fields, Defaults { max_position_embeddings: 2048, head_dim: None })
+    DecoderConfig::read(fields, Defaults::default())
 }
 
 #[cfg(test)]
@@ -26,7 +26,7 @@ mod tests {
         assert_eq!((config.head_dim, config.num_key_value_heads, config.max_position_embeddings), (64, 8, 131_072));
         assert_eq!(
             (config.tie_word_embeddings, config.layer(0).sliding_window, config.layer(0).qk_norm),
-            (Some(true), None, false)
+            (Some(true), None, None)
         );
         let llama3 = RopeScaling::Llama3 {
             factor: 32.0,

@@ -4,8 +4,8 @@ use super::config::{DecoderConfig, Defaults, Fields};
 use crate::error::Result;
 
 pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
-    let mut config = DecoderConfig::read(fields, Defaults { max_position_embeddings: 131_072, head_dim: None })?;
-    // Of the three families, only Mistral slides its window without saying so in `layer_types`.
+    let mut config = DecoderConfig::read(fields, Defaults { max_position_embeddings: 131_072, ..Defaults::default() })?;
+    // Its window slides without `layer_types` that say so.
     if !fields.has("layer_types") {
         config.layers[0].sliding_window = fields.optional_size("sliding_window")?;
     }
@@ -41,7 +41,7 @@ mod tests {
     #[test]
     fn layer_types_overrule_sliding_window() {
         let mut full = mistral_7b(json!(4096), 1e4);
-        full["layer_types"] = json!(["full_attention", "full_attention"]);
+        full["layer_types"] = json!(vec!["full_attention"; 32]);
         assert_eq!(told(&read_json(super::config, full)).1, None);
     }
 }

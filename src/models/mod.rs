@@ -6,9 +6,16 @@ pub mod decoder;
 pub mod rope;
 
 mod block;
+mod gemma2;
+mod gemma3;
+mod granite;
 mod llama;
 mod mistral;
+mod olmo2;
+mod phi3;
+mod qwen2;
 mod qwen3;
+mod smollm3;
 mod synthetic;
 
 pub use synthetic::Architecture;
@@ -33,8 +40,19 @@ use decoder::Decoder;
 type ReadConfig = fn(&Fields) -> Result<DecoderConfig>;
 
 /// `model_type` of config.json, and how that family's configuration is read.
-const FAMILIES: [(&str, ReadConfig); 3] =
-    [("llama", llama::config), ("mistral", mistral::config), ("qwen3", qwen3::config)];
+const FAMILIES: [(&str, ReadConfig); 11] = [
+    ("gemma2", gemma2::config),
+    ("gemma3", gemma3::multimodal_config),
+    ("gemma3_text", gemma3::config),
+    ("granite", granite::config),
+    ("llama", llama::config),
+    ("mistral", mistral::config),
+    ("olmo2", olmo2::config),
+    ("phi3", phi3::config),
+    ("qwen2", qwen2::config),
+    ("qwen3", qwen3::config),
+    ("smollm3", smollm3::config),
+];
 
 /// A model that generates: forward passes and nothing of text.
 #[derive(Debug)]
@@ -78,7 +96,7 @@ impl Model {
     pub fn synthetic(architecture: Architecture, bits: u32) -> Result<Self> {
         let map = architecture.config(bits);
         let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
-        let identity = format!("synthetic {architecture:?}, {bits} bits");
+        let identity = format!("synthetic {}, {bits} bits", architecture.name());
         let weights = synthetic::weights(&config, bits)?;
         Model::build(config, &[weights], identity, &mut Watch::none())
     }
@@ -87,7 +105,10 @@ impl Model {
         let weights = Weights::new(files, watch)?;
         let decoder = Decoder::load(&weights.scope(""), &config)?;
         let tied = config.tie_word_embeddings == Some(true);
-        weights.ignore(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head.")));
+        let head = weights.scope(config.weights_prefix).scope("lm_head.").path().to_owned();
+        let others = |name: &str| config.other_weights.iter().any(|other| name.starts_with(other));
+        weights
+            .ignore(|name| name.ends_with("rotary_emb.inv_freq") || others(name) || (tied && name.starts_with(&head)));
         weights.finish()?;
         let files = files.iter().filter_map(WeightFile::map).cloned().collect();
         let cache_layers = cache_layers(&config);
@@ -181,7 +202,7 @@ impl Model {
 fn cache_layers(config: &DecoderConfig) -> Arc<[CacheLayer]> {
     let of = |layer: &LayerConfig| CacheLayer {
         sliding_window: layer.sliding_window,
-        frequencies: layer.rope.as_ref().map(|rope| rope.frequencies(config.head_dim).into()),
+        rotations: layer.rope.as_ref().map(|rope| rope.rotations()),
     };
     let kinds: Vec<CacheLayer> = config.layers.iter().map(of).collect();
     kinds.iter().cycle().take(config.num_hidden_layers as usize).cloned().collect()

@@ -1,20 +1,20 @@
 //! Qwen3: `Qwen3ForCausalLM`, Llama with per-head norms of queries and keys. Reference: `transformers.Qwen3Config`.
 
-use super::config::{DecoderConfig, Defaults, Fields};
+use super::config::{DecoderConfig, Defaults, Fields, QkNorm};
+use super::qwen2::slide_upper_layers;
 use crate::error::Result;
 
 pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
-    if fields.optional_bool("use_sliding_window")? == Some(true) {
-        return Err(fields.unsupported("use_sliding_window (a window in some layers only)", "set it to false"));
-    }
-    let mut config = DecoderConfig::read(fields, Defaults { max_position_embeddings: 32_768, head_dim: Some(128) })?;
-    config.layers[0].qk_norm = true;
+    let defaults = Defaults { max_position_embeddings: 32_768, head_dim: Some(128), ..Defaults::default() };
+    let mut config = DecoderConfig::read(fields, defaults)?;
+    config.for_layers(|layer| layer.qk_norm = Some(QkNorm::PerHead));
+    slide_upper_layers(&mut config, fields)?;
     Ok(config)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::read_json;
+    use super::super::config::{QkNorm, read_json};
     use serde_json::json;
 
     #[test]
@@ -31,6 +31,7 @@ mod tests {
         // 32 heads of 128 are wider than the hidden states.
         assert_eq!((config.head_dim, config.num_attention_heads * config.head_dim), (128, 4096));
         assert_eq!((config.rms_norm_eps, layer.rope.as_ref().unwrap().rope_theta), (1e-6, 5e6));
-        assert!(layer.qk_norm && config.tie_word_embeddings == Some(true) && layer.sliding_window.is_none());
+        assert_eq!(layer.qk_norm, Some(QkNorm::PerHead));
+        assert!(config.tie_word_embeddings == Some(true) && layer.sliding_window.is_none());
     }
 }

@@ -1,5 +1,7 @@
 //! Models of a real architecture with random weights, made in memory: as fast as the real ones, and saying nothing.
 
+use std::sync::LazyLock;
+
 use memmap2::MmapMut;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
@@ -12,55 +14,45 @@ use crate::tensor_index::{TensorEntry, TensorIndex};
 use crate::watch::Watch;
 use crate::weights::Weights;
 
-/// An architecture that can be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Architecture {
-    Llama32_1B,
-    TinyLlama,
-    Qwen3_4B,
-    Mistral7B,
-}
+/// config.json of real models by name, as published on Hugging Face, as far as it decides what is computed.
+static ARCHITECTURES: LazyLock<Map<String, Value>> =
+    LazyLock::new(|| serde_json::from_str(include_str!("architectures.json")).expect("it is JSON"));
 
 /// Values that share a scale, as `mlx_lm.convert` packs them by default.
 const GROUP: usize = 64;
 
+/// An architecture that can be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Architecture {
+    name: &'static str,
+    config: &'static Map<String, Value>,
+}
+
 impl Architecture {
-    /// The architecture's config.json (as published on Hugging Face), quantized to `bits` (4 or 8) or in bf16 (16).
-    pub(super) fn config(self, bits: u32) -> Map<String, Value> {
-        let mut config = match self {
-            Architecture::Llama32_1B => json!({
-                "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192,
-                "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5,
-                "vocab_size": 128256, "max_position_embeddings": 131072, "rope_theta": 500000.0,
-                "tie_word_embeddings": true,
-                "rope_scaling": {
-                    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 8192,
-                },
-            }),
-            Architecture::TinyLlama => json!({
-                "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 22, "intermediate_size": 5632,
-                "num_attention_heads": 32, "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "vocab_size": 32000,
-                "max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": false,
-            }),
-            Architecture::Qwen3_4B => json!({
-                "model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728,
-                "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6,
-                "vocab_size": 151936, "max_position_embeddings": 262144, "rope_theta": 5000000.0,
-                "tie_word_embeddings": true,
-            }),
-            Architecture::Mistral7B => json!({
-                "model_type": "mistral", "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336,
-                "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "vocab_size": 32768,
-                "max_position_embeddings": 32768, "rope_theta": 1000000.0, "tie_word_embeddings": false,
-                "sliding_window": null,
-            }),
+    /// All there are, at least one of each family.
+    pub fn all() -> impl Iterator<Item = Architecture> {
+        let of = |(name, config): (&'static String, &'static Value)| {
+            Some(Architecture { name, config: config.as_object()? })
         };
+        ARCHITECTURES.iter().filter_map(of)
+    }
+
+    /// The one of this name, if there is one.
+    pub fn named(name: &str) -> Option<Architecture> {
+        Architecture::all().find(|architecture| architecture.name == name)
+    }
+
+    /// Such as `llama-3.2-1b`.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// The architecture's config.json, quantized to `bits` (4 or 8) or in bf16 (16).
+    pub(super) fn config(self, bits: u32) -> Map<String, Value> {
+        let mut config = self.config.clone();
         if bits != 16 {
-            config["quantization"] = json!({"group_size": GROUP, "bits": bits, "mode": "affine"});
+            config.insert("quantization".into(), json!({"group_size": GROUP, "bits": bits, "mode": "affine"}));
         }
-        let Value::Object(config) = config else { unreachable!("it is an object") };
         config
     }
 }
@@ -107,5 +99,25 @@ fn fill(tensor: &TensorEntry, bits: u32, bytes: &mut [u8]) {
     let (keep, set) = (four(keep), four(set));
     for chunk in bytes.chunks_mut(8) {
         chunk.copy_from_slice(&(next() & keep | set).to_le_bytes()[..chunk.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{FAMILIES, read_fields};
+
+    #[test]
+    fn each_family_has_an_architecture_that_can_be_read() {
+        let mut families = Vec::new();
+        for architecture in Architecture::all() {
+            let config = architecture.config(4);
+            families.push(config["model_type"].as_str().unwrap().to_owned());
+            read_fields(&super::super::config::Fields::new("<synthetic>".as_ref(), &config)).unwrap();
+        }
+        // The text part of Gemma 3 that sees is that of the one that does not.
+        for (family, _) in FAMILIES.iter().filter(|(family, _)| *family != "gemma3") {
+            assert!(families.iter().any(|found| found == family), "{family}");
+        }
     }
 }

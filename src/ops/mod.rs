@@ -6,11 +6,12 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
+use half::f16;
 use mlx_rs::fast::{self, ScaledDotProductAttentionMask, scaled_dot_product_attention};
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, take_along_axis, take_axis};
 use mlx_rs::ops::{
-    addmm, argsort_axis, concatenate, dequantize, full, matmul, minimum, multiply, quantized_matmul, select, sigmoid,
-    zeros,
+    add, addmm, argsort_axis, clip, concatenate, dequantize, divide, full, matmul, minimum, multiply, power,
+    quantized_matmul, select, sigmoid, softmax_axis, tanh, zeros,
 };
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
@@ -18,7 +19,9 @@ use mlx_rs::{Array, Device, DeviceType, Dtype};
 use crate::backend::cpu::{self, InstructionSet};
 #[cfg(cuda_kernels)]
 use crate::backend::cuda::Gpu;
-use crate::backend::{Backend, Block, CachedSpan, Choice, Epilogue, Filter, Linear, NO_TOKEN, Norm, Phase, Weight};
+use crate::backend::{
+    Activation, Backend, Block, CachedSpan, Choice, Epilogue, Filter, Linear, NO_TOKEN, Norm, Phase, Residual, Weight,
+};
 use crate::error::Result;
 use crate::mapped::Mapped;
 
@@ -100,22 +103,68 @@ pub(crate) fn linear(x: &Array, layer: Linear, phase: Phase) -> Result<Array> {
         (Weight::Affine { packed, scales, biases, packing }, bias) => {
             let y = quantized_matmul(x, packed, scales, biases, true, packing.group_size, packing.bits)?;
             match bias {
-                Some(bias) => mlx_rs::ops::add(y, bias)?,
+                Some(bias) => add(y, bias)?,
                 None => y,
             }
         }
     })
 }
 
-/// `silu(gate) · up`, of two linear layers with one input.
-pub(crate) fn gated_linear(x: &Array, gate: Linear, up: Linear, phase: Phase) -> Result<Array> {
-    if let Some(result) = on_backend(|backend| backend.linear(x, &[gate, up], Epilogue::SwiGlu, phase)) {
+/// `activation(gate) · up`, of two linear layers with one input.
+pub(crate) fn gated_linear(x: &Array, gate: Linear, up: Linear, activation: Activation, phase: Phase) -> Result<Array> {
+    if let Some(result) = on_backend(|backend| backend.linear(x, &[gate, up], Epilogue::Gated(activation), phase)) {
         return result;
     }
-    // Not mlx-rs' `silu`, which is a compiled function: on a CPU, MLX compiles those with the machine's C++ compiler, which a
-    // machine that only runs models does not have.
+    // Not mlx-rs' `silu` and `gelu_approximate`, which are compiled functions: on a CPU, MLX compiles those with the machine's
+    // C++ compiler, which a machine that only runs models does not have.
     let (gate, up) = (linear(x, gate, phase)?, linear(x, up, phase)?);
-    Ok(multiply(multiply(&gate, sigmoid(&gate)?)?, up)?)
+    let activated = match activation {
+        Activation::Silu => multiply(&gate, sigmoid(&gate)?)?,
+        Activation::GeluTanh => {
+            let cube = power(&gate, number(3.0, &gate)?)?;
+            let inner = add(&gate, scaled(&cube, 0.044715)?)?;
+            let tanh = tanh(scaled(&inner, (2.0 / std::f32::consts::PI).sqrt())?)?;
+            multiply(scaled(&gate, 0.5)?, add(&tanh, number(1.0, &tanh)?)?)?
+        }
+    };
+    Ok(multiply(activated, up)?)
+}
+
+/// `x + residual.multiplier · output`.
+pub(crate) fn add_residual(x: &Array, output: &Array, residual: Residual) -> Result<Array> {
+    let Residual { multiplier, saturates } = residual;
+    let output = if multiplier == 1.0 { output.clone() } else { scaled(output, multiplier)? };
+    if !(saturates && x.dtype() == Dtype::Float16 && output.dtype() == Dtype::Float16) {
+        return Ok(add(x, output)?);
+    }
+    let most = f16::MAX.to_f32();
+    let sum = add(x.as_type::<f32>()?, output.as_type::<f32>()?)?;
+    Ok(clip(sum, (-most, most))?.as_dtype(Dtype::Float16)?)
+}
+
+/// `x · factor`, the factor rounded to the type of x.
+pub(crate) fn scaled(x: &Array, factor: f32) -> Result<Array> {
+    Ok(multiply(x, number(factor, x)?)?)
+}
+
+/// `x / divisor`, the divisor rounded to the type of x.
+pub(crate) fn divided(x: &Array, divisor: f32) -> Result<Array> {
+    Ok(divide(x, number(divisor, x)?)?)
+}
+
+/// `x + offset`, the offset rounded to the type of x.
+pub(crate) fn offset(x: &Array, offset: f32) -> Result<Array> {
+    Ok(add(x, number(offset, x)?)?)
+}
+
+/// `cap · tanh(x / cap)`.
+pub(crate) fn soft_capped(x: &Array, cap: f32) -> Result<Array> {
+    scaled(&tanh(divided(x, cap)?)?, cap)
+}
+
+/// A number of the type of x.
+fn number(value: f32, x: &Array) -> Result<Array> {
+    Ok(Array::from_f32(value).as_dtype(x.dtype())?)
 }
 
 /// Rows of an embedding: ids `[N]` (u32) to `[N, D]`.
@@ -146,17 +195,66 @@ pub(crate) fn rms_norm(x: &Array, norm: Norm) -> Result<Array> {
     Ok(fast::rms_norm(x, Some(norm.weight), norm.eps)?)
 }
 
+/// Which of the keys of a cache the last tokens see.
+#[derive(Debug)]
+pub enum Mask {
+    /// All.
+    All,
+    /// Those up to its own.
+    Causal,
+    /// `[L, keys]`, true where the token of the row sees the key of the column.
+    Table(Array),
+}
+
+impl Mask {
+    /// As MLX's attention takes it.
+    pub fn as_mlx(&self) -> Option<ScaledDotProductAttentionMask<'_>> {
+        match self {
+            Mask::All => None,
+            Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
+            Mask::Table(table) => Some(table.into()),
+        }
+    }
+}
+
 /// Attention of queries `[1, n_heads, L, head_dim]` over keys and values `[1, n_kv_heads, T, head_dim]`, to
-/// `[L, n_heads · head_dim]`.
+/// `[L, n_heads · head_dim]`; see [`Block::softcap`].
 pub(crate) fn attention(
     queries: &Array,
     keys: &Array,
     values: &Array,
     scale: f32,
-    mask: Option<ScaledDotProductAttentionMask>,
+    softcap: Option<f32>,
+    mask: Mask,
 ) -> Result<Array> {
-    let output = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
+    let output = match softcap {
+        None => scaled_dot_product_attention(queries, keys, values, scale, mask.as_mlx(), None)?,
+        Some(cap) => capped_attention(queries, keys, values, scale, cap, mask)?,
+    };
     Ok(output.transpose_axes(&[0, 2, 1, 3])?.reshape(&[queries.dim(2), -1])?)
+}
+
+/// [`attention`] to `[1, n_heads, L, head_dim]`, which MLX does not have with capped scores.
+fn capped_attention(queries: &Array, keys: &Array, values: &Array, scale: f32, cap: f32, mask: Mask) -> Result<Array> {
+    let (&[_, n_heads, length, head_dim], &[_, n_kv_heads, tokens, _]) = (queries.shape(), keys.shape()) else {
+        unreachable!("queries and keys have four dimensions")
+    };
+    let queries = scaled(queries, scale)?.reshape(&[n_kv_heads, n_heads / n_kv_heads, length, head_dim])?;
+    let [keys, values] = [keys, values].map(|x| x.reshape(&[n_kv_heads, 1, tokens, head_dim]));
+    let scores = soft_capped(&matmul(queries, keys?.transpose_axes(&[0, 1, 3, 2])?)?, cap)?;
+    let seen = match mask {
+        Mask::All => None,
+        Mask::Causal => {
+            let positions = Array::from_iter(tokens - length..tokens, &[length, 1]);
+            Some(positions.ge(Array::from_iter(0..tokens, &[1, tokens]))?)
+        }
+        Mask::Table(table) => Some(table),
+    };
+    let scores = match seen {
+        Some(seen) => select(seen, &scores, number(f32::NEG_INFINITY, &scores)?)?,
+        None => scores,
+    };
+    Ok(matmul(softmax_axis(scores, -1, true)?, values?)?.reshape(&[1, n_heads, length, head_dim])?)
 }
 
 /// For each row of the logits `[N, V]` a token `[N]` (u32); [`NO_TOKEN`] where they hold NaN or ∞, or are all -∞. Where MLX

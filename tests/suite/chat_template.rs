@@ -103,7 +103,7 @@ fn conversations_render_as_in_transformers() {
 }
 
 /// Expressions that no chat template is known to use, and that MiniJinja evaluates differently from Jinja2.
-const DIFFERENT: [&str; 12] = [
+const DIFFERENT: [&str; 18] = [
     "'%s-%s' % ('a', 'b')",
     "'x'|int",
     "\"they're BILL'S friends from the UK\".title()",
@@ -116,6 +116,12 @@ const DIFFERENT: [&str; 12] = [
     "payload.list",
     "'a' < 1",
     "[1, 2] < 3",
+    "people|groupby('tag', default='-')|map(attribute='grouper')|list",
+    "'ab'.zfill(5)",
+    "'a\\tb'.expandtabs(4)",
+    "'a'.center(5)",
+    "'abc'.index('c')",
+    "'Hello World'.swapcase()",
 ];
 
 #[test]
@@ -124,6 +130,7 @@ fn expressions_have_the_values_they_have_in_python() {
     let mut args = file["context"].as_object().unwrap().clone();
     let messages = args.remove("messages").unwrap().as_array().unwrap().clone();
     let conversation = Conversation { messages, args, ..conversation() };
+    let mut wrong = Vec::new();
     for case in file["cases"].as_array().unwrap() {
         let expression = case["expression"].as_str().unwrap();
         let rendered = outcome(&ChatTemplate::new(&format!("{{{{ {expression} }}}}"), Map::new()), &conversation);
@@ -132,9 +139,11 @@ fn expressions_have_the_values_they_have_in_python() {
             (None, Err(Error::Template(_))) => true,
             _ => false,
         };
-        let message = format!("{expression}: {rendered:?}, in transformers {case}");
-        assert_eq!(same, !DIFFERENT.contains(&expression), "{message}");
+        if same == DIFFERENT.contains(&expression) {
+            wrong.push(format!("{rendered:?}, in transformers {case}"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -427,7 +427,6 @@ fn a_model_that_is_not_there_is_explained() {
     let scratch = tempfile::tempdir().unwrap();
     let empty = scratch.path().to_str().unwrap();
     for (root, expected) in [
-        ("mlx-community/Qwen3-4B-4bit", "hf download mlx-community/Qwen3-4B-4bit"),
         ("./no/such/place", "No such file"),
         (empty, "there is no model in this directory"),
         ("/dev/null", "neither a directory nor an .mlxpack"),

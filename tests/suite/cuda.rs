@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 use mlx_lm::backend::cuda::{Affine, Fused, Gpu};
-use mlx_lm::backend::{Epilogue, Packing};
+use mlx_lm::backend::{Activation, Epilogue, Packing};
 use mlx_rs::{Array, Device, Dtype};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -98,7 +98,7 @@ impl Layer {
 fn expected(x: &[f64], layers: &[Layer], epilogue: Epilogue) -> Vec<(f64, f64)> {
     match epilogue {
         Epilogue::Concat => layers.iter().flat_map(|layer| (0..layer.rows).map(|row| layer.output(x, row))).collect(),
-        Epilogue::SwiGlu => {
+        Epilogue::Gated(_) => {
             let value = |row| {
                 let [(gate, gates), (up, ups)] = [0, 1].map(|i: usize| layers[i].output(x, row));
                 let silu = gate / (1.0 + (-gate).exp());
@@ -134,8 +134,8 @@ fn check(gpu: &Gpu, seed: u64, (rows, columns): (&[i32], i32), packing: Packing,
         rows.iter().map(|&rows| Layer::new(rng, rows, columns, packing, dtype, has_bias)).collect();
     let what = format!("{rows:?} x {columns}, {packing:?}, {dtype:?}, bias {has_bias}");
     let gated = rows.len() == 2 && rows[0] == rows[1];
-    for epilogue in [Epilogue::Concat, Epilogue::SwiGlu] {
-        if epilogue == Epilogue::SwiGlu && !gated {
+    for epilogue in [Epilogue::Concat, Epilogue::Gated(Activation::Silu)] {
+        if epilogue.activation().is_some() && !gated {
             continue;
         }
         let alone: Vec<(Vec<f64>, Vec<f64>)> = (0..17)

@@ -44,10 +44,11 @@ fn matches(text: &str, pattern: &str) -> bool {
 }
 
 /// Those with examples.
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
     "README.md",
     "docs/chat.md",
     "docs/cli.md",
+    "docs/hub.md",
     "docs/structured.md",
     "docs/mlxpack.md",
     "docs/models.md",

@@ -65,7 +65,15 @@ fn tokens(generation: Generation) -> Tokens {
 #[test]
 fn a_sequence_is_what_it_is_alone_bit_for_bit() {
     let kernels = compute_on_cpu();
-    for name in ["llama-bf16", "mistral-q4", "qwen3-mixed-3-6", "mistral-sliding-window", "qwen3-f32"] {
+    for name in [
+        "llama-bf16",
+        "mistral-q4",
+        "qwen3-mixed-3-6",
+        "mistral-sliding-window",
+        "qwen3-f32",
+        "gemma3-q4",
+        "phi3-longrope",
+    ] {
         let root = fixture("checkpoints").join(name);
         // Some fixtures have no tokenizer; their texts do not matter.
         let start = |options: EngineOptions| {

@@ -100,8 +100,8 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
         &["config.json", "out of range"],
     ),
     // config.json's fields.
-    ("no model_type", |s| s.config("/model_type", json!(null)), &["model_type", "llama, mistral, qwen3"]),
-    ("unknown model_type", |s| s.config("/model_type", json!("gpt2")), &["\"gpt2\"", "llama, mistral, qwen3"]),
+    ("no model_type", |s| s.config("/model_type", json!(null)), &["model_type", "granite, llama, mistral, olmo2"]),
+    ("unknown model_type", |s| s.config("/model_type", json!("gpt2")), &["\"gpt2\"", "granite, llama, mistral, olmo2"]),
     ("model_type a number", |s| s.config("/model_type", json!(7)), &["`model_type` is 7", "a string"]),
     ("no hidden_size", |s| s.config("/hidden_size", json!(null)), &["`hidden_size` is missing"]),
     ("zero hidden_size", |s| s.config("/hidden_size", json!(0)), &["`hidden_size` is 0", "from 1"]),
@@ -158,7 +158,20 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
         |s| s.config("/rope_scaling", json!({"type": "dynamic", "factor": 2.0})),
         &["\"dynamic\"", "default, linear, llama3, yarn"],
     ),
-    ("rope longrope", |s| s.config("/rope_scaling", json!({"rope_type": "longrope"})), &["\"longrope\""]),
+    ("rope dynamic", |s| s.config("/rope_scaling", json!({"rope_type": "dynamic", "factor": 2})), &["\"dynamic\""]),
+    (
+        "rope longrope without a length",
+        |s| s.config("/rope_scaling", json!({"rope_type": "longrope", "short_factor": [1], "long_factor": [1]})),
+        &["`rope_scaling.original_max_position_embeddings` is missing"],
+    ),
+    (
+        "rope longrope of too few factors",
+        |s| {
+            let scaling = json!({"type": "su", "short_factor": [1.0, 1.0], "original_max_position_embeddings": 64});
+            s.config("/rope_scaling", scaling)
+        },
+        &["`rope_scaling.short_factor` is a list of 2", "a list of 16 numbers above 0"],
+    ),
     (
         "rope without factor",
         |s| s.config("/rope_scaling", json!({"rope_type": "linear"})),

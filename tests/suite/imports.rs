@@ -6,9 +6,10 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 21] = [
     "cli",
     "server",
+    "hub",
     "generate",
     "models",
     "tokenizer",

@@ -11,6 +11,8 @@ mod docs;
 mod engine;
 mod errors;
 mod fidelity;
+#[cfg(feature = "hub")]
+mod hub;
 mod imports;
 mod kernels;
 mod loading;

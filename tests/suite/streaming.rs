@@ -28,7 +28,7 @@ fn frequencies() -> Vec<f64> {
 }
 
 fn layers(n: usize, sliding_window: Option<i32>) -> Arc<[CacheLayer]> {
-    vec![CacheLayer { sliding_window, frequencies: Some(frequencies().into()) }; n].into()
+    vec![CacheLayer::new(sliding_window, Some(frequencies().into())); n].into()
 }
 
 /// The key or value that absolute token `token` has in a layer and head: any numbers, the same each time.
@@ -181,13 +181,20 @@ fn last_logits(model: &Model, ids: &[u32], cache: &mut KvCache) -> Vec<f32> {
     floats(&crate::prefill(model, ids, cache).try_index((-1, ..)).unwrap())
 }
 
-const MODELS: [&str; 6] = [
+const MODELS: [&str; 13] = [
     "llama-f32",
     "llama-linear-rope",
     "llama-llama3-rope-tied",
     "llama-yarn-rope",
     "qwen3-f32",
     "mistral-sliding-window",
+    "gemma2-f32",
+    "gemma3-f32",
+    "granite-f32",
+    "olmo2-f32",
+    "phi3-longrope",
+    "qwen2-sliding-window",
+    "smollm3-f32",
 ];
 
 /// Until the first eviction nothing tells a small cache from an endless one, bit for bit; at exactly C tokens too.
@@ -197,7 +204,8 @@ fn a_cache_that_is_not_yet_full_is_the_plain_one() {
     for name in MODELS {
         let model = load(name);
         let mut small = model.new_cache(limits(24, 4, 10));
-        let mut endless = model.new_cache(limits(4096, 0, 10));
+        // Not beyond what phi3's shorter rotation is for.
+        let mut endless = model.new_cache(limits(32, 0, 10));
         let ids = tokens(0..24, model.config().vocab_size);
         let mut at = 0;
         for n in [7, 1, 1, 9, 5, 1] {
@@ -264,8 +272,7 @@ fn every_query_sees_the_sinks_and_what_it_should_and_nothing_else() {
     for window in [None, Some(6)] {
         let limits = limits(16, 3, 25);
         crate::compute_on_cpu();
-        let mut cache =
-            KvCache::new(limits, vec![CacheLayer { sliding_window: window, frequencies: Some([1.0].into()) }].into());
+        let mut cache = KvCache::new(limits, vec![CacheLayer::new(window, Some([1.0].into()))].into());
         let mut held = Held::default();
         for n in [5, 6, 1, 4, 6, 1, 1, 6, 5, 1, 6, 3, 6] {
             let weights = attention(&mut cache, &mut held, n);

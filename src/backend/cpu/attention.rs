@@ -258,10 +258,11 @@ unsafe fn add_tile<S: Simd, const R: usize, const V: usize>(
     }
 }
 
-/// `softmax(scale · q · kᵀ) · v` of each span, to `y` `[tokens of all spans, H, D]`.
+/// See [`super::InstructionSet::attention`].
 pub(super) struct Attention<'a> {
     pub spans: &'a [Span<'a>],
     pub scale: f32,
+    pub softcap: Option<f32>,
     pub y: FloatsMut<'a>,
 }
 
@@ -276,7 +277,7 @@ impl Op for Attention<'_> {
 
 impl Attention<'_> {
     pub fn by<P: TileProduct>(self, product: P) {
-        let Attention { spans, scale, y } = self;
+        let Attention { spans, scale, softcap, y } = self;
         let mut tasks = Vec::new();
         let mut token = 0;
         for span in spans {
@@ -296,7 +297,7 @@ impl Attention<'_> {
                 let row = span.queries.shape[0] * span.queries.shape[2];
                 // SAFETY: y has a row for each token; this task alone writes the rows of these queries and heads.
                 let y = Shared(unsafe { y.at(token * row) });
-                product.simd().run(Block { product, span, scale, y, kv_head, first, n });
+                product.simd().run(Block { product, span, scale, softcap, y, kv_head, first, n });
             });
         });
     }
@@ -307,6 +308,7 @@ struct Block<'a, P, E> {
     product: P,
     span: &'a Span<'a>,
     scale: f32,
+    softcap: Option<f32>,
     y: Shared<E>,
     kv_head: usize,
     first: usize,
@@ -325,7 +327,7 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
 
     #[inline(always)]
     fn with<S: Simd>(self, _: S) {
-        let Block { product, span, scale, y, kv_head, first, n } = self;
+        let Block { product, span, scale, softcap, y, kv_head, first, n } = self;
         let s = product.simd();
         let [n_heads, length, width] = span.queries.shape;
         let (tokens, group) = (span.keys.shape[1], n_heads / span.keys.shape[0]);
@@ -353,6 +355,8 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
         let mut keys = Scratch::<P::Number>::new(KEYS * padded);
         let mut values = Scratch::<P::Number>::new(KEYS * padded);
         let nothing = exp(s, s.splat(f32::NEG_INFINITY));
+        // Capped scores are scaled already.
+        let rest_of_scale = if softcap.is_some() { 1.0 } else { scale };
         let position = |row: usize| tokens - length + first + row / group;
         let end = position(rows - 1) + 1;
         let ready = product.ready();
@@ -376,6 +380,9 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
                 product.multiply(&ready, &queries[part.clone()], &keys, KEYS, n, true, &mut scores);
                 for r in 0..n {
                     let scores = &mut scores[r * KEYS..(r + 1) * KEYS];
+                    if let Some(cap) = softcap {
+                        cap_scores(s, scores, scale, cap);
+                    }
                     let position = position(row + r);
                     scores[(position + 1).saturating_sub(from).min(count)..].fill(f32::NEG_INFINITY);
                     let hidden = span.sinks.max(from)..span.first_seen(position).min(from + KEYS);
@@ -384,7 +391,7 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
                     }
                     let output = &mut outputs[(row + r) * padded..(row + r + 1) * padded];
                     let weights = &mut weights[r * KEYS..(r + 1) * KEYS];
-                    soften(s, scores, scale, nothing, &mut states[row + r], weights, output);
+                    soften(s, scores, rest_of_scale, nothing, &mut states[row + r], weights, output);
                 }
                 product.multiply(&ready, &weights, &values, padded, n, is_first, &mut outputs[part]);
             }
@@ -397,6 +404,21 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
             output.iter_mut().for_each(|x| *x *= factor);
             // SAFETY: this task alone writes the rows of these queries and heads, which lie in y `[L, heads, D]`.
             unsafe { store_all(s, output, Shared(y.at(at))) };
+        }
+    }
+}
+
+/// `cap · tanh(scale · x / cap)` of KEYS scores, with `tanh(u) = 1 - 2 / (1 + e^2u)`.
+#[inline(always)]
+fn cap_scores<S: Simd>(s: S, scores: &mut [f32], scale: f32, cap: f32) {
+    assert_eq!(scores.len(), KEYS);
+    // SAFETY: KEYS is a multiple of LANES.
+    unsafe {
+        for i in (0..KEYS).step_by(S::LANES) {
+            let at = scores.as_mut_ptr().add(i);
+            let power = exp(s, s.mul(s.load(at), s.splat(2.0 * scale / cap)));
+            let far = s.div(s.splat(2.0 * cap), s.add(s.splat(1.0), power));
+            s.store(at, s.sub(s.splat(cap), far));
         }
     }
 }

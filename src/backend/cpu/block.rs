@@ -1,27 +1,39 @@
 //! A transformer block on the hidden states of packed spans: normalise, project, rotate, store, attend, project, add;
-//! normalise, SwiGLU MLP, add. Each step is one of the kernels; what lies between them never leaves the memory to calculate in.
+//! normalise, gated MLP, add. Each step is one of the kernels; what lies between them never leaves the memory to calculate in.
 
 use std::ops::Range;
 
 use super::types::{Buffer, Kind};
 use super::{Floats, FloatsMut, Heads, InstructionSet, Layer, Span, Turns};
-use crate::backend::{Epilogue, Phase, Positions};
+use crate::backend::{Activation, Epilogue, Phase, Positions, Residual};
 
 /// The weights and settings of [`crate::backend::Block`].
 pub(super) struct Block<'a> {
-    pub input_layernorm: (Floats<'a>, f32),
+    pub attention_norms: Norms<'a>,
     pub projections: [Layer<'a>; 3],
-    pub qk_norm: Option<[(Floats<'a>, f32); 2]>,
+    pub qk_norm: Option<[Norm<'a>; 2]>,
     /// A row for each token of the pass.
     pub turns: Option<&'a Turns>,
     pub head_dim: usize,
     pub scale: f32,
+    pub softcap: Option<f32>,
     pub window: Option<usize>,
     pub o_proj: Layer<'a>,
-    pub post_attention_layernorm: (Floats<'a>, f32),
+    pub mlp_norms: Norms<'a>,
     /// Gate and up.
     pub expansion: [Layer<'a>; 2],
+    pub activation: Activation,
     pub down_proj: Layer<'a>,
+    pub residual: Residual,
+}
+
+/// Weight and eps.
+pub(super) type Norm<'a> = (Floats<'a>, f32);
+
+/// See [`crate::backend::Norms`].
+pub(super) struct Norms<'a> {
+    pub before: Option<Norm<'a>>,
+    pub after: Option<Norm<'a>>,
 }
 
 /// A span's keys and values, `[n_kv_heads, capacity, head_dim]`.
@@ -60,16 +72,39 @@ impl InstructionSet {
         let head_dim = block.head_dim;
         let [n_heads, n_kv_heads, _] = block.projections.map(|layer| layer.weight.rows / head_dim);
 
-        let normed = self.normed(&x, block.input_layernorm);
-        let projected = self.projected(&normed, &block.projections, Epilogue::Concat, &runs);
+        let normed = block.attention_norms.before.map(|norm| self.normed(&x, norm));
+        let normed = normed.as_ref().unwrap_or(&x);
+        let projected = self.projected(normed, &block.projections, Epilogue::Concat, &runs);
         let width = (n_heads + 2 * n_kv_heads) * head_dim;
-        let heads = |first: usize, count: usize, tokens: Range<usize>| Heads {
-            values: projected.floats().part(tokens.start * width + first * head_dim..tokens.end * width),
-            shape: [count, tokens.len(), head_dim],
-            strides: [head_dim, width],
-        };
-        let norms = block.qk_norm.map_or([None; 2], |norms| norms.map(Some));
         let kind = projected.floats().kind();
+        // Heads that are normalised all together are so here, each head by itself where it is rotated.
+        let mut wide = [None, None];
+        let mut norms = [None; 2];
+        let firsts = [0, n_heads];
+        for (i, norm) in block.qk_norm.into_iter().flatten().enumerate() {
+            let of_heads = norm.0.len();
+            if of_heads == head_dim {
+                norms[i] = Some(norm);
+            } else {
+                let mut normed = Buffer::new(kind, n * of_heads);
+                let x = projected.floats();
+                let x = x.part(firsts[i] * head_dim..x.len());
+                self.rms_norm_of_rows(x, width, norm.0, norm.1, normed.floats_mut());
+                wide[i] = Some(normed);
+            }
+        }
+        let heads = |first: usize, count: usize, tokens: Range<usize>| {
+            let place = firsts.iter().position(|&begin| begin == first).and_then(|i| wide[i].as_ref());
+            let (values, first, width) = match place {
+                Some(normed) => (normed.floats(), 0, count * head_dim),
+                None => (projected.floats(), first, width),
+            };
+            Heads {
+                values: values.part(tokens.start * width + first * head_dim..tokens.end * width),
+                shape: [count, tokens.len(), head_dim],
+                strides: [head_dim, width],
+            }
+        };
         let mut queries = Buffer::new(kind, n * n_heads * head_dim);
         let turns = block.turns.map(|turns| (turns, 0));
         self.rope(heads(0, n_heads, 0..n), norms[0], turns, queries.floats_mut(), [head_dim, n_heads * head_dim]);
@@ -87,23 +122,35 @@ impl InstructionSet {
         }
 
         let attended = self.attended(block, spans, &queries, n_heads, &runs);
-        let x = self.sum(x, self.projected(&attended, &[block.o_proj], Epilogue::Concat, &runs));
-        let normed = self.normed(&x, block.post_attention_layernorm);
-        let expanded = self.projected(&normed, &block.expansion, Epilogue::SwiGlu, &runs);
-        self.sum(x, self.projected(&expanded, &[block.down_proj], Epilogue::Concat, &runs))
+        let output = self.projected(&attended, &[block.o_proj], Epilogue::Concat, &runs);
+        let output = self.normed_after(output, block.attention_norms.after);
+        let x = self.sum(x, output, block.residual);
+        let normed = block.mlp_norms.before.map(|norm| self.normed(&x, norm));
+        let normed = normed.as_ref().unwrap_or(&x);
+        let expanded = self.projected(normed, &block.expansion, Epilogue::Gated(block.activation), &runs);
+        let output = self.projected(&expanded, &[block.down_proj], Epilogue::Concat, &runs);
+        let output = self.normed_after(output, block.mlp_norms.after);
+        self.sum(x, output, block.residual)
     }
 
-    fn normed(self, x: &Buffer, (weight, eps): (Floats, f32)) -> Buffer {
+    fn normed(self, x: &Buffer, (weight, eps): Norm) -> Buffer {
         let x = x.floats();
         let mut y = Buffer::new(x.kind().promoted(weight.kind()), x.len());
         self.rms_norm(x, weight, eps, y.floats_mut());
         y
     }
 
+    fn normed_after(self, output: Buffer, norm: Option<Norm>) -> Buffer {
+        match norm {
+            Some(norm) => self.normed(&output, norm),
+            None => output,
+        }
+    }
+
     fn projected(self, x: &Buffer, layers: &[Layer], epilogue: Epilogue, runs: &[Run]) -> Buffer {
         let x = x.floats();
         let rows: usize = layers.iter().map(|layer| layer.weight.rows).sum();
-        let width = if epilogue == Epilogue::SwiGlu { rows / 2 } else { rows };
+        let width = if epilogue.activation().is_some() { rows / 2 } else { rows };
         let columns = layers[0].weight.columns;
         let kind = layers.iter().fold(x.kind(), |kind, layer| kind.promoted(layer.kind()));
         let mut y = Buffer::new(kind, x.len() / columns * width);
@@ -136,17 +183,17 @@ impl InstructionSet {
                 first += tokens;
             }
             let part = run.tokens.start * row..run.tokens.end * row;
-            self.attention(&attending, block.scale, run.phase, y.floats_mut().part(part));
+            self.attention(&attending, block.scale, block.softcap, run.phase, y.floats_mut().part(part));
         }
         y
     }
 
-    /// `a + b`.
-    fn sum(self, a: Buffer, b: Buffer) -> Buffer {
+    /// `a + residual.multiplier · b`.
+    fn sum(self, a: Buffer, b: Buffer, residual: Residual) -> Buffer {
         let kind = a.floats().kind().promoted(b.floats().kind());
         let (a, b) = (in_kind(a, kind), in_kind(b, kind));
         let mut y = Buffer::new(kind, a.floats().len());
-        self.add(a.floats(), b.floats(), y.floats_mut());
+        self.add(a.floats(), b.floats(), residual, y.floats_mut());
         y
     }
 }

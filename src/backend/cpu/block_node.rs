@@ -5,8 +5,8 @@ use mlx_rs::{Array, Dtype};
 use super::bridge::{Output, View, node};
 use super::nodes::{Inputs, LayerAt, promoted};
 use super::types::{Buffer, convert};
-use super::{Floats, InstructionSet, Turns, block};
-use crate::backend::{Block, CachedSpan, Linear, Norm, Positions, Rotation};
+use super::{InstructionSet, Turns, block};
+use crate::backend::{Activation, Block, CachedSpan, Linear, Norm, Norms, Positions, Residual, Rotations};
 use crate::error::Result;
 
 /// Which inputs are a normalisation.
@@ -14,73 +14,85 @@ type NormAt = (usize, f32);
 
 /// Which inputs of the node are a block's, and its settings.
 struct BlockAt {
-    input_layernorm: NormAt,
+    /// Before and after attention, before and after the MLP.
+    norms: [Option<NormAt>; 4],
     projections: [LayerAt; 3],
     qk_norm: Option<[NormAt; 2]>,
-    rotation: Option<usize>,
+    rotations: Option<usize>,
     head_dim: i32,
     scale: f32,
+    softcap: Option<f32>,
     window: Option<i32>,
     o_proj: LayerAt,
-    post_attention_layernorm: NormAt,
     expansion: [LayerAt; 2],
+    activation: Activation,
     down_proj: LayerAt,
+    residual: Residual,
 }
 
 impl BlockAt {
     /// `rotations` are those that are known already, each once.
-    fn new<'a>(inputs: &mut Inputs<'a>, block: &Block<'a>, rotations: &mut Vec<Rotation>) -> Self {
+    fn new<'a>(inputs: &mut Inputs<'a>, block: &Block<'a>, rotations: &mut Vec<Rotations>) -> Self {
         fn norm<'a>(inputs: &mut Inputs<'a>, norm: Norm<'a>) -> NormAt {
             (inputs.push(norm.weight), norm.eps)
         }
-        let mut rotation_at = |rotation: &Rotation| {
-            let known = rotations.iter().position(|known| known == rotation);
+        let mut rotations_at = |wanted: &Rotations| {
+            let known = rotations.iter().position(|known| known == wanted);
             known.unwrap_or_else(|| {
-                rotations.push(rotation.clone());
+                rotations.push(wanted.clone());
                 rotations.len() - 1
             })
         };
+        let Block { attention_norms, mlp_norms, .. } = block;
+        let norms = [attention_norms.before, attention_norms.after, mlp_norms.before, mlp_norms.after];
         BlockAt {
-            input_layernorm: norm(inputs, block.input_layernorm),
+            norms: norms.map(|weight| weight.map(|weight| norm(inputs, weight))),
             projections: block.projections.map(|layer| inputs.push_layer(&layer)),
             qk_norm: block.qk_norm.map(|norms| norms.map(|weight| norm(inputs, weight))),
-            rotation: block.rotation.map(&mut rotation_at),
+            rotations: block.rotations.map(&mut rotations_at),
             head_dim: block.head_dim,
             scale: block.scale,
+            softcap: block.softcap,
             window: block.window,
             o_proj: inputs.push_layer(&block.o_proj),
-            post_attention_layernorm: norm(inputs, block.post_attention_layernorm),
             expansion: [block.gate_proj, block.up_proj].map(|layer| inputs.push_layer(&layer)),
+            activation: block.activation,
             down_proj: inputs.push_layer(&block.down_proj),
+            residual: block.residual,
         }
     }
 
     fn block<'a>(&self, inputs: &'a [View], turns: &'a [Turns]) -> block::Block<'a> {
-        let norm = |(at, eps): NormAt| -> (Floats<'a>, f32) { (inputs[at].floats(), eps) };
+        let norm = |(at, eps): NormAt| -> block::Norm<'a> { (inputs[at].floats(), eps) };
+        let [input, attended, expanding, expanded] = self.norms.map(|at| at.map(norm));
         block::Block {
-            input_layernorm: norm(self.input_layernorm),
+            attention_norms: block::Norms { before: input, after: attended },
             projections: self.projections.map(|at| at.layer(inputs)),
             qk_norm: self.qk_norm.map(|norms| norms.map(norm)),
-            turns: self.rotation.map(|at| &turns[at]),
+            turns: self.rotations.map(|at| &turns[at]),
             head_dim: self.head_dim as usize,
             scale: self.scale,
+            softcap: self.softcap,
             window: self.window.map(|window| window as usize),
             o_proj: self.o_proj.layer(inputs),
-            post_attention_layernorm: norm(self.post_attention_layernorm),
+            mlp_norms: block::Norms { before: expanding, after: expanded },
             expansion: self.expansion.map(|at| at.layer(inputs)),
+            activation: self.activation,
             down_proj: self.down_proj.layer(inputs),
+            residual: self.residual,
         }
     }
 }
 
 /// The types of a block's keys and values, and of its output.
 fn types(x: Dtype, block: &Block) -> (Dtype, Dtype) {
-    let normed = |x, norm: Norm| promoted(x, norm.weight.dtype());
+    let normed = |x, norm: Option<Norm>| norm.map_or(x, |norm| promoted(x, norm.weight.dtype()));
     let projected = |x, layers: &[Linear]| layers.iter().fold(x, |x, layer| promoted(x, layer.weight.dtype()));
-    let cached = projected(normed(x, block.input_layernorm), &block.projections);
-    let x = promoted(x, projected(cached, &[block.o_proj]));
-    let expanded = projected(normed(x, block.post_attention_layernorm), &[block.gate_proj, block.up_proj]);
-    (cached, promoted(x, projected(expanded, &[block.down_proj])))
+    let added = |x, output, norms: Norms| promoted(x, normed(output, norms.after));
+    let cached = projected(normed(x, block.attention_norms.before), &block.projections);
+    let x = added(x, projected(cached, &[block.o_proj]), block.attention_norms);
+    let expanded = projected(normed(x, block.mlp_norms.before), &[block.gate_proj, block.up_proj]);
+    (cached, added(x, projected(expanded, &[block.down_proj]), block.mlp_norms))
 }
 
 /// See [`crate::backend::Backend::blocks`].
@@ -115,9 +127,7 @@ pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans
     let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
     let arrays = std::mem::take(&mut inputs.arrays);
     let run = move |inputs: &[View], outputs: &mut [View]| {
-        let of_tokens: Vec<usize> = positions.iter().flat_map(|at| at.offset as usize..at.end() as usize).collect();
-        let turns: Vec<Turns> =
-            rotations.iter().map(|rotation| Turns::new(&rotation.frequencies, rotation.factor, &of_tokens)).collect();
+        let turns: Vec<Turns> = rotations.iter().map(|rotations| turns(rotations, &positions)).collect();
         let (output, caches) = outputs.split_first_mut().expect("hidden states are the first output");
         let mut x = inputs[0].contiguous(|x| {
             let mut hidden_states = Buffer::new(x.kind(), x.len());
@@ -151,6 +161,17 @@ pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans
         }
     }
     Ok(output)
+}
+
+/// Of the tokens at these positions, each as its sequence rotates them.
+fn turns(rotations: &Rotations, positions: &[Positions]) -> Turns {
+    let mut turns = Turns::default();
+    for of_a_kind in positions.chunk_by(|a, b| rotations.of(a.context_size) == rotations.of(b.context_size)) {
+        let rotation = rotations.of(of_a_kind[0].context_size);
+        let tokens: Vec<usize> = of_a_kind.iter().flat_map(|at| at.offset as usize..at.end() as usize).collect();
+        turns.append(Turns::new(&rotation.frequencies, rotation.factor, &tokens));
+    }
+    turns
 }
 
 /// The first `n` tokens of each head of a cache to another, larger one.

@@ -1,11 +1,14 @@
-//! What is done to each number or each row: addition, SwiGLU, RMS normalisation, rotation.
+//! What is done to each number or each row: addition, gating, RMS normalisation, rotation.
 
 use std::ops::Range;
+
+use half::f16;
 
 use crate::backend::cpu::attention::Heads;
 use crate::backend::cpu::isa::{Op, Simd, exp};
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{Element, Floats, FloatsMut, Shared, load_all, same_type, store_all, typed};
+use crate::backend::{Activation, Residual};
 
 /// Numbers that one task is worth starting for.
 const TASK: usize = 1 << 14;
@@ -16,17 +19,26 @@ fn share_rows(n: usize, width: usize, rows: impl Fn(Range<usize>) + Sync) {
     threads::for_each(n.div_ceil(size), |i| rows(i * size..((i + 1) * size).min(n)));
 }
 
-/// `silu(a) · b`, with `silu(a) = a / (1 + e^-a)`.
+/// `activation(a) · b`. Both activations are `a / (1 + e^-u)`: silu with u = a, and since (1 + tanh(t)) / 2 = 1 / (1 + e^-2t),
+/// GELU's approximation with u = √(8/π) · (a + 0.044715 a³).
 #[inline(always)]
-pub(super) fn swiglu<S: Simd>(s: S, a: S::F, b: S::F) -> S::F {
-    let one = s.splat(1.0);
-    s.mul(s.div(a, s.add(one, exp(s, s.sub(s.splat(0.0), a)))), b)
+pub(super) fn gated<S: Simd>(s: S, activation: Activation, a: S::F, b: S::F) -> S::F {
+    let minus_u = match activation {
+        Activation::Silu => s.sub(s.splat(0.0), a),
+        Activation::GeluTanh => {
+            let minus_root = -(8.0 / std::f64::consts::PI).sqrt();
+            let cubic = s.splat((0.044715 * minus_root) as f32);
+            s.mul(s.fma(s.mul(cubic, a), a, s.splat(minus_root as f32)), a)
+        }
+    };
+    s.mul(s.div(a, s.add(s.splat(1.0), exp(s, minus_u))), b)
 }
 
-/// `y = a + b` place by place; all of one type and length.
+/// `y = a + multiplier · b` place by place, rounded once; all of one type and length.
 pub(super) struct Add<'a> {
     pub a: Floats<'a>,
     pub b: Floats<'a>,
+    pub residual: Residual,
     pub y: FloatsMut<'a>,
 }
 
@@ -35,11 +47,16 @@ impl Op for Add<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let Add { a, b, y } = self;
+        let Add { a, b, residual, y } = self;
+        let saturates = residual.saturates && matches!(y, FloatsMut::F16(_));
+        let (multiplier, most) = (residual.multiplier, if saturates { f16::MAX.to_f32() } else { f32::INFINITY });
         typed!(FloatsMut, y, y => {
             let (a, b) = (same_type(y, a), same_type(y, b));
             let (n, y) = (y.len(), Shared(y.as_mut_ptr()));
-            share_rows(n, 1, |part| s.run(AddPart { a: &a[part.clone()], b: &b[part.clone()], y, first: part.start }));
+            share_rows(n, 1, |part| {
+                let (a, b) = (&a[part.clone()], &b[part.clone()]);
+                s.run(AddPart { a, b, multiplier, most, y, first: part.start });
+            });
         });
     }
 }
@@ -47,6 +64,9 @@ impl Op for Add<'_> {
 struct AddPart<'a, E> {
     a: &'a [E],
     b: &'a [E],
+    multiplier: f32,
+    /// The largest sum.
+    most: f32,
     y: Shared<E>,
     first: usize,
 }
@@ -56,17 +76,20 @@ impl<E: Element> Op for AddPart<'_, E> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let AddPart { a, b, y, first } = self;
+        let AddPart { a, b, multiplier, most, y, first } = self;
         assert_eq!(a.len(), b.len());
         let whole = a.len() / S::LANES * S::LANES;
+        // NaN stays NaN: of these, `max` and `min` give the second.
+        let bounded = |x| s.max(s.splat(-most), s.min(s.splat(most), x));
         // SAFETY: `i + LANES` stays within a and b, and this task alone writes y from `first` on as far as a reaches.
         unsafe {
             for i in (0..whole).step_by(S::LANES) {
-                let sum = s.add(E::load(s, a.as_ptr().add(i)), E::load(s, b.as_ptr().add(i)));
-                E::store(s, y.at(first + i), sum);
+                let (a, b) = (E::load(s, a.as_ptr().add(i)), E::load(s, b.as_ptr().add(i)));
+                E::store(s, y.at(first + i), bounded(s.fma(b, s.splat(multiplier), a)));
             }
             for i in whole..a.len() {
-                y.at(first + i).write(E::from_f32(a[i].to_f32() + b[i].to_f32()));
+                let sum = a[i].to_f32() + b[i].to_f32() * multiplier;
+                y.at(first + i).write(E::from_f32(sum.clamp(-most, most)));
             }
         }
     }
@@ -75,6 +98,8 @@ impl<E: Element> Op for AddPart<'_, E> {
 /// `y = x / sqrt(mean(x²) + eps) · weight` for each row of `weight.len()` numbers; rounded once.
 pub(super) struct RmsNorm<'a> {
     pub x: Floats<'a>,
+    /// Numbers of x from one row to the next.
+    pub stride: usize,
     pub weight: Floats<'a>,
     pub eps: f32,
     pub y: FloatsMut<'a>,
@@ -85,14 +110,15 @@ impl Op for RmsNorm<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let RmsNorm { x, weight, eps, y } = self;
+        let RmsNorm { x, stride, weight, eps, y } = self;
         let weight: Vec<f32> = typed!(Floats, weight, w => w.iter().map(|w| w.to_f32()).collect());
         let width = weight.len();
         typed!(Floats, x, x => typed!(FloatsMut, y, y => {
-            let y = Shared(y.as_mut_ptr());
-            share_rows(x.len() / width, width, |rows| {
+            let (n, y) = (y.len() / width, Shared(y.as_mut_ptr()));
+            share_rows(n, width, |rows| {
                 for row in rows {
-                    s.run(RmsRow { x: &x[row * width..(row + 1) * width], weight: &weight, eps, y, first: row * width });
+                    let x = &x[row * stride..row * stride + width];
+                    s.run(RmsRow { x, weight: &weight, eps, y, first: row * width });
                 }
             });
         }));
@@ -136,6 +162,7 @@ impl<X: Element, Y: Element> Op for RmsRow<'_, X, Y> {
 }
 
 /// Cosines and sines of rotations, a row for each token.
+#[derive(Default)]
 pub struct Turns {
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -163,6 +190,14 @@ impl Turns {
             }
         });
         turns
+    }
+
+    /// Those of more tokens, after these; of as many components, if there are tokens.
+    pub(super) fn append(&mut self, mut more: Turns) {
+        assert!(self.cos.is_empty() || self.half == more.half);
+        self.cos.append(&mut more.cos);
+        self.sin.append(&mut more.sin);
+        self.half = more.half;
     }
 
     /// Components of a vector that they turn.
@@ -251,9 +286,12 @@ impl<E: Element> Op for RotateRow<'_, E> {
             // SAFETY: this task alone writes this row of y.
             return unsafe { store_all(s, normed, Shared(y.at(first))) };
         }
-        let (low, high) = normed.split_at(normed.len() / 2);
-        let half = low.len();
-        assert!(high.len() == half && cos.len() == half && sin.len() == half);
+        let half = cos.len();
+        let (turning, rest) = normed.split_at(2 * half);
+        let (low, high) = turning.split_at(half);
+        assert_eq!(sin.len(), half);
+        // SAFETY: this task alone writes this row of y.
+        unsafe { store_all(s, rest, Shared(y.at(first + 2 * half))) };
         let whole = half / S::LANES * S::LANES;
         // SAFETY: `i + LANES` stays within all four, and this task alone writes this row of y.
         unsafe {

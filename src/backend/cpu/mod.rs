@@ -35,7 +35,7 @@ use isa::amx;
 use isa::{Op, Simd};
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
-use super::{Epilogue, Filter, NO_TOKEN, Phase};
+use super::{Epilogue, Filter, NO_TOKEN, Phase, Residual};
 use crate::error::{Error, Result};
 
 /// What kernels are compiled for, the slowest first.
@@ -146,7 +146,7 @@ impl InstructionSet {
             weight.check();
             assert!(weight.columns == columns && bias.is_none_or(|bias| bias.len() == weight.rows));
         }
-        assert!(epilogue == Epilogue::Concat || layers.len() == 2 && layers[0].weight.rows == layers[1].weight.rows);
+        assert!(epilogue.activation().is_none() || layers.len() == 2 && layers[0].weight.rows == layers[1].weight.rows);
         let m = x.len() / columns;
         assert!(x.len() == m * columns && y.len() == m * fused.width());
         if phase == Phase::Decode {
@@ -173,13 +173,13 @@ impl InstructionSet {
         gemm::multiply(&gemm::FloatingPoint::<_, 2>(isa::Portable), x, fused, y);
     }
 
-    /// `y = a + b`, all of one type and length.
+    /// `y = a + residual.multiplier · b`, all of one type and length.
     ///
     /// # Panics
     /// When they are not.
-    pub fn add(self, a: Floats, b: Floats, y: FloatsMut) {
+    pub fn add(self, a: Floats, b: Floats, residual: Residual, y: FloatsMut) {
         assert!(a.len() == y.len() && b.len() == y.len());
-        self.run(elementwise::Add { a, b, y });
+        self.run(elementwise::Add { a, b, residual, y });
     }
 
     /// `y = x / sqrt(mean(x²) + eps) · weight`, over each `weight.len()` numbers (arXiv 1910.07467).
@@ -187,13 +187,23 @@ impl InstructionSet {
     /// # Panics
     /// When the sizes do not fit together.
     pub fn rms_norm(self, x: Floats, weight: Floats, eps: f32, y: FloatsMut) {
-        assert!(x.len() == y.len() && x.len().is_multiple_of(weight.len()));
-        self.run(elementwise::RmsNorm { x, weight, eps, y });
+        assert_eq!(x.len(), y.len());
+        self.rms_norm_of_rows(x, weight.len(), weight, eps, y);
+    }
+
+    /// [`InstructionSet::rms_norm`] of rows that begin `stride` numbers apart in x, and lie one after another in y.
+    ///
+    /// # Panics
+    /// When the sizes do not fit together.
+    pub fn rms_norm_of_rows(self, x: Floats, stride: usize, weight: Floats, eps: f32, y: FloatsMut) {
+        let rows = y.len() / weight.len();
+        assert!(y.len() == rows * weight.len() && (rows == 0 || (rows - 1) * stride + weight.len() <= x.len()));
+        self.run(elementwise::RmsNorm { x, stride, weight, eps, y });
     }
 
     /// Rotary position embedding of the half-split kind: rows of `y`, `strides` apart from one head and token to the next and
-    /// of the type of `x`, are those of `x` `[H, L, D]` with components i and i + D/2 turned as `turns` say, from a row of
-    /// theirs on (arXiv 2104.09864); without turns, as they are. Before, each row is normalised as by
+    /// of the type of `x`, are those of `x` `[H, L, D]` whose first R components are turned as `turns` of R say, i with i + R/2,
+    /// from a row of theirs on (arXiv 2104.09864); without turns, as they are. Before, each row is normalised as by
     /// [`InstructionSet::rms_norm`], where `norm` has a weight `[D]` and eps.
     ///
     /// # Panics
@@ -210,16 +220,17 @@ impl InstructionSet {
         let [heads, length, width] = x.shape;
         assert!((heads - 1) * strides[0] + (length - 1) * strides[1] + width <= y.len());
         assert!(strides[1] >= width && (strides[0] >= length * strides[1] || strides[1] >= heads * strides[0]));
-        assert!(turns.is_none_or(|(turns, _)| turns.width() == width));
+        assert!(turns.is_none_or(|(turns, _)| turns.width() <= width));
         assert!(norm.is_none_or(|(weight, _)| weight.len() == width));
         self.run(elementwise::Rotate { x, norm, turns, y, strides });
     }
 
-    /// `softmax(scale · q · kᵀ) · v` of each span, to `y` `[tokens of all spans, H, D]`.
+    /// `softmax(scale · q · kᵀ) · v` of each span, to `y` `[tokens of all spans, H, D]`; with `softcap` c, scores s become
+    /// `c · tanh(s / c)` before.
     ///
     /// # Panics
     /// When the sizes do not fit together.
-    pub fn attention(self, spans: &[Span], scale: f32, phase: Phase, y: FloatsMut) {
+    pub fn attention(self, spans: &[Span], scale: f32, softcap: Option<f32>, phase: Phase, y: FloatsMut) {
         let mut numbers = 0;
         for Span { queries, keys, values, .. } in spans {
             [queries, keys, values].into_iter().for_each(Heads::check);
@@ -228,7 +239,7 @@ impl InstructionSet {
             numbers += h * l * d;
         }
         assert_eq!(y.len(), numbers);
-        let attention = attention::Attention { spans, scale, y };
+        let attention = attention::Attention { spans, scale, softcap, y };
         #[cfg(target_arch = "x86_64")]
         if self == InstructionSet::Amx && phase == Phase::Prefill && spans.iter().all(amx::attends) {
             return attention.by(amx::Amx::detect().expect("chosen where it runs"));

@@ -47,7 +47,7 @@ impl Backend for InstructionSet {
         let places: Vec<LayerAt> = layers.iter().map(|layer| inputs.push_layer(layer)).collect();
         let dtype = layers.iter().fold(x.dtype(), |dtype, layer| promoted(dtype, layer.weight.dtype()));
         let width: i32 = layers.iter().map(|layer| layer.weight.arrays()[0].dim(0)).sum();
-        let width = if epilogue == Epilogue::SwiGlu { width / 2 } else { width };
+        let width = if epilogue.activation().is_some() { width / 2 } else { width };
         let shape = [x.dim(0), width];
         Some(leaf(c"a linear layer's output", &inputs.arrays, &shape, dtype, move |inputs, output| {
             let layers: Vec<Layer> = places.iter().map(|place| place.layer(inputs)).collect();

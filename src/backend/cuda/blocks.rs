@@ -9,7 +9,9 @@ use super::gemv::{self, Plan, Shared, SharedBytes, weights};
 use super::kernel::Kernel;
 use super::node::{Memory, When, is_own, node};
 use super::{Affine, Gpu};
-use crate::backend::{Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, make_room};
+use crate::backend::{
+    Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, Residual, Rotations, make_room,
+};
 use crate::error::Result;
 
 /// See [`crate::backend::Backend::blocks`].
@@ -65,7 +67,9 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
             counts,
         ];
         let turns: Vec<Option<Array>> = (blocks.iter())
-            .map(|block| block.rotation.map(|rotation| memory.turns(rotation, end)).transpose())
+            .map(|block| {
+                block.rotations.and_then(Rotations::only).map(|rotation| memory.turns(rotation, end)).transpose()
+            })
             .collect::<Result<_>>()?;
         let mut inputs: Vec<&Array> = own.iter().collect();
         inputs.push(x);
@@ -121,9 +125,9 @@ fn block_weights<'a>(block: &Block<'a>) -> impl Iterator<Item = &'a Array> {
     }
     let norms = block.qk_norm.iter().flatten().map(|norm| norm.weight).collect::<Vec<_>>();
     [
-        arrays(block.projections, Some(block.input_layernorm)),
+        arrays(block.projections, block.attention_norms.before),
         arrays([block.o_proj], None),
-        arrays([block.gate_proj, block.up_proj], Some(block.post_attention_layernorm)),
+        arrays([block.gate_proj, block.up_proj], block.mlp_norms.before),
         arrays([block.down_proj], None),
         norms,
     ]
@@ -176,7 +180,14 @@ impl Planned {
             && outputs(&o_proj) == d
             && outputs(&down_proj) == d
             && block.qk_norm.is_none_or(|norms| norms.into_iter().all(is_head_norm))
-            && block.rotation.is_none_or(|rotation| rotation.frequencies.len() as i32 == head_dim / 2);
+            && block.rotations.is_none_or(|rotations| {
+                rotations.only().is_some_and(|rotation| rotation.frequencies.len() as i32 == head_dim / 2)
+            })
+            && [block.attention_norms, block.mlp_norms]
+                .iter()
+                .all(|norms| norms.before.is_some() && norms.after.is_none())
+            && block.softcap.is_none()
+            && block.residual == Residual::SUM;
         if !is_done {
             return None;
         }
@@ -186,9 +197,9 @@ impl Planned {
             Plan::new(gpu, (vectors, columns, dtype), layers, epilogue, norm, norm.is_none())
         };
         let plans = [
-            plan(d, &projections, Epilogue::Concat, Some(block.input_layernorm))?,
+            plan(d, &projections, Epilogue::Concat, block.attention_norms.before)?,
             plan(outputs(&projections[0]), &[o_proj], Epilogue::Concat, None)?,
-            plan(d, &expansion, Epilogue::SwiGlu, Some(block.post_attention_layernorm))?,
+            plan(d, &expansion, Epilogue::Gated(block.activation), block.mlp_norms.before)?,
             plan(outputs(&expansion[0]), &[down_proj], Epilogue::Concat, None)?,
         ];
         let kernels = Plan::compile(plans.each_ref(), gpu)?;
@@ -201,7 +212,7 @@ impl Planned {
             down_proj: next(),
             attention: attention::Plan::new(gpu, sizes, dtype, block.scale)?,
             sizes,
-            turns: block.rotation.is_some(),
+            turns: block.rotations.is_some(),
             norms: block.qk_norm.map(|norms| norms.map(|norm| norm.eps)),
         })
     }

@@ -6,7 +6,7 @@ use super::driver::Stream;
 use super::kernel::{Compiled, Kernel, Launch};
 use super::node::{Memory, When, node};
 use super::{Affine, Epilogue, Fused, Gpu};
-use crate::backend::Packing;
+use crate::backend::{Activation, Packing};
 use crate::error::Result;
 
 /// As many layers with one input: q, k and v.
@@ -243,7 +243,11 @@ impl Plan {
         norm: Option<(&Array, f32)>,
         has_residual: bool,
     ) -> Option<Self> {
-        let swiglu = epilogue == Epilogue::SwiGlu;
+        let swiglu = match epilogue {
+            Epilogue::Concat => false,
+            Epilogue::Gated(Activation::Silu) => true,
+            Epilogue::Gated(Activation::GeluTanh) => return None,
+        };
         let packing = layers.first()?.packing;
         let is_number = |numbers: &Array| numbers.dtype() == dtype;
         let fits = |layer: &Affine| {

@@ -7,7 +7,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Gpu, blocks, rows};
 use crate::backend::{
-    Block, CachedSpan, LayerCache, Linear, NO_TOKEN, Norm, Packing, Phase, Positions, Rotation, Weight,
+    Activation, Block, CachedSpan, LayerCache, Linear, NO_TOKEN, Norm, Norms, Packing, Phase, Positions, Residual,
+    Rotation, Rotations, Weight,
 };
 
 fn gpu() -> Option<&'static Gpu> {
@@ -81,7 +82,7 @@ struct Model {
     head_norms: [(Array, Vec<f64>); 2],
     /// q, k, v, o, gate, up, down.
     matrices: [Matrix; 7],
-    rotation: Rotation,
+    rotations: Rotations,
     window: Option<i32>,
     has_bias: bool,
     has_head_norms: bool,
@@ -114,7 +115,7 @@ impl Model {
             norms: [(); 2].map(|()| numbers(rng, &[D], 0.5, 1.0)),
             head_norms: [(); 2].map(|()| numbers(rng, &[HEAD_DIM], 0.5, 1.0)),
             matrices,
-            rotation: Rotation { frequencies, factor: 1.0 },
+            rotations: Rotations::new(Rotation { frequencies, factor: 1.0 }, None),
             window,
             has_bias: odd,
             has_head_norms: odd,
@@ -125,18 +126,21 @@ impl Model {
         let [q, k, v, o, gate, up, down] = self.matrices.each_ref().map(|matrix| matrix.operand(self.has_bias));
         let head_norms = self.head_norms.each_ref().map(|(weight, _)| Norm { weight, eps: EPS });
         Block {
-            input_layernorm: Norm { weight: &self.norms[0].0, eps: EPS },
+            attention_norms: Norms { before: Some(Norm { weight: &self.norms[0].0, eps: EPS }), after: None },
             projections: [q, k, v],
             qk_norm: self.has_head_norms.then_some(head_norms),
-            rotation: Some(&self.rotation),
+            rotations: Some(&self.rotations),
             head_dim: HEAD_DIM,
             scale: 0.125,
+            softcap: None,
             window: self.window,
             o_proj: o,
-            post_attention_layernorm: Norm { weight: &self.norms[1].0, eps: EPS },
+            mlp_norms: Norms { before: Some(Norm { weight: &self.norms[1].0, eps: EPS }), after: None },
             gate_proj: gate,
             up_proj: up,
+            activation: Activation::Silu,
             down_proj: down,
+            residual: Residual::SUM,
         }
     }
 
@@ -148,7 +152,7 @@ impl Model {
             let turn = |head: &[f64]| {
                 let head = if self.has_head_norms { normed(head, &self.head_norms[norm].1) } else { head.to_vec() };
                 let (a, b) = head.split_at(head.len() / 2);
-                let angles = self.rotation.frequencies.iter().map(|frequency| frequency * f64::from(at.offset));
+                let angles = self.rotations.of(0).frequencies.iter().map(|frequency| frequency * f64::from(at.offset));
                 let pairs = a.iter().zip(b).zip(angles);
                 let (first, second): (Vec<f64>, Vec<f64>) = pairs
                     .map(|((a, b), angle)| (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()))

@@ -1,7 +1,7 @@
 //! What is done to each row by itself, and layers that are computed together.
 
-use mlx_lm::backend::Epilogue;
 use mlx_lm::backend::cpu::Layer;
+use mlx_lm::backend::{Activation, Epilogue, Residual};
 use rand::SeedableRng;
 
 use super::*;
@@ -37,22 +37,38 @@ fn norms_and_sums_are_those_of_f64() {
             let weight = Numbers::new(kind, uniform(&mut rng, width));
             let (wide, wide_z, wide_weight) = (x.wide(), z.wide(), weight.wide());
             for kernels in sets() {
-                let check = |what: &str, y: &Numbers, expected: &dyn Fn(usize) -> f64| {
+                let check = |what: &str, y: &Numbers, size: &dyn Fn(usize) -> f64, expected: &dyn Fn(usize) -> f64| {
                     for (i, found) in y.wide().into_iter().enumerate() {
-                        let bound = expected(i).abs() * (TYPES[kind] + 2e-6) + if kind == 1 { 6e-8 } else { 1e-35 };
+                        let least = if kind == 1 { 6e-8 } else { 1e-35 };
+                        let bound = expected(i).abs() * (TYPES[kind] + 2e-6) + size(i) * 2e-7 + least;
                         let difference = (found - expected(i)).abs();
                         assert!(difference <= bound, "{}: {what}: {found}, expected {}", kernels.name(), expected(i));
                     }
                 };
                 let mut y = Numbers::zeros(kind, rows * width);
                 kernels.rms_norm(x.floats(), weight.floats(), 1e-5, y.floats_mut());
-                check("rms_norm", &y, &|i| {
+                check("rms_norm", &y, &|_| 0.0, &|i| {
                     let row = &wide[i / width * width..][..width];
                     let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
                     wide[i] / (mean + f64::from(1e-5f32)).sqrt() * wide_weight[i % width]
                 });
-                kernels.add(x.floats(), z.floats(), y.floats_mut());
-                check("add", &y, &|i| wide[i] + wide_z[i]);
+                // Parts of the rows, as they lie.
+                let part = width / 2 + 1;
+                let mut parts = Numbers::zeros(kind, rows * part);
+                let part_of_weight = weight.floats().part(0..part);
+                kernels.rms_norm_of_rows(x.floats(), width, part_of_weight, 1e-5, parts.floats_mut());
+                check("rms_norm_of_rows", &parts, &|_| 0.0, &|i| {
+                    let row = &wide[i / part * width..][..part];
+                    let mean = row.iter().map(|x| x * x).sum::<f64>() / part as f64;
+                    row[i % part] / (mean + f64::from(1e-5f32)).sqrt() * wide_weight[i % part]
+                });
+                for (multiplier, saturates) in [(1.0, false), (0.22, false), (-3.0, true)] {
+                    kernels.add(x.floats(), z.floats(), Residual { multiplier, saturates }, y.floats_mut());
+                    let bound = if saturates && kind == 1 { 65504.0 } else { f64::INFINITY };
+                    // Sums cancel: their rounding is that of what is added.
+                    let size = |i: usize| wide[i].abs() + (f64::from(multiplier) * wide_z[i]).abs();
+                    check("add", &y, &size, &|i| (wide[i] + f64::from(multiplier) * wide_z[i]).clamp(-bound, bound));
+                }
             }
         }
     }
@@ -97,7 +113,7 @@ fn layers_of_one_input_are_what_each_is_alone() {
                     }
                 }
                 let mut y = Numbers::zeros(0, tokens * 17);
-                kernels.linear(x.floats(), &layers[1..3], Epilogue::SwiGlu, phase, y.floats_mut());
+                kernels.linear(x.floats(), &layers[1..3], Epilogue::Gated(Activation::Silu), phase, y.floats_mut());
                 for (i, found) in y.wide().into_iter().enumerate() {
                     let (gate, up) = (each[1][i], each[2][i]);
                     let expected = gate / (1.0 + (-gate).exp()) * up;
@@ -110,8 +126,10 @@ fn layers_of_one_input_are_what_each_is_alone() {
 }
 
 #[test]
-fn swiglu_of_extreme_numbers_is_that_of_f64() {
+fn gates_of_extreme_numbers_are_those_of_f64() {
     let gates = [-1e30f32, -200.0, -88.0, -1.0, 0.0, 1e-3, 88.0, 200.0, 1e30, f32::NAN, f32::INFINITY];
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let gelu = |x: f64| x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh());
     let ones = [1f32; 11];
     // One column: a row's output is its weight.
     let dense = |values| Layer {
@@ -119,15 +137,18 @@ fn swiglu_of_extreme_numbers_is_that_of_f64() {
         bias: None,
     };
     for kernels in sets() {
-        let mut y = [0.0; 11];
         let layers = [dense(&gates), dense(&ones)];
-        kernels.linear(Floats::F32(&[1.0]), &layers, Epilogue::SwiGlu, Phase::Decode, FloatsMut::F32(&mut y));
-        for (x, y) in gates.into_iter().zip(y) {
-            let x = f64::from(x);
-            let expected = x / (1.0 + (-x).exp());
-            let near = (f64::from(y) - expected).abs() <= expected.abs() * 1e-6 + 1e-30;
-            let right = near || expected.is_nan() && y.is_nan() || f64::from(y) == expected;
-            assert!(right, "{}: {x}: {y}, expected {expected}", kernels.name());
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let mut y = [0.0; 11];
+            let epilogue = Epilogue::Gated(activation);
+            kernels.linear(Floats::F32(&[1.0]), &layers, epilogue, Phase::Decode, FloatsMut::F32(&mut y));
+            for (x, y) in gates.into_iter().zip(y) {
+                let x = f64::from(x);
+                let expected = if activation == Activation::Silu { silu(x) } else { gelu(x) };
+                let near = (f64::from(y) - expected).abs() <= expected.abs() * 1e-6 + 1e-30;
+                let right = near || expected.is_nan() && y.is_nan() || f64::from(y) == expected;
+                assert!(right, "{}: {activation:?} of {x}: {y}, expected {expected}", kernels.name());
+            }
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::backend::Epilogue;
-use crate::backend::cpu::elementwise::swiglu;
+use crate::backend::cpu::elementwise::gated;
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::types::{Element, Layer, Shared};
+use crate::backend::{Activation, Epilogue};
 
 /// Layers and what becomes of their outputs.
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ impl<'a> FusedLayers<'a> {
     pub fn width(&self) -> usize {
         match self.epilogue {
             Epilogue::Concat => self.layers.iter().map(|layer| layer.weight.rows).sum(),
-            Epilogue::SwiGlu => self.layers[0].weight.rows,
+            Epilogue::Gated(_) => self.layers[0].weight.rows,
         }
     }
 
@@ -35,7 +35,7 @@ impl<'a> FusedLayers<'a> {
     pub fn tasks(&self, size: impl Fn(usize) -> usize) -> Vec<Task> {
         let mut tasks = Vec::new();
         let (mut at, width) = (0, self.width());
-        let layers = if self.epilogue == Epilogue::SwiGlu { &self.layers[..1] } else { self.layers };
+        let layers = if self.epilogue.activation().is_some() { &self.layers[..1] } else { self.layers };
         for (layer, Layer { weight, .. }) in layers.iter().enumerate() {
             let mut first = 0;
             while first < weight.rows {
@@ -52,7 +52,7 @@ impl<'a> FusedLayers<'a> {
     pub fn layers_of(&self, task: &Task) -> &'a [Layer<'a>] {
         match self.epilogue {
             Epilogue::Concat => &self.layers[task.layer..=task.layer],
-            Epilogue::SwiGlu => self.layers,
+            Epilogue::Gated(_) => self.layers,
         }
     }
 }
@@ -60,7 +60,8 @@ impl<'a> FusedLayers<'a> {
 /// Write the outputs for the sums of one layer or two to `y`, which has room for them.
 pub(in crate::backend::cpu) struct Finish<'a, E> {
     pub sums: &'a [f32],
-    pub multiplied: Option<&'a [f32]>,
+    /// What the sums gate.
+    pub gated: Option<(Activation, &'a [f32])>,
     pub y: Shared<E>,
 }
 
@@ -69,16 +70,16 @@ impl<E: Element> Op for Finish<'_, E> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let Finish { sums, multiplied, y } = self;
+        let Finish { sums, gated: up, y } = self;
         let n = sums.len();
-        assert!(multiplied.is_none_or(|up| up.len() == n));
+        assert!(up.is_none_or(|(_, up)| up.len() == n));
         let whole = n / S::LANES * S::LANES;
         // SAFETY: `i + LANES` stays within the sums, and y has room for as many.
         unsafe {
             for i in (0..whole).step_by(S::LANES) {
                 let sums = s.load(sums.as_ptr().add(i));
-                let output = match multiplied {
-                    Some(up) => swiglu(s, sums, s.load(up.as_ptr().add(i))),
+                let output = match up {
+                    Some((activation, up)) => gated(s, activation, sums, s.load(up.as_ptr().add(i))),
                     None => sums,
                 };
                 E::store(s, y.at(i), output);
@@ -86,9 +87,9 @@ impl<E: Element> Op for Finish<'_, E> {
             if whole < n {
                 let mut lanes = [[0.0; 16]; 2];
                 lanes[0][..n - whole].copy_from_slice(&sums[whole..]);
-                if let Some(up) = multiplied {
+                if let Some((activation, up)) = up {
                     lanes[1][..n - whole].copy_from_slice(&up[whole..]);
-                    let output = swiglu(s, s.load(lanes[0].as_ptr()), s.load(lanes[1].as_ptr()));
+                    let output = gated(s, activation, s.load(lanes[0].as_ptr()), s.load(lanes[1].as_ptr()));
                     s.store(lanes[0].as_mut_ptr(), output);
                 }
                 for (i, output) in lanes[0][..n - whole].iter().enumerate() {

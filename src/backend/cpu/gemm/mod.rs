@@ -10,7 +10,7 @@ pub(super) mod fixed_point;
 
 use std::ops::Range;
 
-use crate::backend::Epilogue;
+use crate::backend::Activation;
 use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
@@ -56,7 +56,7 @@ pub(in crate::backend::cpu) fn multiply<P: Microkernel>(product: &P, x: Floats, 
     let packed = product.pack(x, columns);
     let tiles = tokens.div_ceil(P::TOKENS);
     let block = tiles.div_ceil(((tokens + BLOCK / 2) / BLOCK).max(1));
-    let panels = P::PANELS.div_ceil(if fused.epilogue == Epilogue::SwiGlu { 2 } else { 1 });
+    let panels = P::PANELS.div_ceil(if fused.epilogue.activation().is_some() { 2 } else { 1 });
     // Ever smaller ones, so that all threads end at about the same time.
     let part = |left: usize| (left / (2 * threads::threads())).next_multiple_of(P::ROWS);
     let tasks = fused.tasks(|left| part(left).clamp(P::ROWS, panels * P::ROWS));
@@ -82,7 +82,7 @@ pub(in crate::backend::cpu) fn multiply<P: Microkernel>(product: &P, x: Floats, 
             let (sums, others) = sums.split_at(starts().len() * padded * P::ROWS);
             product.simd().run(FinishPanels {
                 sums,
-                multiplied: (fused.epilogue == Epilogue::SwiGlu).then_some(others),
+                gated: fused.epilogue.activation().map(|activation| (activation, others)),
                 tokens: padded.min(tokens - first_token),
                 padded,
                 panel: P::ROWS,
@@ -99,7 +99,7 @@ pub(in crate::backend::cpu) fn multiply<P: Microkernel>(product: &P, x: Floats, 
 struct FinishPanels<'a, E> {
     /// `[panels, padded, panel]`.
     sums: &'a [f32],
-    multiplied: Option<&'a [f32]>,
+    gated: Option<(Activation, &'a [f32])>,
     tokens: usize,
     padded: usize,
     panel: usize,
@@ -113,15 +113,15 @@ impl<E: Element> Op for FinishPanels<'_, E> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let FinishPanels { sums, multiplied, tokens, padded, panel, rows, y, width } = self;
+        let FinishPanels { sums, gated, tokens, padded, panel, rows, y, width } = self;
         for first in (0..rows).step_by(panel) {
             let n = panel.min(rows - first);
             for token in 0..tokens {
                 let from = first * padded + token * panel;
-                let multiplied = multiplied.map(|others| &others[from..from + n]);
+                let gated = gated.map(|(activation, others)| (activation, &others[from..from + n]));
                 // SAFETY: a row of y has `width` numbers, and this task alone writes these.
                 let y = Shared(unsafe { y.at(token * width + first) });
-                Finish { sums: &sums[from..from + n], multiplied, y }.with(s);
+                Finish { sums: &sums[from..from + n], gated, y }.with(s);
             }
         }
     }

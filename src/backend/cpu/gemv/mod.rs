@@ -8,7 +8,6 @@ mod floats;
 
 use std::ops::Range;
 
-use crate::backend::Epilogue;
 use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
@@ -53,7 +52,7 @@ impl Op for Gemv<'_> {
                 let n = task.rows.len();
                 // For one layer or two, `[tokens, n]`.
                 let mut sums = [Scratch::<f32>::new(tokens * n), Scratch::new(0)];
-                if fused.epilogue == Epilogue::SwiGlu {
+                if fused.epilogue.activation().is_some() {
                     sums[1] = Scratch::new(tokens * n);
                 }
                 for (i, (layer, sums)) in fused.layers_of(task).iter().zip(&mut sums).enumerate() {
@@ -64,10 +63,10 @@ impl Op for Gemv<'_> {
                 for token in 0..tokens {
                     let [sums, other] = &sums;
                     let part = token * n..(token + 1) * n;
-                    let multiplied = (fused.epilogue == Epilogue::SwiGlu).then(|| &other[part.clone()]);
+                    let gated = fused.epilogue.activation().map(|activation| (activation, &other[part.clone()]));
                     // SAFETY: a row of y has `width` numbers, and this task alone writes these.
                     let y = Shared(unsafe { y.at(token * width + task.at) });
-                    s.run(Finish { sums: &sums[part], multiplied, y });
+                    s.run(Finish { sums: &sums[part], gated, y });
                 }
             });
         });
