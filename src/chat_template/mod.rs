@@ -390,12 +390,12 @@ fn python_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -
         }
         // Of three parts, of which the last two, or the first two, are empty without the separator.
         (Some(text), "partition") => from_args(args).map(|(separator,): (&str,)| match text.split_once(separator) {
-            Some((before, after)) => Value::from(vec![before, separator, after]),
-            None => Value::from(vec![text, "", ""]),
+            Some((before, after)) => Value::from([before, separator, after].map(Value::from).to_vec()),
+            None => Value::from([text, "", ""].map(Value::from).to_vec()),
         }),
         (Some(text), "rpartition") => from_args(args).map(|(separator,): (&str,)| match text.rsplit_once(separator) {
-            Some((before, after)) => Value::from(vec![before, separator, after]),
-            None => Value::from(vec!["", "", text]),
+            Some((before, after)) => Value::from([before, separator, after].map(Value::from).to_vec()),
+            None => Value::from(["", "", text].map(Value::from).to_vec()),
         }),
         (Some(text), "rsplit") => {
             let (separator, limit): (&str, Option<usize>) = from_args(args)?;
