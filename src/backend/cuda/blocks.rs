@@ -7,7 +7,7 @@ use mlx_rs::{Array, Dtype};
 use super::attention::{self, HeadNorm, Sequence, Sizes};
 use super::gemv::{self, Plan, Shared, SharedBytes, weights};
 use super::kernel::Kernel;
-use super::node::{Memory, When, is_own, node};
+use super::node::{Held, Memory, When, is_own, node};
 use super::{Affine, Gpu};
 use crate::backend::{
     Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, Residual, Rotations, make_room,
@@ -71,17 +71,19 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
                 block.rotations.and_then(Rotations::only).map(|rotation| memory.turns(rotation, end)).transpose()
             })
             .collect::<Result<_>>()?;
-        let mut inputs: Vec<&Array> = own.iter().collect();
-        inputs.push(x);
+        let inputs: Vec<&Array> = own.iter().chain([x]).collect();
+        let mut others = Vec::new();
         for (layer, (block, turns)) in blocks.iter().zip(&turns).enumerate() {
-            inputs.extend(turns);
-            inputs.extend(block_weights(block));
+            others.extend(turns);
+            others.extend(block_weights(block));
             let caches = spans.iter().filter_map(|span| span.layers[layer].as_ref());
-            inputs.extend(caches.flat_map(|(keys, values)| [keys, values]));
+            others.extend(caches.flat_map(|(keys, values)| [keys, values]));
         }
-        let mut made = node(&inputs, 1, When::AtOnce, move |stream, addresses| {
-            let mut addresses = addresses.iter().copied();
-            let mut next = || addresses.next().expect("an address for each input");
+        let (held, others) = Held::new(&others)?;
+        let event = held.event();
+        let start = move |stream, addresses: &[u64]| -> Result<()> {
+            let mut addresses = addresses.iter().chain(&others).copied();
+            let mut next = || addresses.next().expect("an address for each array");
             let [y, projected, attended, expanded, partial, done, sums, squares, counts, x] =
                 std::array::from_fn(|_| next());
             let shared = Shared { sums, squares, counts };
@@ -113,8 +115,14 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
                 linear(&planned.down_proj, &down_proj, expanded, y, Some(y), true)?;
             }
             Ok(())
-        })?;
-        Ok(made.remove(0))
+        };
+        let made = node(&inputs, 1, When::AtOnce, move |stream, addresses| {
+            let started = start(stream, addresses);
+            event.record(stream)?;
+            started
+        });
+        memory.hold(held);
+        Ok(made?.remove(0))
     })
 }
 

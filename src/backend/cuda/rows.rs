@@ -2,7 +2,6 @@
 //! prompt; the launches of `rows.cu`.
 
 use mlx_rs::ops::{add, matmul};
-use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use super::kernel::{self, Compiled, Launch};
@@ -152,7 +151,7 @@ pub(super) fn linear_of_prompt(gpu: &Gpu, x: &Array, layer: &Affine) -> Option<R
     let words = u64::from(rows as u32) * u64::from((columns * packing.bits / 32) as u32);
     let grid = [words.div_ceil(THREADS as u64) as u32, 1, 1];
     let compute = |numbers: Array| -> Result<Array> {
-        let made = node(&[&numbers, packed, scales, biases], 1, When::AtOnce, move |stream, at| {
+        let made = node(&[&numbers, packed, scales, biases], 1, When::Evaluated, move |stream, at| {
             let [y, weight, scales, biases] = *at else { unreachable!("four inputs") };
             let arguments = Arguments { weight, scales, biases, y, rows, columns, ..Default::default() };
             // SAFETY: as in `launch`.
@@ -160,8 +159,7 @@ pub(super) fn linear_of_prompt(gpu: &Gpu, x: &Array, layer: &Affine) -> Option<R
         })?;
         let y = matmul(x, made[0].t())?;
         let y = if let Some(bias) = bias { add(y, bias)? } else { y };
-        // The product is on the stream before the next matrix takes its place.
-        async_eval([&y])?;
+        Memory::with(|memory| memory.product(&y));
         Ok(y)
     };
     Some(Memory::with(|memory| memory.unpacked(&[rows, columns], x.dtype())).and_then(compute))
