@@ -200,7 +200,14 @@ struct Sequence {
 impl Sequence {
     /// With room for `room` more tokens in its caches.
     fn new(rng: &mut StdRng, blocks: usize, tokens: i32, sinks: i32, room: i32) -> Self {
-        let positions = Positions { phase: Phase::Decode, offset: tokens, tokens: 1, sinks, capacity: tokens + 7 };
+        let positions = Positions {
+            phase: Phase::Decode,
+            offset: tokens,
+            tokens: 1,
+            sinks,
+            capacity: tokens + 7,
+            context_size: 1 << 20,
+        };
         let (mut caches, mut seen) = (Vec::new(), Vec::new());
         for _ in 0..blocks {
             let shape = [1, KV_HEADS, tokens + room, HEAD_DIM];
