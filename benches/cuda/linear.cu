@@ -8,6 +8,7 @@
 #include "harness.h"
 
 #include "../../src/backend/cuda/numbers.cu"
+#include "../../src/backend/cuda/tensor.cu"
 #include "../../src/backend/cuda/gemv.cu"
 
 using namespace mlx_lm;
@@ -17,13 +18,13 @@ struct Layers {
   Layer of[LAYERS];
 };
 
-template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, int SETS, int WARPS, int AHEAD, int BLOCKS>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
-kernel(Layers<LAYERS> layers, const unsigned short* x, unsigned short* y, int vectors) {
-  Layer all[LAYERS];
+template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, bool NORM, int TILES, int WARPS, int STAGES, int BLOCKS>
+__global__ void __launch_bounds__((WARPS + ADDERS) * 32, BLOCKS) kernel(const __grid_constant__ GemvArguments a) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  Layer layers[LAYERS];
 #pragma unroll
-  for (int i = 0; i < LAYERS; i++) all[i] = layers.of[i];
-  Gemv<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, SETS, WARPS, AHEAD>(all, Fused{}).run(x, y, vectors);
+  for (int i = 0; i < LAYERS; i++) layers[i] = a.layers[i];
+  Gemv<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, NORM, TILES, WARPS, STAGES>(a, layers, a.fused, shared).run();
 }
 
 template <Type T>
@@ -71,27 +72,78 @@ unsigned short* numbers(size_t n, uint32_t seed, int exponent) {
 int multiprocessors, wrong = 0;
 bool only_check = false;
 
-template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, int SETS, int WARPS, int AHEAD, int BLOCKS>
-void run(std::vector<int> rows, int vectors, bool bias) {
-  constexpr int columns = COLUMNS;
-  auto* function = kernel<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, SETS, WARPS, AHEAD, BLOCKS>;
-  constexpr int V = Tiling<BITS, GROUP>::V * SETS;
-  int width = 0, tiles = 0;
-  double bytes = 0;
-  for (int r : rows) {
-    width += r;
-    tiles += (r + 15) / 16;
-    bytes += (double)r * columns * BITS / 8 + (double)r * columns / GROUP * 4;
+// A kernel with its launch.
+template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, bool NORM, int TILES, int WARPS, int STAGES, int BLOCKS>
+struct Launch {
+  using P = Packed<BITS, GROUP, COLUMNS>;
+  int tiles = 0, width = 0, vectors, spans = 1, span, shared, grid;
+  Shared told;
+
+  // As few spans as shared memory has room for, but at least so many.
+  Launch(const std::vector<int>& rows, int vectors, int fewest = 1) : vectors(vectors) {
+    for (int r : rows) width += r, tiles += (r + 15) / 16;
+    if (SWIGLU) width /= 2, tiles = (rows[0] + 7) / 8;
+    int room = (228 * 1024 / BLOCKS) - 1024;
+    for (spans = fewest;; spans++) {
+      span = (P::SEGMENTS + spans - 1) / spans;
+      shared = shared_bytes<BITS, GROUP, COLUMNS>(vectors, TILES, WARPS, STAGES, span, NORM);
+      if (shared <= room || span == 1) break;
+    }
+    spans = (P::SEGMENTS + span - 1) / span;
+    CHECK(cudaFuncSetAttribute((const void*)function(), cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024));
+    int blocks;
+    CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function(), (WARPS + ADDERS) * 32, shared));
+    if (blocks == 0) std::printf("does not fit: %d bytes\n", shared);
+    grid = std::min(tiles, std::min(blocks, BLOCKS) * multiprocessors / spans) * spans;
+    CHECK(cudaMalloc(&told.sums, (size_t)tiles * P::SEGMENTS * 8 * TILES * 16 * 4));
+    CHECK(cudaMalloc(&told.squares, P::SEGMENTS * 8 * TILES * 4));
+    CHECK(cudaMalloc(&told.count, grid * 4));
+    CHECK(cudaMemset(told.sums, 0xff, (size_t)tiles * P::SEGMENTS * 8 * TILES * 16 * 4));
+    CHECK(cudaMemset(told.squares, 0xff, P::SEGMENTS * 8 * TILES * 4));
+    CHECK(cudaMemset(told.count, 0, grid * 4));
   }
-  if (SWIGLU) width /= 2, tiles = (rows[0] + 7) / 8;
+
+  ~Launch() {
+    CHECK(cudaDeviceSynchronize());
+    for (void* p : {(void*)told.sums, (void*)told.squares, (void*)told.count}) CHECK(cudaFree(p));
+  }
+
+  static auto function() { return kernel<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, NORM, TILES, WARPS, STAGES, BLOCKS>; }
+
+  void start(cudaStream_t stream, const Layers<LAYERS>& layers, const unsigned short* x, unsigned short* y, bool follows = false, Fused fused = {}) const {
+    cudaLaunchConfig_t config = {dim3(grid), dim3((WARPS + ADDERS) * 32), size_t(shared), stream, nullptr, 0};
+    cudaLaunchAttribute overlap;
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &overlap, config.numAttrs = follows;
+    GemvArguments a{};
+    for (int i = 0; i < LAYERS; i++) a.layers[i] = layers.of[i];
+    a.fused = fused, a.x = x, a.y = y, a.shared = told, a.vectors = vectors, a.span = span;
+    CHECK(cudaLaunchKernelEx(&config, function(), a));
+  }
+};
+
+template <int BITS, int GROUP, Type T, int LAYERS>
+Layers<LAYERS> make_layers(const std::vector<int>& rows, int columns, bool bias, uint32_t seed) {
+  Layers<LAYERS> layers;
+  for (int l = 0; l < LAYERS; l++, seed += 4) {
+    size_t n = (size_t)rows[l] * columns;
+    layers.of[l] = {make<unsigned>(n * BITS / 8, seed, ~0u, 0), numbers<T>(n / GROUP, seed + 1, BITS == 4 ? -8 : -12), numbers<T>(n / GROUP, seed + 2, -5), bias ? numbers<T>(rows[l], seed + 3, 0) : nullptr, rows[l]};
+  }
+  return layers;
+}
+
+template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, bool NORM, int TILES, int WARPS, int STAGES, int BLOCKS>
+void run(std::vector<int> rows, int vectors, bool bias, int fewest = 1) {
+  constexpr int columns = COLUMNS;
+  using L = Launch<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, NORM, TILES, WARPS, STAGES, BLOCKS>;
+  L launch(rows, vectors, fewest), alone(rows, 1);
+  int width = launch.width;
+  double bytes = 0;
+  for (int r : rows) bytes += (double)r * columns * BITS / 8 + (double)r * columns / GROUP * 4;
   int copies = only_check ? 1 : std::max(2, int(400e6 / bytes));
   std::vector<Layers<LAYERS>> all(copies);
-  for (int i = 0; i < copies; i++)
-    for (int l = 0; l < LAYERS; l++) {
-      size_t n = (size_t)rows[l] * columns;
-      uint32_t seed = (i * LAYERS + l) * 4;
-      all[i].of[l] = {make<unsigned>(n * BITS / 8, seed, ~0u, 0), numbers<T>(n / GROUP, seed + 1, BITS == 4 ? -8 : -12), numbers<T>(n / GROUP, seed + 2, -5), bias ? numbers<T>(rows[l], seed + 3, 0) : nullptr, rows[l]};
-    }
+  for (int i = 0; i < copies; i++) all[i] = make_layers<BITS, GROUP, T, LAYERS>(rows, columns, bias, i * LAYERS * 4);
   unsigned short *x = numbers<T>((size_t)vectors * columns, 99, -1), *y;
   size_t n = (size_t)vectors * width;
   CHECK(cudaMalloc(&y, n * 2));
@@ -126,20 +178,15 @@ void run(std::vector<int> rows, int vectors, bool bias) {
       magnitude[i] = 1.1 * m[0][i] * std::fabs(u) + std::fabs(g * s) * m[LAYERS - 1][i];
     }
 
-  int fixed = fixed_bytes<WARPS, V>(), each = vector_bytes<BITS, GROUP, COLUMNS>();
-  int shared = fixed + V * each, blocks;
-  CHECK(cudaFuncSetAttribute((const void*)function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, WARPS * 32, shared));
-  int grid = std::min(tiles, blocks * multiprocessors);
-  auto compute = [&](const unsigned short* x, int vectors) {
+  auto compute = [&](const unsigned short* x, const L& with) {
     CHECK(cudaMemset(y, 0xff, n * 2));  // NaN
-    function<<<grid, WARPS * 32, shared>>>(all[0], x, y, vectors);
-    CHECK(cudaGetLastError());
+    with.start(nullptr, all[0], x, y);
+    CHECK(cudaDeviceSynchronize());
     std::vector<unsigned short> found(n);
     CHECK(cudaMemcpy(found.data(), y, n * 2, cudaMemcpyDeviceToHost));
     return found;
   };
-  auto found = compute(x, vectors);
+  auto found = compute(x, launch);
   double worst = 0;  // beyond what rounding the result costs, as a share of the sum of all magnitudes
   for (size_t i = 0; i < n; i++) {
     double error = std::fabs(number<T>(found[i]) - expected[i]) - std::fabs(expected[i]) / (T == Type::BF16 ? 256 : 2048);
@@ -147,20 +194,20 @@ void run(std::vector<int> rows, int vectors, bool bias) {
   }
   bool same = true;
   for (int b = 0; b < vectors && vectors > 1; b++)
-    same &= std::memcmp(compute(x + (size_t)b * columns, 1).data(), found.data() + (size_t)b * width, width * 2) == 0;
+    same &= std::memcmp(compute(x + (size_t)b * columns, alone).data(), found.data() + (size_t)b * width, width * 2) == 0;
   bool good = worst < 4e-6 && same;
   wrong += !good;
 
   double us = 0;
   if (!only_check) {
     us = median_time([&](cudaStream_t stream) {
-      for (auto& w : all) function<<<grid, WARPS * 32, shared, stream>>>(w, x, y, vectors);
+      for (auto& w : all) launch.start(stream, w, x, y);
     });
     us /= copies;
   }
-  std::printf("%d bits, %3d, %s, %d%s %6d x %-6d B %2d  %2d x %d, %d %8.2f us  %5.2f TB/s  error %.1e%s, %d blocks%s\n", BITS, GROUP,
-              T == Type::BF16 ? "bf16" : "f16 ", LAYERS, SWIGLU ? "g" : " ", SWIGLU ? 2 * width : width, columns, vectors, WARPS, AHEAD, BLOCKS, us,
-              us ? bytes / us / 1e6 : 0, worst, same ? "" : ", differs alone", grid, good ? "" : "  WRONG");
+  std::printf("%d bits, %3d, %s, %d%s %6d x %-6d B %2d  %d x %2d, %d stages, %d %8.2f us  %5.2f TB/s  error %.1e%s, %d blocks, %d spans, %d KB%s\n", BITS, GROUP,
+              T == Type::BF16 ? "bf16" : "f16 ", LAYERS, SWIGLU ? "g" : " ", SWIGLU ? 2 * width : width, columns, vectors, TILES, WARPS, STAGES, BLOCKS, us,
+              us ? bytes / us / 1e6 : 0, worst, same ? "" : ", differs alone", launch.grid, launch.spans, launch.shared / 1024, good ? "" : "  WRONG");
   std::fflush(stdout);
   for (auto& layers : all)
     for (auto& w : layers.of)
@@ -171,39 +218,79 @@ void run(std::vector<int> rows, int vectors, bool bias) {
 
 constexpr Type BF = Type::BF16;
 
-// SETS for long rows are fewer: shared memory has no room for more.
-template <int SETS, int LONG, int AHEAD>
+template <int TILES, int WARPS, int STAGES, int BLOCKS>
 void shapes(int vectors) {
-  run<4, 64, BF, 4096, 2, true, SETS, 16, AHEAD, 1>({14336, 14336}, vectors, false);
-  run<4, 64, BF, 14336, 1, false, LONG, 16, AHEAD, 1>({4096}, vectors, false);
-  run<4, 64, BF, 4096, 1, false, SETS, 16, AHEAD, 1>({4096}, vectors, false);
-  run<4, 64, BF, 4096, 3, false, SETS, 16, AHEAD, 1>({4096, 1024, 1024}, vectors, false);
+  run<4, 64, BF, 4096, 2, true, false, TILES, WARPS, STAGES, BLOCKS>({14336, 14336}, vectors, false);
+  run<4, 64, BF, 14336, 1, false, false, TILES, WARPS, STAGES, BLOCKS>({4096}, vectors, false);
+  run<4, 64, BF, 4096, 1, false, false, TILES, WARPS, STAGES, BLOCKS>({4096}, vectors, false);
+}
+
+// The linear layers of a model's blocks, one after another as the program starts them.
+template <int D, int HEADS, int KV, int HIDDEN, int TILES, int WARPS, int STAGES, int BLOCKS>
+void blocks(const char* name, int vectors) {
+  Launch<4, 64, BF, D, 3, false, true, TILES, WARPS, STAGES, BLOCKS> qkv({HEADS, KV, KV}, vectors);
+  Launch<4, 64, BF, HEADS, 1, false, false, TILES, WARPS, STAGES, BLOCKS> o({D}, vectors);
+  Launch<4, 64, BF, D, 2, true, true, TILES, WARPS, STAGES, BLOCKS> expansion({HIDDEN, HIDDEN}, vectors);
+  Launch<4, 64, BF, HIDDEN, 1, false, false, TILES, WARPS, STAGES, BLOCKS> down({D}, vectors);
+  constexpr int N = 12;
+  static std::vector<Layers<3>> a;
+  static std::vector<Layers<1>> b, d;
+  static std::vector<Layers<2>> c;
+  static unsigned short *x, *y, *h, *norm;
+  if (a.empty()) {
+    for (uint32_t i = 0; i < N; i++) {
+      a.push_back(make_layers<4, 64, BF, 3>({HEADS, KV, KV}, D, false, i * 100));
+      b.push_back(make_layers<4, 64, BF, 1>({D}, HEADS, false, i * 100 + 20));
+      c.push_back(make_layers<4, 64, BF, 2>({HIDDEN, HIDDEN}, D, false, i * 100 + 40));
+      d.push_back(make_layers<4, 64, BF, 1>({D}, HIDDEN, false, i * 100 + 60));
+    }
+    x = numbers<BF>((size_t)32 * D, 99, -1), y = numbers<BF>((size_t)32 * HIDDEN, 98, -1), h = numbers<BF>((size_t)32 * (HEADS + 2 * KV), 97, -1);
+    norm = numbers<BF>(D, 96, 0);
+  }
+  Fused normed{norm, 1e-5f, nullptr}, added{nullptr, 0, x};
+  double us = median_time([&](cudaStream_t stream) {
+    for (int i = 0; i < N; i++) {
+      qkv.start(stream, a[i], x, h, i > 0, normed);
+      o.start(stream, b[i], h, x, true, added);
+      expansion.start(stream, c[i], x, y, true, normed);
+      down.start(stream, d[i], y, x, true, added);
+    }
+  });
+  double bytes = ((double)D * (HEADS + 2 * KV) + (double)HEADS * D + 3.0 * D * HIDDEN) * 4.5 / 8;
+  std::printf("%s B %2d, %d x %d, %d stages, %d blocks: %7.2f us a block, %.2f TB/s, spans %d %d %d %d\n", name, vectors, TILES, WARPS, STAGES, BLOCKS, us / N, bytes * N / us / 1e6, qkv.spans, o.spans, expansion.spans, down.spans);
+  std::fflush(stdout);
+}
+
+template <int TILES, int WARPS, int STAGES, int BLOCKS>
+void models(int vectors) {
+  blocks<4096, 4096, 1024, 14336, TILES, WARPS, STAGES, BLOCKS>("Mistral-7B", vectors);
+  blocks<2560, 4096, 1024, 9728, TILES, WARPS, STAGES, BLOCKS>("Qwen3-4B  ", vectors);
+  blocks<2048, 2048, 512, 8192, TILES, WARPS, STAGES, BLOCKS>("Llama-1B  ", vectors);
 }
 
 int main(int argc, char** argv) {
   only_check = argc > 1 && !std::strcmp(argv[1], "check");
   multiprocessors = multiprocessors_of_gpu();
-  // Forms, with odd sizes: rows that fill no tile, columns that fill no chunk.
-  run<4, 64, BF, 896, 1, false, 1, 8, 2, 2>({2432}, 2, true);
-  run<4, 64, BF, 960, 2, true, 4, 8, 1, 2>({1001, 1001}, 8, true);
-  run<4, 32, Type::F16, 96, 1, false, 1, 8, 2, 2>({96}, 3, true);
-  run<4, 128, BF, 1152, 3, false, 1, 8, 2, 2>({130, 7, 24}, 4, false);
-  run<8, 64, Type::F16, 448, 2, true, 1, 8, 2, 2>({515, 515}, 4, false);
-  run<8, 32, BF, 1120, 3, false, 2, 4, 3, 2>({130, 7, 24}, 11, true);
-  run<8, 128, BF, 896, 1, false, 2, 8, 2, 2>({2432}, 8, true);
-  run<4, 64, BF, 14336, 1, false, 3, 16, 2, 1>({64}, 8, false);
+  // Forms, with odd sizes: rows that fill no tile, columns that fill no chunk, and several spans.
+  run<4, 64, BF, 896, 1, false, false, 1, 8, 2, 1>({2432}, 2, true);
+  run<4, 64, BF, 960, 2, true, false, 1, 12, 2, 1>({1001, 1001}, 8, true);
+  run<4, 32, Type::F16, 96, 1, false, false, 1, 12, 2, 1>({96}, 3, true);
+  run<4, 32, Type::F16, 5216, 1, false, false, 2, 8, 3, 1>({96}, 11, true, 2);
+  run<4, 128, BF, 1152, 3, false, false, 1, 12, 2, 1>({130, 7, 24}, 4, false);
+  run<8, 64, Type::F16, 448, 2, true, false, 1, 12, 2, 1>({515, 515}, 4, false);
+  run<8, 32, BF, 3168, 3, false, false, 2, 4, 2, 2>({130, 7, 24}, 11, true, 2);
+  run<8, 128, BF, 896, 1, false, false, 1, 12, 2, 1>({2432}, 8, true);
+  run<8, 64, BF, 4096, 2, true, false, 4, 8, 2, 1>({3000, 3000}, 27, true);
+  run<4, 64, BF, 14336, 1, false, false, 4, 8, 2, 1>({600}, 30, false);
+  run<4, 64, BF, 2560, 3, false, false, 2, 12, 2, 1>({256, 64, 64}, 16, false);
   if (!only_check) {
-    shapes<1, 1, 2>(1);
-    shapes<1, 1, 4>(1);
-    shapes<1, 1, 2>(2);
-    shapes<2, 2, 2>(4);
-    shapes<4, 2, 2>(8);
-    shapes<8, 3, 1>(16);
-    shapes<8, 3, 1>(32);
-    run<8, 64, BF, 4096, 2, true, 1, 16, 2, 1>({14336, 14336}, 1, false);
-    run<8, 64, BF, 4096, 2, true, 1, 16, 4, 1>({14336, 14336}, 1, false);
-    run<4, 64, BF, 2048, 1, false, 1, 8, 2, 2>({128256}, 1, false);
-    run<4, 64, BF, 4096, 1, false, 1, 16, 2, 1>({32768}, 1, false);
+    for (int vectors : {1, 8}) models<1, 12, 2, 1>(vectors);
+    models<2, 12, 2, 1>(16);
+    models<4, 8, 2, 1>(32);
+    models<4, 12, 2, 1>(32);
+    run<8, 64, BF, 4096, 2, true, false, 1, 12, 2, 1>({14336, 14336}, 1, false);
+    run<4, 64, BF, 2048, 1, false, false, 1, 12, 2, 1>({128256}, 1, false);
+    run<4, 64, BF, 4096, 1, false, false, 1, 12, 2, 1>({32768}, 1, false);
   }
   std::printf("%d wrong\n", wrong);
   return wrong > 0;

@@ -12,6 +12,9 @@ use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::sequence::Sequence;
 use mlx_lm::models::Architecture;
 use mlx_lm::{Model, Watch};
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::ops::{matmul, ones_dtype};
+use mlx_rs::transforms::eval;
 use mlx_rs::{Device, DeviceType, Dtype};
 use serde_json::{Value, json};
 
@@ -62,7 +65,7 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
     };
     let (prefill_tps, decode_tps) = (rate(args.prompt, |t| t.prefill), rate(args.gen_tokens, |t| t.decode));
     let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
-    let bandwidth = on_cpu.then(read_bandwidth);
+    let bandwidth = if on_cpu { read_bandwidth_of_cpu() } else { read_bandwidth_of_gpu()? };
     let median = |rates: &Value| rates["median"].as_f64().unwrap_or(0.0);
     let step_bytes = model.step_bytes() as f64 + cache_bytes(&model, prompt.len() + args.gen_tokens / 2);
     let result = json!({
@@ -74,8 +77,8 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         "decode_tps": decode_tps,
         "load_s": load_s,
         "peak_memory_bytes": peak_memory_bytes,
-        "read_bandwidth_gbps": bandwidth.map(|bandwidth| bandwidth / 1e9),
-        "decode_bandwidth_share": bandwidth.map(|bandwidth| median(&decode_tps) * step_bytes / bandwidth),
+        "read_bandwidth_gbps": bandwidth / 1e9,
+        "decode_bandwidth_share": median(&decode_tps) * step_bytes / bandwidth,
         "prefill_tflops": median(&prefill_tps) * model.token_flops() / 1e12,
         "kernels": mlx_lm::ops::kernels(),
         "threads": on_cpu.then(kernels::threads),
@@ -182,10 +185,30 @@ fn cache_bytes(model: &Model, tokens: usize) -> f64 {
     f64::from(numbers * size) * tokens as f64
 }
 
-/// The median of seven readings.
-fn read_bandwidth() -> f64 {
+/// Bytes per second, the median of seven readings.
+fn read_bandwidth_of_cpu() -> f64 {
     let numbers = vec![1f32; READ_BYTES / 4];
-    let mut readings: Vec<f64> = (0..7).map(|_| kernels::read_bandwidth(&numbers)).collect();
+    median_of_seven(|| kernels::read_bandwidth(&numbers))
+}
+
+/// What MLX's product of a matrix with a vector reads, in bytes per second.
+fn read_bandwidth_of_gpu() -> Result<f64> {
+    const COLUMNS: i32 = 8192;
+    const TIMES: i32 = 16;
+    let matrix = ones_dtype(&[READ_BYTES as i32 / 2 / COLUMNS, COLUMNS], Dtype::Bfloat16)?;
+    let vectors = ones_dtype(&[TIMES, COLUMNS, 1], Dtype::Bfloat16)?;
+    let read = || -> Result<f64> {
+        let products = (0..TIMES).map(|i| Ok(matmul(&matrix, vectors.try_index(i)?)?)).collect::<Result<Vec<_>>>()?;
+        let started = Instant::now();
+        eval(&products)?;
+        Ok(f64::from(TIMES) * READ_BYTES as f64 / started.elapsed().as_secs_f64())
+    };
+    read()?; // makes the numbers, and warms up
+    Ok(median_of_seven(|| read().unwrap_or(f64::NAN)))
+}
+
+fn median_of_seven(reading: impl FnMut() -> f64) -> f64 {
+    let mut readings: Vec<f64> = std::iter::repeat_with(reading).take(7).collect();
     readings.sort_by(f64::total_cmp);
     readings[3]
 }
@@ -215,13 +238,11 @@ fn print(out: &mut impl Write, result: &Value) -> io::Result<()> {
         let each = row["decode_tps_each"].as_f64().unwrap_or(f64::NAN);
         writeln!(out, "{n:>4} together:   {median:.2} tokens/s in all (min {min:.2}, max {max:.2}), {each:.2} each")?;
     }
-    if !result["read_bandwidth_gbps"].is_null() {
-        writeln!(
-            out,
-            "memory read:     {:.1} GB/s, of which decoding reaches {:.0} %",
-            number("read_bandwidth_gbps"),
-            100.0 * number("decode_bandwidth_share")
-        )?;
-    }
+    writeln!(
+        out,
+        "memory read:     {:.1} GB/s, of which decoding reaches {:.0} %",
+        number("read_bandwidth_gbps"),
+        100.0 * number("decode_bandwidth_share")
+    )?;
     writeln!(out, "peak memory:     {:.3} GB", number("peak_memory_bytes") / 1e9)
 }

@@ -336,13 +336,6 @@ struct Attention {
       if (i < HEADS * HEAD_DIM) a.attended[head * HEAD_DIM + i] = from_float<T>(__fdiv_rn(values[j], shared.sum_of_parts[h]));
     }
   }
-
-  // What another block wrote, out of the cache that all blocks share.
-  __device__ static float load_shared_by_all(const float* from) {
-    float value;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(from) : "memory");
-    return value;
-  }
 };
 
 }  // namespace mlx_lm

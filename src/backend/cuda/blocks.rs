@@ -5,9 +5,9 @@ use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use super::attention::{self, HeadNorm, Sequence, Sizes};
-use super::gemv::{self, Plan, weights};
+use super::gemv::{self, Plan, Shared, SharedBytes, weights};
 use super::kernel::Kernel;
-use super::node::{Memory, When, is_own, node};
+use super::node::{Held, Memory, When, is_own, node};
 use super::{Affine, Gpu};
 use crate::backend::{
     Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, Residual, Rotations, make_room,
@@ -53,6 +53,8 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
         let bytes = |size: fn(&Planned) -> i32| planned.iter().map(size).max().unwrap_or(0) as usize * 2 * rows;
         let partial = planned.iter().zip(&sequences).map(|(planned, of)| planned.attention.partial_bytes(of)).max();
         let done = planned.iter().map(|planned| planned.attention.done_bytes()).max();
+        let shared = planned.iter().flat_map(Planned::linears).map(|layers| layers.plan.shared_bytes());
+        let [sums, squares, counts] = shared.reduce(SharedBytes::max).unwrap_or_default().arrays(memory)?;
         let own = [
             memory.result(x.shape(), x.dtype())?,
             memory.scratch("projected heads", bytes(|planned| planned.projections.plan.width()))?,
@@ -60,24 +62,31 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
             memory.scratch("expanded", bytes(|planned| planned.expansion.plan.width()))?,
             memory.scratch("parts of attention", partial.unwrap_or(0))?,
             memory.scratch("counters", done.unwrap_or(0))?,
+            sums,
+            squares,
+            counts,
         ];
         let turns: Vec<Option<Array>> = (blocks.iter())
             .map(|block| {
                 block.rotations.and_then(Rotations::only).map(|rotation| memory.turns(rotation, end)).transpose()
             })
             .collect::<Result<_>>()?;
-        let mut inputs: Vec<&Array> = own.iter().collect();
-        inputs.push(x);
+        let inputs: Vec<&Array> = own.iter().chain([x]).collect();
+        let mut others = Vec::new();
         for (layer, (block, turns)) in blocks.iter().zip(&turns).enumerate() {
-            inputs.extend(turns);
-            inputs.extend(block_weights(block));
+            others.extend(turns);
+            others.extend(block_weights(block));
             let caches = spans.iter().filter_map(|span| span.layers[layer].as_ref());
-            inputs.extend(caches.flat_map(|(keys, values)| [keys, values]));
+            others.extend(caches.flat_map(|(keys, values)| [keys, values]));
         }
-        let mut made = node(&inputs, 1, When::AtOnce, move |stream, addresses| {
-            let mut addresses = addresses.iter().copied();
-            let mut next = || addresses.next().expect("an address for each input");
-            let [y, projected, attended, expanded, partial, done, x] = std::array::from_fn(|_| next());
+        let (held, others) = Held::new(&others)?;
+        let event = held.event();
+        let start = move |stream, addresses: &[u64]| -> Result<()> {
+            let mut addresses = addresses.iter().chain(&others).copied();
+            let mut next = || addresses.next().expect("an address for each array");
+            let [y, projected, attended, expanded, partial, done, sums, squares, counts, x] =
+                std::array::from_fn(|_| next());
+            let shared = Shared { sums, squares, counts };
             for (layer, (planned, sequences)) in planned.iter().zip(&sequences).enumerate() {
                 let turns = if planned.turns { next() } else { 0 };
                 let mut of = |layers: &Layers| (0..layers.plan.weights()).map(|_| next()).collect::<Vec<u64>>();
@@ -92,7 +101,7 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
                 // The hidden states are x before the first block, and y, in place, from then on.
                 let x = if layer == 0 { x } else { y };
                 let linear = |layers: &Layers, weights: &[u64], x, y, residual, follows| {
-                    let at = gemv::Addresses { x, y, weights, residual };
+                    let at = gemv::Addresses { x, y, weights, residual, shared };
                     // SAFETY: the weights are those that were planned, and the scratch memory has room for the widest.
                     unsafe { layers.plan.launch(layers.kernel, stream, follows, at) }
                 };
@@ -106,8 +115,14 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
                 linear(&planned.down_proj, &down_proj, expanded, y, Some(y), true)?;
             }
             Ok(())
-        })?;
-        Ok(made.remove(0))
+        };
+        let made = node(&inputs, 1, When::AtOnce, move |stream, addresses| {
+            let started = start(stream, addresses);
+            event.record(stream)?;
+            started
+        });
+        memory.hold(held);
+        Ok(made?.remove(0))
     })
 }
 
@@ -154,6 +169,10 @@ struct Planned {
 }
 
 impl Planned {
+    fn linears(&self) -> [&Layers; 4] {
+        [&self.projections, &self.o_proj, &self.expansion, &self.down_proj]
+    }
+
     /// `None` for what is not done here.
     fn new(gpu: &Gpu, x: &Array, block: &Block) -> Option<Self> {
         let (vectors, d, dtype) = (x.dim(0), x.dim(1), x.dtype());

@@ -57,6 +57,7 @@ macro_rules! library {
 type Context = *mut c_void;
 type ModuleHandle = *mut c_void;
 type FunctionHandle = *mut c_void;
+type EventHandle = *mut c_void;
 type Program = *mut c_void;
 
 library!(Driver {
@@ -68,6 +69,11 @@ library!(Driver {
     cuModuleLoadData(*mut ModuleHandle, *const c_void);
     cuModuleGetFunction(*mut FunctionHandle, ModuleHandle, *const c_char);
     cuFuncSetAttribute(FunctionHandle, c_int, c_int);
+    cuEventCreate(*mut EventHandle, c_uint);
+    cuEventRecord(EventHandle, *mut c_void);
+    cuEventQuery(EventHandle);
+    cuEventSynchronize(EventHandle);
+    cuEventDestroy_v2(EventHandle);
     cuLaunchKernelEx(*const LaunchConfig, FunctionHandle, *const *const c_void, *const *const c_void);
 });
 
@@ -255,6 +261,56 @@ impl Function {
         done("starting a kernel", unsafe {
             (driver.cuLaunchKernelEx)(&config, self.0, parameters.as_ptr(), ptr::null())
         })
+    }
+}
+
+/// A place on a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Event(EventHandle);
+
+// SAFETY: a handle that any thread may use.
+unsafe impl Send for Event {}
+
+/// `CU_EVENT_DISABLE_TIMING`.
+const NO_TIMING: c_uint = 2;
+
+impl Event {
+    /// Until it is recorded, it counts as done.
+    pub fn new() -> Result<Self> {
+        let driver = in_context()?;
+        let mut event = ptr::null_mut();
+        // SAFETY: writes the handle.
+        done("making an event", unsafe { (driver.cuEventCreate)(&mut event, NO_TIMING) })?;
+        Ok(Event(event))
+    }
+
+    /// Behind all that is on the stream now.
+    pub fn record(self, stream: Stream) -> Result<()> {
+        let driver = in_context()?;
+        // SAFETY: the event is alive, and the stream MLX's.
+        done("recording an event", unsafe { (driver.cuEventRecord)(self.0, stream.0) })
+    }
+
+    /// Whether all before it has run.
+    pub fn is_done(self) -> bool {
+        // SAFETY: the event is alive.
+        in_context().is_ok_and(|driver| unsafe { (driver.cuEventQuery)(self.0) } == 0)
+    }
+
+    /// Until all before it has run, or the driver is gone.
+    pub fn wait(self) {
+        if let Ok(driver) = in_context() {
+            // SAFETY: the event is alive; an error is that of the GPU, which whoever reads results is told.
+            unsafe { (driver.cuEventSynchronize)(self.0) };
+        }
+    }
+
+    /// Not to be used any more.
+    pub fn destroy(self) {
+        if let Ok(driver) = in_context() {
+            // SAFETY: the event is alive, and nobody uses it from now on.
+            unsafe { (driver.cuEventDestroy_v2)(self.0) };
+        }
     }
 }
 

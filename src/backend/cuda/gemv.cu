@@ -1,16 +1,13 @@
-//! Products of a few vectors with matrices of 4- or 8-bit weights, as MLX packs them: y = x · Wᵀ, on the tensor cores of any
+//! Products of up to 32 vectors with matrices of 4- or 8-bit weights, as MLX packs them: y = x · Wᵀ, on the tensor cores of any
 //! NVIDIA GPU from compute capability 8.0 on. `gemv.rs` writes the kernels that call this, behind `numbers.cu`.
 //!
-//! A weight is scale · q + bias with q in whole numbers, so a group's share of a product is scale · Σ q x + bias · Σ x. The
-//! vectors become whole numbers of 16 bits with a scale for each group of weights, two digits of eight bits each, and Σ q x
-//! is made by `mma.m16n8k32`: four bits unpack to eight by a mask and a shift, eight bits not at all. The sums are exact;
-//! their order, and that of all roundings after them, depends on the matrix alone, and not on how many vectors there are.
+//! A weight is scale · q + bias with q in whole numbers, so a unit's share of a product, a unit being columns with one scale, is
+//! scale · Σ q x + bias · Σ x. Four bits beside those of 128 (bf16) or 1024 (f16) are a number of the vectors' type, so that
+//! Σ (128 + q) x is made by `mma.m16n8k16` without a conversion, and exactly but for the sum's rounding; 128 Σ x is taken off
+//! with the bias. Eight bits are two such numbers. A weight is unpacked once for all vectors.
 //!
-//! The instruction multiplies 16 rows with eight columns, and four lanes share a row. Each loads 16 bytes of it, so that a
-//! row is read 64 bytes at a time, a chunk. The instruction adds up over the four, who may hold different groups; so each
-//! of its columns sees one group: pair u of columns holds both digits of vector u % V in the u / V-th group of the chunk,
-//! and zeros elsewhere, V being as many vectors as that leaves room for. More vectors take more instructions for the same
-//! unpacked weights, a set for V of them.
+//! The columns of a row in 512 bytes, a segment, are added up by one warp, and the sums of segments in their order. So the order of all roundings depends on the matrix alone: a vector's product is the same,
+//! bit for bit, alone and among others, and however many multiprocessors there are.
 
 namespace mlx_lm {
 
@@ -29,104 +26,106 @@ struct Fused {
   const unsigned short* residual;  // of y's shape, added to it
 };
 
-struct Words {
-  unsigned of[4];
+// Where there are several spans: what their blocks tell each other.
+struct Shared {
+  float* sums;      // [tiles, segments, 8 · TILES, 16]
+  float* squares;   // [segments, 8 · TILES]
+  unsigned* count;  // [groups], zeros before and after
 };
-
-// What is read once and by one warp need not stay in the first-level cache.
-__device__ Words load_once(const void* from) {
-  Words w;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w.of[0]), "=r"(w.of[1]), "=r"(w.of[2]), "=r"(w.of[3]) : "l"(from));
-  return w;
-}
-
-__device__ unsigned short load_number(const unsigned short* from) {
-  unsigned short bits;
-  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(bits) : "l"(from));
-  return bits;
-}
-
-// c += a · b in whole numbers: a 16 × 32 without a sign, b 32 × 8 with one.
-__device__ void multiply(int (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// The larger, or NaN where one is.
-__device__ float larger(float a, float b) {
-  float c;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
-  return c;
-}
-
-__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
-
-// The first multiple of `of` that is not below n.
-__host__ __device__ constexpr int up_to(int n, int of) { return (n + of - 1) / of * of; }
-
-template <int BITS, int GROUP>
-struct Tiling {
-  static constexpr int CHUNK = 512 / BITS;                // columns in 64 bytes of a row
-  static constexpr int LANE = CHUNK / 4;                  // of which a lane has so many
-  static constexpr int UNIT = smaller(GROUP, CHUNK);      // columns of a chunk with one scale
-  static constexpr int UNITS = CHUNK / UNIT;              // in a chunk
-  static constexpr int V = 4 / UNITS;                     // vectors of a set
-};
-
-// Bytes of shared memory for each vector: its digits, and a scale and a sum for each unit. The 16 bytes between the digits
-// put them into different banks.
-template <int BITS, int GROUP, int COLUMNS>
-__host__ __device__ constexpr int vector_bytes() {
-  using S = Tiling<BITS, GROUP>;
-  return 2 * (up_to(COLUMNS, S::CHUNK) + 16) + COLUMNS / S::UNIT * 8;
-}
-
-// Bytes of shared memory besides: zeros, and the warps' sums, twice.
-template <int WARPS, int VECTORS>
-__host__ __device__ constexpr int fixed_bytes() { return 32 + 2 * WARPS * VECTORS * 16 * 4; }
 
 struct GemvArguments {
   Layer layers[3];
   Fused fused;
   const unsigned short* x;  // [vectors, columns]
   unsigned short* y;        // which may be the residual's memory
-  int vectors;
+  Shared shared;
+  int vectors;              // no more than 8 · TILES
+  int span;                 // segments of a block
 };
 
+// How a matrix lies in memory, and what a lane has of it. Four lanes share a row.
+template <int BITS, int GROUP, int COLUMNS>
+struct Packed {
+  static constexpr int CHUNK = 2048 / BITS;               // columns
+  static constexpr int CHUNKS = (COLUMNS + CHUNK - 1) / CHUNK;
+  static constexpr int SEGMENT = 2, SEGMENTS = (CHUNKS + 1) / SEGMENT;  // chunks; in a row
+  static constexpr int UNIT = smaller(GROUP, 64);         // columns with one scale
+  static constexpr int UNITS = CHUNK / UNIT;              // in a chunk
+  static constexpr int LANE = UNIT / 4;                   // columns of a lane in a unit
+  static constexpr int WORDS = LANE * BITS / 32;          // which are so many words
+  static constexpr int SCALES = CHUNK / GROUP * 2;        // bytes of a chunk of a row
+  static constexpr int ROW_SCALES = COLUMNS / GROUP * 2;  // bytes of a row
+  static constexpr int COPY = smaller(16, smaller(SCALES, ROW_SCALES & -ROW_SCALES));  // bytes of scales that are copied at once
+  // Bytes from row to row, and from vector to vector beyond a multiple of 128: so that lanes of different rows read different banks.
+  static constexpr int PITCH = 256 + 16 * WORDS, PAD = LANE == 8 ? 64 : 16;
+  static constexpr int STAGE = 16 * PITCH + 32 * SCALES;  // bytes of a chunk of 16 rows
+
+  __host__ __device__ static constexpr int chunks(int span) { return smaller(span * SEGMENT, CHUNKS); }
+};
+
+// A vector's sums of a tile, of a segment, are so many numbers apart: so that lanes write to different banks.
+constexpr int SUMS_PITCH = 20;
+// Sums of so many tiles may wait for warps that add them up, of which there are so many.
+constexpr int BUFFERS = 8, ADDERS = 4;
+
+// Bytes of shared memory of a kernel.
+template <int BITS, int GROUP, int COLUMNS>
+__host__ __device__ constexpr int shared_bytes(int vectors, int tiles, int warps, int stages, int span, bool norm) {
+  using P = Packed<BITS, GROUP, COLUMNS>;
+  int chunks = P::chunks(span);
+  return warps * stages * P::STAGE + 128 + (norm ? 8 * tiles * (COLUMNS / P::UNIT + 1) * 4 : 0) + chunks * P::UNITS * 8 * tiles * 4 +
+         (span == P::SEGMENTS ? BUFFERS * span * vectors * SUMS_PITCH * 4 : 0) + vectors * (chunks * P::CHUNK * 2 + P::PAD);
+}
+
 // A kernel's blocks share the tiles of 16 rows of `layers`, which are concatenated in y [vectors, all rows]; or, for SWIGLU,
-// of eight rows of the first and the same of the second, of which y [vectors, rows] has silu(first) · second. The WARPS of a
-// block share the columns of a tile, a chunk each in turn. A warp holds AHEAD chunks, and asks for the one that comes after
-// them, also across tiles, as soon as it has multiplied the first; and it asks for the first of all before the vectors are
-// in shared memory. As many vectors as that has room for, and no more than SETS make, are multiplied in one pass.
-template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, int SETS, int WARPS, int AHEAD>
+// of eight rows of the first and the same of the second, of which y [vectors, rows] has silu(first) · second. Where shared
+// memory has no room for all columns of the vectors, a tile has several blocks, a group, each with a span of segments.
+//
+// WARPS of a block take the segments of its tiles in turn. Each asks for STAGES - 1 chunks ahead, also across tiles, and for the
+// first of all before it waits for the vectors. ADDERS more warps add up the sums of segments, each those of a tile.
+template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, bool NORM, int TILES, int WARPS, int STAGES>
 struct Gemv {
-  using S = Tiling<BITS, GROUP>;
-  static constexpr int VECTORS = SETS * S::V, THREADS = WARPS * 32;
-  static constexpr int CHUNKS = up_to(COLUMNS, S::CHUNK) / S::CHUNK;
-  static constexpr int TURNS = up_to(up_to(CHUNKS, WARPS) / WARPS, AHEAD);  // chunks of a warp in a tile
-  static constexpr int UNITS = COLUMNS / S::UNIT;                           // of a row
-  static constexpr int PITCH = CHUNKS * S::CHUNK + 16;                      // bytes from digit to digit
-  static_assert(WARPS % 2 == 0 && COLUMNS % GROUP == 0);
+  using P = Packed<BITS, GROUP, COLUMNS>;
+  static constexpr int VECTORS = 8 * TILES, THREADS = (WARPS + ADDERS) * 32, ROWS = SWIGLU ? 8 : 16;
+  static constexpr int ROW_BYTES = COLUMNS * BITS / 8, STAGE = P::STAGE;
+  static constexpr bool WHOLE = COLUMNS % P::CHUNK == 0;
+  static_assert(COLUMNS % GROUP == 0);
 
-  struct Chunk {
-    Words words[2];  // of rows `row` and `row + 8` of the tile
-    unsigned short scales[2], biases[2];
-  };
-
-  // A lane's part of the warp's first chunk of a tile.
-  struct Rows {
-    const unsigned* words[2];
-    const unsigned short *scales[2], *biases[2];
-  };
-
+  const GemvArguments& a;
   const Layer (&layers)[LAYERS];
   Fused fused;
-  int warp, row, t;
+  unsigned char* shared;
+  int warp, lane, row, t;  // of the matrix instruction, lanes t have row `row`
+  int vectors, spans, groups, group, turns;  // turns: tiles of the group
+  int segment, segments, chunk, chunks;      // the block's first ones, and how many
 
-  __device__ Gemv(const Layer (&layers)[LAYERS], Fused fused)
-      : layers(layers), fused(fused), warp(threadIdx.x / 32), row(threadIdx.x % 32 / 4), t(threadIdx.x % 4) {}
+  __device__ Gemv(const GemvArguments& a, const Layer (&layers)[LAYERS], Fused fused, unsigned char* shared)
+      : a(a), layers(layers), fused(fused), shared(shared), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
+        row(threadIdx.x % 32 / 4), t(threadIdx.x % 4), vectors(a.vectors) {
+    spans = (P::SEGMENTS + a.span - 1) / a.span;
+    groups = gridDim.x / spans, group = blockIdx.x / spans;
+    turns = (tiles() - group + groups - 1) / groups;
+    segment = blockIdx.x % spans * a.span, segments = smaller(a.span, P::SEGMENTS - segment);
+    chunk = segment * P::SEGMENT, chunks = smaller(segments * P::SEGMENT, P::CHUNKS - chunk);
+  }
+
+  // Shared memory: the warps' stages; barriers; where NORM, the factors of the vectors [VECTORS], and the squares of units of the
+  // vectors, added up, [columns / UNIT, VECTORS]; sums of units of the vectors, [chunks · UNITS, VECTORS]; where there is one span, sums
+  // of tiles, [BUFFERS, segments, vectors, SUMS_PITCH]; and the vectors, [vectors, pitch].
+  static constexpr int BARRIERS = WARPS * STAGES * STAGE, FACTORS = BARRIERS + 128, SQUARES = FACTORS + VECTORS * 4;
+  static constexpr int UNIT_SUMS = NORM ? SQUARES + COLUMNS / P::UNIT * VECTORS * 4 : FACTORS;
+  static_assert(BUFFERS * 12 <= 128 && BUFFERS % ADDERS == 0);
+  __device__ unsigned long long* full(int buffer) const { return reinterpret_cast<unsigned long long*>(shared + BARRIERS) + buffer; }
+  // The last tile of a buffer whose sums were added up.
+  __device__ volatile int* emptied(int buffer) const { return reinterpret_cast<volatile int*>(full(BUFFERS)) + buffer; }
+  __device__ float* factors() const { return reinterpret_cast<float*>(shared + FACTORS); }
+  __device__ float* squares() const { return reinterpret_cast<float*>(shared + SQUARES); }
+  __device__ float* unit_sums() const { return reinterpret_cast<float*>(shared + UNIT_SUMS); }
+  __device__ float* sums(int buffer) const {
+    return unit_sums() + P::chunks(a.span) * (P::UNITS * VECTORS) + buffer * a.span * vectors * SUMS_PITCH;
+  }
+  __device__ unsigned char* numbers() const { return reinterpret_cast<unsigned char*>(sums(spans > 1 ? 0 : BUFFERS)); }
+  __device__ int pitch() const { return P::chunks(a.span) * (P::CHUNK * 2) + P::PAD; }
 
   __device__ int tiles() const {
     if (SWIGLU) return (layers[0].rows + 7) / 8;
@@ -135,6 +134,8 @@ struct Gemv {
     for (int l = 0; l < LAYERS; l++) n += (layers[l].rows + 15) / 16;
     return n;
   }
+
+  __device__ int tile_of(int turn) const { return group + turn * groups; }
 
   // The layer that has a tile, which becomes one of its own, and how many rows come before it.
   __device__ Layer layer_of(int& tile, int& before) const {
@@ -156,271 +157,387 @@ struct Gemv {
     return layer;
   }
 
-  __device__ void find(Rows& rows, int tile) const {
-    int before, column = warp * S::CHUNK, group = (column + t / S::V * S::UNIT) / GROUP;
-    Layer layer = layer_of(tile, before);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      if (SWIGLU) layer = layers[half];
-      // Behind the last row, that one again.
-      size_t r = smaller(SWIGLU ? tile * 8 + row : tile * 16 + row + 8 * half, layer.rows - 1);
-      rows.words[half] = layer.words + r * (COLUMNS * BITS / 32) + warp * 16 + 4 * t;
-      rows.scales[half] = layer.scales + r * (COLUMNS / GROUP) + group;
-      rows.biases[half] = layer.biases + r * (COLUMNS / GROUP) + group;
-    }
-  }
-
-  // Whether a warp has a chunk in its `turn`, and a lane its part of it.
-  __device__ bool has(int turn) const { return (turn + 1) * WARPS <= CHUNKS || turn * WARPS + warp < CHUNKS; }
-
-  __device__ void load(Chunk& chunk, const Rows& rows, int turn) const {
-    int from = (turn * WARPS + warp) * S::CHUNK;
-    bool whole = (turn + 1) * WARPS * S::CHUNK <= COLUMNS;
-    bool has_words = whole || from + t * S::LANE < COLUMNS, has_group = whole || from + t / S::V * S::UNIT < COLUMNS;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      chunk.words[half] = has_words ? load_once(rows.words[half] + turn * WARPS * 16) : Words{};
-      constexpr int GROUPS = WARPS * S::CHUNK / GROUP;
-      chunk.scales[half] = has_group ? load_number(rows.scales[half] + turn * GROUPS) : 0;
-      chunk.biases[half] = has_group ? load_number(rows.biases[half] + turn * GROUPS) : 0;
-    }
-  }
-
-  // In shared memory: zeros, digits [VECTORS, 2, PITCH], scales and sums [VECTORS, UNITS], and the warps' sums.
-  static constexpr int DIGITS = 32, SUMS = DIGITS + VECTORS * 2 * PITCH, PARTIAL = SUMS + VECTORS * UNITS * 8;
-  static_assert(PARTIAL + 2 * WARPS * VECTORS * 16 * 4 == fixed_bytes<WARPS, VECTORS>() + VECTORS * vector_bytes<BITS, GROUP, COLUMNS>());
-
-  __device__ void run(const unsigned short* x, unsigned short* y, int vectors) const {
-    extern __shared__ __align__(16) unsigned char shared[];
-    allow_next();
-    for (int first = 0; first < vectors; first += VECTORS) {
-      if (first > 0) __syncthreads();
-      pass(shared, x + (size_t)first * COLUMNS, y, first, smaller(VECTORS, vectors - first));
-    }
-  }
-
-  // Eight numbers of a vector or a norm.
-  __device__ static void load_eight(const unsigned short* from, float (&values)[8]) {
-    unsigned pairs[4];
-    if (reinterpret_cast<size_t>(from) % 16 == 0) {
-      uint4 four = *reinterpret_cast<const uint4*>(from);
-      pairs[0] = four.x, pairs[1] = four.y, pairs[2] = four.z, pairs[3] = four.w;
-    } else {
-#pragma unroll
-      for (int k = 0; k < 4; k++) pairs[k] = from[2 * k] | unsigned(from[2 * k + 1]) << 16;
-    }
-#pragma unroll
-    for (int k = 0; k < 8; k++) values[k] = to_float<T>(static_cast<unsigned short>(pairs[k / 2] >> 16 * (k % 2)));
-  }
-
-  // A thread's part of the sum of a vector's squares.
-  __device__ static float squares(const unsigned short* x) {
-    float sum = 0;
-    for (int at = threadIdx.x; at < COLUMNS / 8; at += THREADS) {
-      float values[8];
-      load_eight(x + at * 8, values);
-#pragma unroll
-      for (int k = 0; k < 8; k++) sum = __fmaf_rn(values[k], values[k], sum);
-    }
-    return sum;
-  }
-
-  // One over the root of a vector's mean square, of the warps' sums of squares.
-  __device__ float inverse_rms(const float* sums) const {
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) sum = __fadd_rn(sum, sums[w]);
-    return __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(COLUMNS)), fused.eps));
-  }
-
-  // The vectors as digits, [vectors, 2, PITCH], in the order in which weights unpack, and [vectors, UNITS] of the scale and
-  // the scaled sum. `partial` has room for [vectors, WARPS].
-  __device__ void split(const unsigned short* x, int vectors, unsigned char* digits, float2* sums, float* partial) const {
-    constexpr int EIGHTS = GROUP / 8, ALL = COLUMNS / 8;
-    if (fused.norm) {
-      for (int vector = 0; vector < vectors; vector++) {
-        float sum = sum_over_warp(squares(x + (size_t)vector * COLUMNS));
-        if (threadIdx.x % 32 == 0) partial[vector * WARPS + warp] = sum;
-      }
-      __syncthreads();
-    }
-    for (int vector = 0; vector < vectors; vector++) {
-      float factor = fused.norm ? inverse_rms(partial + vector * WARPS) : 1;
-      for (int at = threadIdx.x; at < ALL; at += THREADS) {
-        unsigned lanes = ((1u << EIGHTS) - 1) << (threadIdx.x % 32 / EIGHTS * EIGHTS);  // which have the group
-        float values[8], most = 0;
-        load_eight(x + (size_t)vector * COLUMNS + at * 8, values);
-        if (fused.norm) {
-          float weights[8];
-          load_eight(fused.norm + at * 8, weights);
-#pragma unroll
-          for (int k = 0; k < 8; k++) values[k] = __fmul_rn(__fmul_rn(values[k], factor), weights[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < 8; k++) most = larger(most, fabsf(values[k]));
-#pragma unroll
-        for (int k = 1; k < EIGHTS; k *= 2) most = larger(most, __shfl_xor_sync(lanes, most, k));
-        // So small, numbers count as zeros; ∞ and NaN make the scale, and so the products, no numbers.
-        bool is_zero = most < 1e-30f;
-        float scale = is_zero ? 0 : __fdiv_rn(most, 32639.0f), inverse = is_zero ? 0 : __fdiv_rn(32639.0f, most);
-        int sum = 0;
-        unsigned low[2] = {}, high[2] = {};
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-          // At most 127 · 256 + 127, so that each digit has eight bits.
-          int number = __float2int_rn(__fmul_rn(values[k], inverse));
-          sum += number;
-          // Four bits unpack to even columns first, then odd ones.
-          int to = BITS == 4 ? k % 2 * 4 + k / 2 : k;
-          low[to / 4] |= (number & 255u) << 8 * (to % 4);
-          high[to / 4] |= ((number + 128) >> 8 & 255u) << 8 * (to % 4);
-        }
-#pragma unroll
-        for (int k = 1; k < S::UNIT / 8; k *= 2) sum += __shfl_xor_sync(lanes, sum, k);
-        unsigned char* to = digits + vector * 2 * PITCH + at * 8;
-        *reinterpret_cast<uint2*>(to) = {high[0], high[1]};
-        *reinterpret_cast<uint2*>(to + PITCH) = {low[0], low[1]};
-        if (at % (S::UNIT / 8) == 0) sums[vector * UNITS + at / (S::UNIT / 8)] = {scale, __fmul_rn(scale, float(sum))};
-      }
-    }
-  }
-
-  // Where a lane finds the vectors in shared memory.
-  struct Vectors {
-    const unsigned char* shared;
-    int sees;    // ~0, or 0 where the lane's column of the instruction sees zeros, which are at the beginning
-    int digits;  // of the first set's vector in the column, for the warp's first chunk
-    int step;    // to its next chunk
-    int sums;    // of the first set's vector in the lane's results
+  // A segment of a tile, and a chunk in that; all of the block's.
+  struct Cursor {
+    int turn, segment, chunk;
   };
 
-  __device__ void multiply_chunk(const Chunk& chunk, const Vectors& vectors, int turn, float (&sums)[SETS][2]) const {
-    constexpr int STEPS = S::LANE / 8;  // instructions of a set
-    // Sums begin at the bits of 3 · 2²², in which an f32 counts ones: they stay below 2²².
-    constexpr unsigned MIDDLE = 0x4b400000;
-    unsigned a[STEPS][4];
+  __device__ Cursor first() const {
+    Cursor at{0, warp, 0};
+    wrap(at);
+    return at;
+  }
+
+  __device__ void wrap(Cursor& at) const {
+    while (at.segment >= segments) at.segment -= segments, at.turn++;
+  }
+
+  __device__ int chunks_of(int segment) const { return smaller(P::SEGMENT, chunks - segment * P::SEGMENT); }
+
+  __device__ void advance(Cursor& at) const {
+    if (++at.chunk < chunks_of(at.segment)) return;
+    at.chunk = 0, at.segment += WARPS;
+    wrap(at);
+  }
+
+  // Ask for a chunk, unless there are no more.
+  __device__ void ask(const Cursor& at, unsigned char* stage) const {
+    if (at.turn >= turns) return;
+    int tile = tile_of(at.turn), before, number_of_chunk = chunk + at.segment * P::SEGMENT + at.chunk;
+    int byte = number_of_chunk * 256 + lane % 16 * 16;
+    Layer layer = layer_of(tile, before);
+    // Behind the last row, that one again.
+    auto number = [&](int r) { return size_t(unsigned(smaller(tile * ROWS + r % ROWS, layer.rows - 1))); };
+    bool is_there = WHOLE || byte < ROW_BYTES;
+    unsigned char* to = stage + lane / 16 * P::PITCH + lane % 16 * 16;
 #pragma unroll
-    for (int i = 0; i < STEPS; i++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const unsigned* words = chunk.words[half].of;
-        a[i][half] = BITS == 4 ? words[i] & 0x0f0f0f0f : words[2 * i];
-        a[i][2 + half] = BITS == 4 ? words[i] >> 4 & 0x0f0f0f0f : words[2 * i + 1];
-      }
-    float scales[2], biases[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      scales[half] = to_float<T>(chunk.scales[half]);
-      biases[half] = to_float<T>(chunk.biases[half]);
+    for (int i = 0; i < 8; i++) {
+      if (SWIGLU) layer = layers[i / 4 * (LAYERS - 1)];
+      const char* from = reinterpret_cast<const char*>(layer.words) + (is_there ? number(lane / 16 + 2 * i) * ROW_BYTES + byte : 0);
+      copy_async<16>(to + 2 * i * P::PITCH, from, is_there ? 16 : 0);
     }
-    // A unit that is not there has a scale and a bias of 0, and any sums that are.
-    int unit = turn * WARPS * S::UNITS, from = (turn * WARPS + warp) * S::CHUNK + t / S::V * S::UNIT;
-    bool is_there = (turn + 1) * WARPS * S::CHUNK <= COLUMNS || from < COLUMNS;
+    int r = lane % 16;
+    if (SWIGLU) layer = r < 8 ? layers[0] : layers[LAYERS - 1];
+    const char* from = reinterpret_cast<const char*>(lane < 16 ? layer.scales : layer.biases);
+    const char* row = from + number(r) * P::ROW_SCALES;
+    to = stage + 16 * P::PITCH + lane * P::SCALES;
 #pragma unroll
-    for (int s = 0; s < SETS; s++) {
-      int c[4] = {MIDDLE, MIDDLE, MIDDLE, MIDDLE};
-      int at = vectors.digits + turn * vectors.step + (s * S::V * 2 * PITCH & vectors.sees);
-#pragma unroll
-      for (int k = 0; k < STEPS / 2; k++) {
-        uint4 x = *reinterpret_cast<const uint4*>(vectors.shared + at + k * 16);
-        multiply(c, a[2 * k][0], a[2 * k][1], a[2 * k][2], a[2 * k][3], x.x, x.y);
-        multiply(c, a[2 * k + 1][0], a[2 * k + 1][1], a[2 * k + 1][2], a[2 * k + 1][3], x.z, x.w);
-      }
-      const unsigned char* of = vectors.shared + vectors.sums + (s * S::V * UNITS + unit) * 8;
-      float2 x = is_there ? *reinterpret_cast<const float2*>(of) : float2{};
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float high = __fsub_rn(__int_as_float(c[2 * half]), 12582912.0f), low = __fsub_rn(__int_as_float(c[2 * half + 1]), 12582912.0f);
-        sums[s][half] = __fmaf_rn(__fmul_rn(scales[half], x.x), __fmaf_rn(high, 256, low), sums[s][half]);
-        sums[s][half] = __fmaf_rn(biases[half], x.y, sums[s][half]);
-      }
+    for (int i = 0; i < P::SCALES; i += P::COPY) {
+      byte = number_of_chunk * P::SCALES + i, is_there = WHOLE || byte < P::ROW_SCALES;
+      if constexpr (P::COPY >= 4)
+        copy_async<P::COPY>(to + i, is_there ? row + byte : from, is_there ? P::COPY : 0);
+      else
+        *reinterpret_cast<unsigned short*>(to + i) = is_there ? *reinterpret_cast<const unsigned short*>(row + byte) : 0;
     }
   }
 
-  __device__ void pass(unsigned char* shared, const unsigned short* x, unsigned short* y, int first, int vectors) const {
-    float* partial = reinterpret_cast<float*>(shared + PARTIAL);  // [2, WARPS, VECTORS, 16]
-
-    int all = tiles(), tile = blockIdx.x;
-    Rows rows;
-    find(rows, tile);
-    Chunk chunks[AHEAD];
+  __device__ void run() {
+    bool multiplies = warp < WARPS;
+    allow_next();
+    if (threadIdx.x == 0)
+      for (int i = 0; i < BUFFERS; i++) {
+        prepare_barrier(full(i), segments);
+        *emptied(i) = -1;
+      }
+    unsigned char* stages = shared + warp * STAGES * STAGE;
+    Cursor next = first();
+    if (multiplies)
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++)
-      if (has(i)) load(chunks[i], rows, i);
-    if (first == 0) await_previous();
-
-    if (threadIdx.x < DIGITS / 4) reinterpret_cast<unsigned*>(shared)[threadIdx.x] = 0;
-    split(x, vectors, shared + DIGITS, reinterpret_cast<float2*>(shared + SUMS), partial);
+      for (int i = 0; i < STAGES - 1; i++) {
+        ask(next, stages + i * STAGE);
+        commit_copies();
+        advance(next);
+      }
+    await_previous();
+    // f16 has no room for numbers that are not normalised.
+    if (NORM && T == Type::F16) {
+      place<true, false>(0, P::CHUNKS);
+      __syncthreads();
+      add_squares(0, P::SEGMENTS);
+      __syncthreads();
+    }
+    place<T != Type::F16, true>(chunk, chunks);
     __syncthreads();
 
-    // In the right side of the instruction a lane has a column, lane / 4; in its result a pair of them, t. What is read of
-    // vectors that are not there becomes results that nobody writes.
-    Vectors of;
-    of.shared = shared;
-    bool is_there = SETS > 1 || row / 2 % S::V < vectors;
-    of.sees = is_there && row / 2 / S::V == t * S::UNITS / 4 ? ~0 : 0;
-    of.digits = DIGITS + (row / 2 % S::V * 2 + row % 2) * PITCH + warp * S::CHUNK + t * S::LANE;
-    of.digits &= of.sees;
-    of.step = WARPS * S::CHUNK & of.sees;
-    of.sums = SUMS + (t % S::V * UNITS + warp * S::UNITS + t / S::V) * 8;
-
-    for (int parity = 0; tile < all; parity ^= 1) {
-      float sums[SETS][2] = {};
-      int next = tile + gridDim.x;
-#pragma unroll
-      for (int turn = 0; turn < TURNS; turn++) {
-        if (has(turn)) multiply_chunk(chunks[turn % AHEAD], of, turn, sums);
-        if (turn + AHEAD == TURNS && next < all) find(rows, next);
-        int then = (turn + AHEAD) % TURNS;
-        if ((turn + AHEAD < TURNS || next < all) && has(then)) load(chunks[turn % AHEAD], rows, then);
-      }
-
-      float* mine = partial + (parity * WARPS + warp) * VECTORS * 16;
-#pragma unroll
-      for (int s = 0; s < SETS; s++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float sum = sums[s][half];
-#pragma unroll
-          for (int i = S::V; i < 4; i *= 2) sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, i));
-          if (t < S::V) mine[(s * S::V + t) * 16 + half * 8 + row] = sum;
+    if (multiplies) {
+      int slot = 0, ahead = STAGES - 1;
+      for (Cursor at = first(); at.turn < turns; at.segment += WARPS, wrap(at)) {
+        float sums[TILES][4] = {};
+        for (int i = 0; i < chunks_of(at.segment); i++) {
+          await_copies<STAGES - 2>();
+          __syncwarp();
+          ask(next, stages + ahead * STAGE);
+          commit_copies();
+          advance(next);
+          ahead = slot;
+          multiply(stages + slot * STAGE, at.segment * P::SEGMENT + i, sums);
+          slot = slot + 1 == STAGES ? 0 : slot + 1;
         }
-      __syncthreads();
-      write(partial + parity * WARPS * VECTORS * 16, y, tile, first, vectors);
-      tile = next;
+        if (spans > 1)
+          store(a.shared.sums + ((size_t)tile_of(at.turn) * P::SEGMENTS + segment + at.segment) * (VECTORS * 16), 16, sums);
+        else
+          hand_over(at, sums);
+      }
+      await_copies<0>();
+    } else {
+      if (NORM && T != Type::F16) add_squares(segment, segments);
+      for (int turn = warp - WARPS; spans == 1 && turn < turns; turn += ADDERS) {
+        add_up(turn, turn % BUFFERS);
+        __syncwarp();
+        if (lane == 0) *emptied(turn % BUFFERS) = turn;
+      }
+    }
+    if (spans > 1) join();
+  }
+
+  // A vector's numbers, and what they are multiplied with, as a thread has them.
+  struct Eight {
+    unsigned x[4], norm[4];
+  };
+
+  // Columns of the vectors to shared memory, in the order in which words unpack, with the sums of units; and the sums of
+  // their squares. Behind the last column there are zeros.
+  template <bool SQUARE, bool WRITE>
+  __device__ void place(int first, int n_chunks) const {
+    constexpr int EIGHTS = P::CHUNK / 8, OF_UNIT = P::UNIT / 8, AT_ONCE = NORM ? 4 : 8;
+    int n = n_chunks * EIGHTS;
+    for (int at = threadIdx.x, vector = 0; at < n;) {
+      Eight eights[AT_ONCE];
+      int ats[AT_ONCE], of[AT_ONCE];
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; k++) {
+        ats[k] = at, of[k] = vector;
+        int eight = first * EIGHTS + at;
+        eights[k] = {};
+        if (at < n && (WHOLE || eight < COLUMNS / 8)) {
+          load_eight(a.x + (size_t)vector * COLUMNS + eight * 8, eights[k].x);
+          if (NORM) load_eight(fused.norm + eight * 8, eights[k].norm);
+        }
+        if (++vector == vectors) vector = 0, at += THREADS;
+      }
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; k++) {
+        if (ats[k] >= n) break;
+        float sum = 0, square = 0;
+        unsigned(&x)[4] = eights[k].x;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          float2 pair = to_floats<T>(x[i]);
+          if (NORM) {
+            float2 norm = to_floats<T>(eights[k].norm[i]);
+            square = __fmaf_rn(pair.x, pair.x, square), square = __fmaf_rn(pair.y, pair.y, square);
+            float factor = T == Type::F16 && WRITE ? factors()[of[k]] : 1;
+            if (T == Type::F16 && WRITE) pair.x = __fmul_rn(pair.x, factor), pair.y = __fmul_rn(pair.y, factor);
+            x[i] = from_floats<T>(__fmul_rn(pair.x, norm.x), __fmul_rn(pair.y, norm.y));
+            pair = to_floats<T>(x[i]);
+          }
+          sum = __fadd_rn(sum, __fadd_rn(pair.x, pair.y));
+        }
+        // Lanes of a unit are neighbours, and all there.
+        unsigned lanes = ((1u << OF_UNIT) - 1) << (lane / OF_UNIT * OF_UNIT);
+#pragma unroll
+        for (int i = 1; i < OF_UNIT; i *= 2) {
+          if (WRITE) sum = __fadd_rn(sum, __shfl_xor_sync(lanes, sum, i));
+          if (NORM && SQUARE) square = __fadd_rn(square, __shfl_xor_sync(lanes, square, i));
+        }
+        bool is_first = ats[k] % OF_UNIT == 0;
+        if (NORM && SQUARE && is_first && (WHOLE || first * EIGHTS + ats[k] < COLUMNS / 8))
+          squares()[(first * EIGHTS + ats[k]) / OF_UNIT * VECTORS + of[k]] = square;
+        if (!WRITE) continue;
+        if (is_first) unit_sums()[ats[k] / OF_UNIT * VECTORS + of[k]] = sum;
+        // Four bits unpack as columns 0, 4, 1, 5, 2, 6, 3, 7; eight as 0, 2, 1, 3, 4, 6, 5, 7.
+        constexpr int OTHER = BITS == 4 ? 2 : 1;
+        int low = BITS == 4 ? 1 : 2;
+        uint4 pairs = {__byte_perm(x[0], x[OTHER], 0x5410), __byte_perm(x[0], x[OTHER], 0x7632),
+                       __byte_perm(x[low], x[3], 0x5410), __byte_perm(x[low], x[3], 0x7632)};
+        *reinterpret_cast<uint4*>(numbers() + of[k] * pitch() + ats[k] * 16) = pairs;
+      }
     }
   }
 
-  __device__ static float total(const float* partial, int vector, int r) {
-    float sum = 0;
+  // The squares of segments, added up, by the warps that do not multiply; and one over the root of each vector's mean square,
+  // where the block has them all.
+  __device__ void add_squares(int first, int n) const {
+    constexpr int UNITS = P::SEGMENT * P::UNITS, ALL = COLUMNS / P::UNIT;
+    for (int vector = warp - WARPS; vector >= 0 && vector < vectors; vector += ADDERS) {
+      float all = 0;
+      for (int of = first; of < first + n; of++) {
+        float sum = 0;
+        for (int unit = of * UNITS + lane; unit < smaller((of + 1) * UNITS, ALL); unit += 32)
+          sum = __fadd_rn(sum, squares()[unit * VECTORS + vector]);
+        sum = sum_over_warp(sum);
+        if (n < P::SEGMENTS && lane == 0) a.shared.squares[of * VECTORS + vector] = sum;
+        all = __fadd_rn(all, sum);
+      }
+      if (n == P::SEGMENTS && lane == 0) factors()[vector] = factor_of(all);
+    }
+    if (warp >= WARPS) asm volatile("bar.sync 1, %0;" ::"n"(ADDERS * 32) : "memory");
+  }
+
+  __device__ float factor_of(float squares) const {
+    return __frsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(COLUMNS)), fused.eps));
+  }
+
+  // Add a chunk's products to the sums of a tile, of all vectors.
+  __device__ void multiply(const unsigned char* stage, int chunk, float (&sums)[TILES][4]) const {
+    constexpr int PART = P::UNITS / 2;  // units
+    Words<P::SCALES / 2> scales[2], biases[2];
+    const unsigned char* all_scales = stage + 16 * P::PITCH + row * P::SCALES;
+    // Lanes whose vector is not there see the first one. What becomes of it nobody reads.
+    const unsigned char* x[TILES];
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) sum = __fadd_rn(sum, partial[(w * VECTORS + vector) * 16 + r]);
-    return sum;
+    for (int i = 0; i < TILES; i++) {
+      int vector = i * 8 + row < vectors ? i * 8 + row : 0;
+      x[i] = numbers() + vector * this->pitch() + chunk * (P::CHUNK * 2) + t * (P::LANE * 2);
+    }
+    stage += row * P::PITCH + t * (P::WORDS * 4);
+    const float* unit_sums = this->unit_sums() + chunk * (P::UNITS * VECTORS) + 2 * t;
+#pragma unroll
+    for (int unit = 0; unit < P::UNITS; unit++) {
+      if (unit % PART == 0)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const unsigned char* from = all_scales + half * 8 * P::SCALES + unit / PART * (P::SCALES / 2);
+          scales[half].load(from);
+          biases[half].load(from + 16 * P::SCALES);
+        }
+      Words<P::WORDS * 4> words[2];
+#pragma unroll
+      for (int half = 0; half < 2; half++) words[half].load(stage + half * 8 * P::PITCH + unit * (P::WORDS * 16));
+      // Of eight bits, of the four higher ones in `high`.
+      float low[TILES][4], high[TILES][4];
+#pragma unroll
+      for (int e = 0; e < P::LANE / 8; e++) {
+        uint4 numbers[TILES];
+#pragma unroll
+        for (int i = 0; i < TILES; i++) numbers[i] = *reinterpret_cast<const uint4*>(x[i] + unit * (P::UNIT * 2) + e * 16);
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+          int word = BITS == 4 ? e : 2 * e + s;
+          auto field = [&](int half, int i) { return four_bits<T>(words[half].of[word], i); };
+          int i = BITS == 4 ? 2 * s : 0, j = BITS == 4 ? 2 * s + 1 : 2;
+          bool begins = e == 0 && s == 0;
+#pragma unroll
+          for (int k = 0; k < TILES; k++) {
+            unsigned b0 = s ? numbers[k].z : numbers[k].x, b1 = s ? numbers[k].w : numbers[k].y;
+            multiply_add<T>(low[k], begins, field(0, i), field(1, i), field(0, j), field(1, j), b0, b1);
+            if (BITS == 8) multiply_add<T>(high[k], begins, field(0, 1), field(1, 1), field(0, 3), field(1, 3), b0, b1);
+          }
+        }
+      }
+      float scale[2], rest[2];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        int group = unit % PART * P::UNIT / GROUP;
+        scale[half] = to_float<T>(scales[half].number(group));
+        rest[half] = __fmaf_rn(scale[half], -(BITS == 8 ? 17 : 1) * offset<T>(), to_float<T>(biases[half].number(group)));
+      }
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+        float2 x = *reinterpret_cast<const float2*>(unit_sums + unit * VECTORS + i * 8);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          float sum = BITS == 8 ? __fmaf_rn(high[i][k], 16, low[i][k]) : low[i][k];
+          sums[i][k] = __fmaf_rn(scale[k / 2], sum, sums[i][k]);
+          sums[i][k] = __fmaf_rn(rest[k / 2], k % 2 ? x.y : x.x, sums[i][k]);
+        }
+      }
+    }
   }
 
-  __device__ static float biased(float sum, const Layer& layer, int r) {
-    return layer.bias ? __fadd_rn(sum, to_float<T>(layer.bias[r])) : sum;
+  // What a lane has of the sums of a segment, of vectors that are `pitch` apart.
+  __device__ void store(float* to, int pitch, const float (&sums)[TILES][4]) const {
+    to += 2 * t * pitch + row;
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+      for (int k = 0; k < 4; k++)
+        if (i * 8 + 2 * t + k % 2 < vectors) to[(i * 8 + k % 2) * pitch + k / 2 * 8] = sums[i][k];
   }
 
-  // The sums of a tile over the warps, [WARPS, VECTORS, 16], as numbers of y.
-  __device__ void write(const float* partial, unsigned short* y, int tile, int first, int vectors) const {
-    constexpr int ROWS = SWIGLU ? 8 : 16;
-    if (threadIdx.x >= ROWS * vectors) return;
+  // To a warp that adds them up, once the buffer's last tile was.
+  __device__ void hand_over(const Cursor& at, const float (&of)[TILES][4]) const {
+    int buffer = at.turn % BUFFERS;
+    while (*emptied(buffer) < at.turn - BUFFERS) {
+    }
+    __syncwarp();
+    store(sums(buffer) + at.segment * vectors * SUMS_PITCH, SUMS_PITCH, of);
+    __syncwarp();
+    if (lane == 0) arrive(full(buffer));
+  }
+
+  struct Place {
+    Layer layer;
+    int vector, row, number;  // of the tile; of the layer
+    size_t at;                // in y
+    bool is_there;
+  };
+
+  // Of an output of a tile, one of ROWS · vectors.
+  __device__ Place place_of(int output, int tile) const {
     int before, width = 0;
-    Layer layer = layer_of(tile, before);
 #pragma unroll
     for (int l = 0; l < (SWIGLU ? 1 : LAYERS); l++) width += layers[l].rows;
-    for (int i = threadIdx.x; i < ROWS * vectors; i += THREADS) {
-      int r = tile * ROWS + i % ROWS, vector = i / ROWS;
-      if (r >= layer.rows) continue;
-      float value = biased(total(partial, vector, i % ROWS), layer, r);
-      if (SWIGLU) {
-        float up = biased(total(partial, vector, i % ROWS + 8), layers[LAYERS - 1], r);
-        value = __fmul_rn(__fdividef(value, __fadd_rn(1, __expf(-value))), up);
+    Place place;
+    place.layer = layer_of(tile, before);
+    place.vector = output / ROWS, place.row = output % ROWS, place.number = tile * ROWS + place.row;
+    place.at = (size_t)place.vector * width + before + place.number;
+    place.is_there = place.vector < vectors && place.number < place.layer.rows;
+    return place;
+  }
+
+  // The sums of a tile, once the buffer is full, as numbers of y.
+  __device__ void add_up(int turn, int buffer) const {
+    constexpr int HALVES = SWIGLU ? 2 : 1, AT_ONCE = 8;  // segments
+    int tile = tile_of(turn);
+    bool is_full = false;
+    for (int output = lane; output < up_to(ROWS * vectors, 32); output += 32) {
+      Place place = place_of(output, tile);
+      unsigned short residual = residual_of(place);
+      float totals[2] = {};
+      if (!is_full) await_barrier(full(buffer), turn / BUFFERS % 2);
+      is_full = true;
+      if (place.vector >= vectors) continue;
+      for (int of = 0; of < P::SEGMENTS; of += AT_ONCE)
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) {
+          const float* from = sums(buffer) + (of * vectors + place.vector) * SUMS_PITCH + place.row + 8 * half;
+          float found[AT_ONCE];
+#pragma unroll
+          for (int k = 0; k < AT_ONCE; k++) found[k] = of + k < P::SEGMENTS ? from[k * vectors * SUMS_PITCH] : 0;
+#pragma unroll
+          for (int k = 0; k < AT_ONCE; k++) totals[half] = __fadd_rn(totals[half], found[k]);
+        }
+      write(place, totals, NORM && T != Type::F16 ? factors()[place.vector] : 1, residual);
+    }
+  }
+
+  __device__ unsigned short residual_of(const Place& place) const {
+    return fused.residual && place.is_there ? load_shared_by_all(fused.residual + place.at) : 0;
+  }
+
+  __device__ void write(const Place& place, const float (&totals)[2], float factor, unsigned short residual) const {
+    if (!place.is_there) return;
+    float values[2];
+#pragma unroll
+    for (int half = 0; half < (SWIGLU ? 2 : 1); half++) {
+      const Layer& layer = SWIGLU ? layers[half * (LAYERS - 1)] : place.layer;
+      values[half] = NORM && T != Type::F16 ? __fmul_rn(totals[half], factor) : totals[half];
+      if (layer.bias) values[half] = __fadd_rn(values[half], to_float<T>(layer.bias[place.number]));
+    }
+    float value = values[0];
+    if (SWIGLU) value = __fmul_rn(__fdividef(value, __fadd_rn(1, __expf(-value))), values[1]);
+    if (fused.residual) value = __fadd_rn(value, to_float<T>(residual));
+    a.y[place.at] = from_float<T>(value);
+  }
+
+  // Once all blocks of the group have their sums, which all run at once, each adds up those of some tiles.
+  __device__ void join() const {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(a.shared.count + group, 1);
+      unsigned arrived;
+      do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(a.shared.count + group) : "memory");
+      while (arrived < unsigned(spans));
+      // The last that has seen it makes it zero again.
+      if (atomicAdd(a.shared.count + group, 1) == unsigned(2 * spans - 1)) a.shared.count[group] = 0;
+    }
+    __syncthreads();
+    int outputs = ROWS * vectors, n = turns * outputs;
+    for (int i = threadIdx.x + blockIdx.x % spans * THREADS; i < n; i += spans * THREADS) {
+      int tile = tile_of(i / outputs);
+      Place place = place_of(i % outputs, tile);
+      unsigned short residual = residual_of(place);
+      float totals[2] = {}, squares = 0;
+#pragma unroll
+      for (int of = 0; of < P::SEGMENTS; of++) {
+#pragma unroll
+        for (int half = 0; half < (SWIGLU ? 2 : 1); half++)
+          totals[half] = __fadd_rn(totals[half], load_shared_by_all(a.shared.sums + ((size_t)tile * P::SEGMENTS + of) * (VECTORS * 16) + place.vector * 16 + place.row + 8 * half));
+        if (NORM && T != Type::F16) squares = __fadd_rn(squares, load_shared_by_all(a.shared.squares + of * VECTORS + place.vector));
       }
-      size_t to = (size_t)(first + vector) * width + before + r;
-      if (fused.residual) value = __fadd_rn(value, to_float<T>(fused.residual[to]));
-      y[to] = from_float<T>(value);
+      write(place, totals, factor_of(squares), residual);
     }
   }
 };

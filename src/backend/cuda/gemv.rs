@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype};
 
 use super::driver::Stream;
-use super::kernel::{Compiled, Form as _, Kernel, Launch};
+use super::kernel::{Compiled, Kernel, Launch};
 use super::node::{Memory, When, node};
 use super::{Affine, Epilogue, Fused, Gpu};
 use crate::backend::{Activation, Packing};
@@ -11,8 +11,15 @@ use crate::error::Result;
 
 /// As many layers with one input: q, k and v.
 const MAX_LAYERS: usize = 3;
-/// As many matrix instructions use a weight at most, once it is unpacked: registers have no room for the sums of more.
-const MAX_SETS: i32 = 8;
+/// As many vectors are multiplied in one launch.
+const AT_ONCE: i32 = 32;
+/// `BUFFERS`, `ADDERS` and `SUMS_PITCH` of gemv.cu, and `SEGMENT` of its `Packed`.
+const BUFFERS: i32 = 8;
+const ADDERS: i32 = 4;
+const SUMS_PITCH: i32 = 20;
+const SEGMENT: i32 = 2;
+/// Chunks that a warp asks for ahead, and the one that it multiplies.
+const STAGES: i32 = 2;
 
 /// `n / of`, rounded up; both positive.
 fn divided_up(n: i32, of: i32) -> i32 {
@@ -33,74 +40,78 @@ pub(super) struct Form {
     has_norm: bool,
     /// Whether something is added to the result.
     has_residual: bool,
-    /// How many matrix instructions use a weight once it is unpacked.
-    sets: i32,
+    /// How many matrix instructions, for eight vectors each, use a weight once it is unpacked.
+    tiles: i32,
+    /// Warps of a block that multiply. No number depends on it.
+    warps: i32,
+    /// Bytes of shared memory that a launch may have.
+    room: i32,
 }
 
+/// `Packed` of gemv.cu.
 impl Form {
-    /// Columns that a warp takes at a time: 64 bytes of a row.
+    /// Columns in 256 bytes of a row.
     fn chunk(&self) -> i32 {
-        512 / self.packing.bits
-    }
-
-    /// Columns of a chunk with one scale.
-    fn unit(&self) -> i32 {
-        self.packing.group_size.min(self.chunk())
-    }
-
-    /// Vectors in a set.
-    fn vectors_of_set(&self) -> i32 {
-        4 * self.unit() / self.chunk()
+        2048 / self.packing.bits
     }
 
     fn chunks(&self) -> i32 {
         divided_up(self.columns, self.chunk())
     }
 
-    /// Warps that share a row. It decides in which order a row is added up, so only the matrix may decide it.
-    fn warps(&self) -> i32 {
-        if self.chunks() >= 32 { 16 } else { 8 }
+    fn segments(&self) -> i32 {
+        divided_up(self.chunks(), SEGMENT)
     }
 
-    /// Chunks that a warp has in registers: more for long rows of four bits, fewer where sums leave no room.
-    fn ahead(&self) -> i32 {
-        let most = match self.sets {
-            1 if self.packing.bits == 4 => 4,
-            ..5 => 2,
-            _ => 1,
-        };
-        divided_up(self.chunks(), self.warps()).min(most)
+    /// Columns with one scale.
+    fn unit(&self) -> i32 {
+        self.packing.group_size.min(64)
     }
 
-    fn blocks_per_multiprocessor(&self) -> i32 {
-        16 / self.warps()
+    /// `shared_bytes` of gemv.cu.
+    fn shared(&self, vectors: i32, span: i32) -> i32 {
+        let chunks = (span * SEGMENT).min(self.chunks());
+        let words = self.unit() / 4 * self.packing.bits / 32;
+        let stage = 16 * (256 + 16 * words) + 32 * (self.chunk() / self.packing.group_size * 2);
+        let norm = if self.has_norm { 8 * self.tiles * (self.columns / self.unit() + 1) * 4 } else { 0 };
+        let sums = if span == self.segments() { BUFFERS * span * vectors * SUMS_PITCH * 4 } else { 0 };
+        let pad = if self.unit() == 32 { 64 } else { 16 };
+        self.warps * STAGES * stage
+            + 128
+            + norm
+            + chunks * (self.chunk() / self.unit()) * 8 * self.tiles * 4
+            + sums
+            + vectors * (chunks * self.chunk() * 2 + pad)
     }
 
-    /// `vector_bytes` and `fixed_bytes` of gemv.cu.
-    fn shared(&self, sets: i32) -> i32 {
-        let each = 2 * (self.chunks() * self.chunk() + 16) + self.columns / self.unit() * 8;
-        32 + sets * self.vectors_of_set() * (2 * self.warps() * 16 * 4 + each)
+    /// Segments of a block for so many vectors: all, or the parts of equal size that shared memory has room for.
+    fn span(&self, vectors: i32) -> Option<i32> {
+        let segments = self.segments();
+        let mut spans = (1..=segments).map(|spans| divided_up(segments, spans));
+        spans.find(|&span| self.shared(vectors, span) <= self.room)
     }
 
-    /// For so many vectors, all in one pass over the weights if shared memory has room for them, or else in equal passes;
-    /// `None` where it has no room for a set.
-    fn fit(mut self, vectors: i32, gpu: &Gpu) -> Option<Self> {
-        let most = (1..=MAX_SETS).rev().find(|&sets| self.shared(sets) <= gpu.shared_memory)?;
-        let sets = divided_up(vectors, self.vectors_of_set());
-        self.sets = divided_up(sets, divided_up(sets, most));
-        Some(self)
+    /// For so many vectors; `None` where shared memory has no room.
+    fn fit(mut self, vectors: i32) -> Option<(Self, i32)> {
+        self.tiles = if vectors <= 8 { 1 } else { divided_up(vectors, 16) * 2 };
+        // More sums leave fewer registers.
+        let most = if self.tiles == 4 { 8 } else { 12 };
+        (1..=most / 2).rev().find_map(|half| {
+            self.warps = 2 * half;
+            Some((self, self.span(vectors)?))
+        })
     }
 }
 
 impl super::kernel::Form for Form {
-    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("gemv.cu"));
+    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("tensor.cu"), include_str!("gemv.cu"));
 
     fn bounds(&self) -> (i32, i32) {
-        (self.warps() * 32, self.blocks_per_multiprocessor())
+        ((self.warps + ADDERS) * 32, 1)
     }
 
     fn dynamic_shared(&self) -> i32 {
-        self.shared(self.sets)
+        self.room
     }
 
     fn entry(&self) -> (String, String) {
@@ -112,9 +123,10 @@ impl super::kernel::Form for Form {
             format!("{{{at}.words, {at}.scales, {at}.biases, {bias}, {at}.rows}}")
         };
         let body = format!(
-            "const mlx_lm::Layer layers[] = {{{}}};\n\
+            "extern __shared__ __align__(128) unsigned char shared[];\n\
+             const mlx_lm::Layer layers[] = {{{}}};\n\
              const mlx_lm::Fused fused = {{{}, a.fused.eps, {}}};\n\
-             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}>(layers, fused).run(a.x, a.y, a.vectors);",
+             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}, {STAGES}>(a, layers, fused, shared).run();",
             (0..self.layers).map(layer).collect::<Vec<_>>().join(", "),
             if_has(self.has_norm, "a.fused.norm"),
             if_has(self.has_residual, "a.fused.residual"),
@@ -124,9 +136,9 @@ impl super::kernel::Form for Form {
             self.columns,
             self.layers,
             self.swiglu,
-            self.sets,
-            self.warps(),
-            self.ahead(),
+            self.has_norm,
+            self.tiles,
+            self.warps,
         );
         ("mlx_lm::GemvArguments".to_owned(), body)
     }
@@ -153,7 +165,47 @@ struct Arguments {
     residual: u64,
     x: u64,
     y: u64,
+    shared: Shared,
     vectors: i32,
+    span: i32,
+}
+
+/// `Shared` of gemv.cu; addresses of memory that any launches one after another may use.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Shared {
+    pub sums: u64,
+    pub squares: u64,
+    /// Zeros before and after.
+    pub counts: u64,
+}
+
+/// Bytes of [`Shared`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct SharedBytes {
+    sums: usize,
+    squares: usize,
+    counts: usize,
+}
+
+impl SharedBytes {
+    /// For launches of any of both.
+    pub fn max(self, other: Self) -> Self {
+        SharedBytes {
+            sums: self.sums.max(other.sums),
+            squares: self.squares.max(other.squares),
+            counts: self.counts.max(other.counts),
+        }
+    }
+
+    /// Arrays for the addresses of [`Shared`].
+    pub fn arrays(self, memory: &mut Memory) -> Result<[Array; 3]> {
+        Ok([
+            memory.scratch("sums of segments", self.sums)?,
+            memory.scratch("squares of segments", self.squares)?,
+            memory.scratch("counts of blocks", self.counts)?,
+        ])
+    }
 }
 
 /// Linear layers for an input of so many vectors, checked; their kernel is not compiled yet.
@@ -164,6 +216,9 @@ pub(super) struct Plan {
     eps: f32,
     vectors: i32,
     width: i32,
+    /// Of sixteen rows.
+    tiles: i32,
+    span: i32,
     blocks: i32,
 }
 
@@ -175,6 +230,7 @@ pub(super) struct Addresses<'a> {
     /// Each layer's words, scales and biases, and its bias if it has one; then the norm, if there is one.
     pub weights: &'a [u64],
     pub residual: Option<u64>,
+    pub shared: Shared,
 }
 
 impl Plan {
@@ -232,11 +288,24 @@ impl Plan {
             swiglu,
             has_norm: norm.is_some(),
             has_residual,
-            sets: 1,
+            tiles: 1,
+            warps: 1,
+            room: gpu.shared_memory,
         };
-        let form = form.fit(vectors, gpu)?;
-        let blocks = tiles.min(gpu.multiprocessors * form.blocks_per_multiprocessor());
-        Some(Plan { form, rows, eps: norm.map_or(0.0, |(_, eps)| eps), vectors, width, blocks })
+        let (form, span) = form.fit(vectors.min(AT_ONCE))?;
+        let spans = divided_up(form.segments(), span);
+        let blocks = tiles.min(gpu.multiprocessors / spans) * spans;
+        let eps = norm.map_or(0.0, |(_, eps)| eps);
+        (blocks > 0).then_some(Plan { form, rows, eps, vectors, width, tiles, span, blocks })
+    }
+
+    /// Bytes that a launch shares with others.
+    pub fn shared_bytes(&self) -> SharedBytes {
+        if self.span == self.form.segments() {
+            return SharedBytes::default();
+        }
+        let each = (self.form.segments() * 8 * self.form.tiles) as usize * 4;
+        SharedBytes { sums: self.tiles as usize * each * 16, squares: each, counts: self.blocks as usize * 4 }
     }
 
     /// The kernels of plans.
@@ -263,14 +332,7 @@ impl Plan {
     pub unsafe fn launch(&self, kernel: Kernel, stream: Stream, follows: bool, at: Addresses) -> Result<()> {
         let mut weights = at.weights.iter().copied();
         let mut next = || weights.next().expect("an address for each weight");
-        let mut arguments = Arguments {
-            eps: self.eps,
-            residual: at.residual.unwrap_or_default(),
-            x: at.x,
-            y: at.y,
-            vectors: self.vectors,
-            ..Arguments::default()
-        };
+        let mut arguments = Arguments { eps: self.eps, shared: at.shared, span: self.span, ..Arguments::default() };
         for (i, layer) in arguments.layers.iter_mut().enumerate().take(self.form.layers) {
             let [words, scales, biases] = [next(), next(), next()];
             let bias = if self.form.biases[i] { next() } else { 0 };
@@ -280,8 +342,18 @@ impl Plan {
             arguments.norm = next();
         }
         let grid = [self.blocks as u32, 1, 1];
-        // SAFETY: `Arguments` is `GemvArguments`, which the kernel takes; the rest is the caller's promise.
-        unsafe { kernel.launch(Launch { stream, grid, shared: self.form.dynamic_shared(), follows }, &arguments) }
+        for first in (0..self.vectors).step_by(AT_ONCE as usize) {
+            let before = |width: i32| first as u64 * width as u64 * 2;
+            arguments.x = at.x + before(self.form.columns);
+            arguments.y = at.y + before(self.width);
+            arguments.residual = at.residual.map_or(0, |residual| residual + before(self.width));
+            arguments.vectors = (self.vectors - first).min(AT_ONCE);
+            let shared = self.form.shared(arguments.vectors, self.span);
+            let follows = follows || first > 0;
+            // SAFETY: `Arguments` is `GemvArguments`, which the kernel takes; the rest is the caller's promise.
+            unsafe { kernel.launch(Launch { stream, grid, shared, follows }, &arguments)? };
+        }
+        Ok(())
     }
 }
 
@@ -312,14 +384,17 @@ pub(super) fn linear(
     let [kernel] = Plan::compile([&plan], gpu)?;
     let mut shape = x.shape().to_vec();
     *shape.last_mut()? = plan.width;
-    Some(Memory::with(|memory| memory.result(&shape, dtype)).and_then(|y| {
+    let arrays = |memory: &mut Memory| Ok((memory.result(&shape, dtype)?, plan.shared_bytes().arrays(memory)?));
+    Some(Memory::with(arrays).and_then(|(y, shared)| {
         let mut inputs = vec![&y, x];
+        inputs.extend(&shared);
         inputs.extend(fused.residual);
         inputs.extend(weights(layers, fused.norm.map(|(weight, _)| weight)));
         let mut made = node(&inputs, 1, When::Evaluated, move |stream, addresses| {
-            let [y, x, ref rest @ ..] = *addresses else { unreachable!("two and more inputs") };
+            let [y, x, sums, squares, counts, ref rest @ ..] = *addresses else { unreachable!("five and more inputs") };
             let (residual, weights) = rest.split_at(usize::from(has_residual));
-            let at = Addresses { x, y, weights, residual: residual.first().copied() };
+            let shared = Shared { sums, squares, counts };
+            let at = Addresses { x, y, weights, residual: residual.first().copied(), shared };
             // SAFETY: these are the inputs of the node, of which the plan was made.
             unsafe { plan.launch(kernel, stream, false, at) }
         })?;

@@ -90,11 +90,12 @@ impl Backend for Gpu {
     }
 
     fn linear(&self, x: &Array, layers: &[Linear], epilogue: Epilogue, phase: Phase) -> Option<Result<Array>> {
-        if phase != Phase::Decode {
-            return None;
-        }
         let layers: Vec<Affine> = layers.iter().map(Affine::of).collect::<Option<_>>()?;
-        self.affine(x, &layers, epilogue, Fused::default())
+        match (phase, &layers[..], epilogue) {
+            (Phase::Decode, layers, _) => self.affine(x, layers, epilogue, Fused::default()),
+            (Phase::Prefill, [layer], Epilogue::Concat) => rows::linear_of_prompt(self, x, layer),
+            (Phase::Prefill, ..) => None,
+        }
     }
 
     fn embedding(&self, ids: &Array, weight: &Weight) -> Option<Result<Array>> {

@@ -6,6 +6,7 @@
 //! A node writes to inputs of it: to arrays made beforehand, of which nobody else has a handle. [`Memory`] has them.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
@@ -15,7 +16,7 @@ use mlx_rs::ops::{multiply, zeros_dtype};
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype, StreamOrDevice};
 
-use super::driver::Stream;
+use super::driver::{Event, Stream};
 use crate::backend::Rotation;
 use crate::error::{Error, Result, panic_message};
 
@@ -38,6 +39,13 @@ unsafe extern "C" {
         message: *mut c_char,
         room: usize,
     ) -> bool;
+    fn mlx_lm_cuda_hold(
+        inputs: *const mlx_sys::mlx_array,
+        n_inputs: usize,
+        stream: mlx_sys::mlx_stream,
+        addresses: *mut u64,
+    ) -> *mut c_void;
+    fn mlx_lm_cuda_release(held: *mut c_void);
     fn mlx_lm_cuda_is_free(array: mlx_sys::mlx_array) -> bool;
     fn mlx_lm_cuda_is_own(array: mlx_sys::mlx_array) -> bool;
 }
@@ -134,6 +142,49 @@ where
     }
 }
 
+/// Memory of arrays that are not inputs of a node, which costs MLX more for each than a kernel takes; kept until the kernels that
+/// use it have run.
+#[derive(Debug)]
+pub(super) struct Held {
+    memory: *mut c_void,
+    /// Recorded behind the kernels.
+    event: Event,
+}
+
+impl Held {
+    /// Of arrays that are no nodes' from here; and where each lies.
+    ///
+    /// # Errors
+    /// When MLX fails to compute one.
+    pub fn new(arrays: &[&Array]) -> Result<(Self, Vec<u64>)> {
+        let handles: Vec<_> = arrays.iter().map(|array| array.as_ptr()).collect();
+        let mut addresses = vec![0; handles.len()];
+        let event = Event::new()?;
+        // SAFETY: the handles live through the call, which writes as many addresses.
+        let memory = unsafe {
+            let stream = StreamOrDevice::default();
+            mlx_lm_cuda_hold(handles.as_ptr(), handles.len(), stream.as_ref().as_ptr(), addresses.as_mut_ptr())
+        };
+        if memory.is_null() {
+            return Err(Error::Internal("a weight or a cache could not be computed".into()));
+        }
+        Ok((Held { memory, event }, addresses))
+    }
+
+    /// What the closure that starts the kernels records last.
+    pub fn event(&self) -> Event {
+        self.event
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.event.destroy();
+        // SAFETY: `memory` came from `mlx_lm_cuda_hold`, and this is its only release.
+        unsafe { mlx_lm_cuda_release(self.memory) }
+    }
+}
+
 /// Arrays for nodes to write to. Each thread has its own, as it has its own stream of MLX: so all that was to read what is
 /// in one has been started before the next kernel that writes to it.
 #[derive(Default)]
@@ -143,6 +194,21 @@ pub(super) struct Memory {
     /// That only nodes here know, by purpose.
     scratch: Vec<(&'static str, Array)>,
     turns: Vec<(Rotation, Array)>,
+    /// For matrices that are unpacked, and whether the product that reads the last one may not be started yet.
+    unpacked: Vec<(Array, bool)>,
+    /// Such products.
+    products: Vec<Array>,
+    /// What kernels use that may not have run, oldest first.
+    held: VecDeque<Held>,
+}
+
+/// So many matrices of each shape are unpacked before the products with them are started.
+const UNPACKED: usize = 2;
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.held.iter().for_each(|held| held.event.wait());
+    }
 }
 
 /// As many arrays are kept for results; more are forgotten, oldest first.
@@ -195,6 +261,36 @@ impl Memory {
         let made = made(&[words], Dtype::Uint32)?;
         self.scratch.push((purpose, made.clone()));
         Ok(made)
+    }
+
+    /// For a matrix that is unpacked. What reads it is told to [`Memory::product`] next.
+    pub fn unpacked(&mut self, shape: &[i32], dtype: Dtype) -> Result<Array> {
+        let fits = |array: &Array| array.shape() == shape && array.dtype() == dtype;
+        if self.unpacked.iter().filter(|(array, is_read)| *is_read && fits(array)).count() == UNPACKED {
+            async_eval(&self.products)?;
+            self.products.clear();
+            self.unpacked.iter_mut().for_each(|(_, is_read)| *is_read = false);
+        }
+        if let Some((array, is_read)) = self.unpacked.iter_mut().find(|(array, is_read)| !is_read && fits(array)) {
+            *is_read = true;
+            return Ok(array.clone());
+        }
+        let made = made(shape, dtype)?;
+        self.unpacked.push((made.clone(), true));
+        Ok(made)
+    }
+
+    /// What reads a matrix that was unpacked: started before another one takes its memory.
+    pub fn product(&mut self, y: &Array) {
+        self.products.push(y.clone());
+    }
+
+    /// Keep what kernels that were started use.
+    pub fn hold(&mut self, held: Held) {
+        while self.held.front().is_some_and(|held| held.event.is_done()) {
+            self.held.pop_front();
+        }
+        self.held.push_back(held);
     }
 
     /// Cosines and sines for the positions before `end`, and more, `[positions, pairs, 2]` (f32).

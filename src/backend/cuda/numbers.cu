@@ -30,6 +30,19 @@ __device__ inline float sum_over_warp(float value) {
   return value;
 }
 
+// What another multiprocessor may have written since this kernel started: out of the cache that all share.
+__device__ inline unsigned short load_shared_by_all(const unsigned short* from) {
+  unsigned short value;
+  asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(value) : "l"(from) : "memory");
+  return value;
+}
+
+__device__ inline float load_shared_by_all(const float* from) {
+  float value;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(from) : "memory");
+  return value;
+}
+
 // The next kernel on the stream may start once all blocks of this one have called this, so that what it reads of weights is under
 // way when this one ends. Before `await_previous`, it reads nothing that a kernel wrote, and writes nothing.
 __device__ inline void allow_next() {

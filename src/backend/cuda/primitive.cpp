@@ -60,6 +60,13 @@ long handles(const mx::array& a);
 
 mx::array& array(mlx_array a) { return *static_cast<mx::array*>(a.ctx); }
 
+void* address(const mx::array& a) {
+  auto* buffer = static_cast<const mx::cu::CudaBuffer*>(a.buffer().ptr());
+  return static_cast<char*>(buffer->data) + a.offset();
+}
+
+using Held = std::vector<std::shared_ptr<mx::array::Data>>;
+
 struct Closure : mlx_lm_cuda_closure {
   explicit Closure(mlx_lm_cuda_closure c) : mlx_lm_cuda_closure(c) {}
   Closure(const Closure&) = delete;
@@ -81,10 +88,7 @@ class Launches : public mx::Primitive {
     for (size_t i = 0; i < outputs.size(); i++) outputs[i].copy_shared_buffer(inputs[i]);
     std::vector<void*> addresses;
     addresses.reserve(inputs.size());
-    for (const auto& input : inputs) {
-      auto* buffer = static_cast<const mx::cu::CudaBuffer*>(input.buffer().ptr());
-      addresses.push_back(static_cast<char*>(buffer->data) + input.offset());
-    }
+    for (const auto& input : inputs) addresses.push_back(address(input));
     void* on = mx::cu::get_command_encoder(stream()).stream;
     if (closure_->call(closure_->state, on, addresses.data(), addresses.size()) != 0)
       throw std::runtime_error("a kernel could not be started on the GPU");
@@ -101,15 +105,8 @@ bool is_started(const mx::array& a) {
       (a.has_primitive() && dynamic_cast<const Launches*>(&a.primitive()) != nullptr);
 }
 
-} // namespace
-
-// `results` has room for `n_outputs` arrays; output i has the type, shape and memory of input i. Where `at_once`, all has been
-// started when this returns. False where MLX fails, with what it says in `message`, which has room for `room` bytes.
-extern "C" bool mlx_lm_cuda_node(
-    const mlx_array* inputs, size_t n_inputs, size_t n_outputs, mlx_stream on, bool at_once, mlx_lm_cuda_closure closure,
-    mlx_array* results, char* message, size_t room) try {
-  auto owned = std::make_unique<Closure>(closure);
-  auto stream = *static_cast<mx::Stream*>(on.ctx);
+// Arrays in rows, of which all is on the stream, or will be.
+std::vector<mx::array> started(const mlx_array* inputs, size_t n_inputs, mx::Stream stream) {
   std::vector<mx::array> arrays, waiting;
   arrays.reserve(n_inputs);
   for (size_t i = 0; i < n_inputs; i++) {
@@ -126,6 +123,19 @@ extern "C" bool mlx_lm_cuda_node(
     if (!input.flags().row_contiguous) waiting.push_back(input = mx::contiguous(input, false, stream));
   }
   if (!waiting.empty()) mx::async_eval(std::move(waiting));
+  return arrays;
+}
+
+} // namespace
+
+// `results` has room for `n_outputs` arrays; output i has the type, shape and memory of input i. Where `at_once`, all has been
+// started when this returns. False where MLX fails, with what it says in `message`, which has room for `room` bytes.
+extern "C" bool mlx_lm_cuda_node(
+    const mlx_array* inputs, size_t n_inputs, size_t n_outputs, mlx_stream on, bool at_once, mlx_lm_cuda_closure closure,
+    mlx_array* results, char* message, size_t room) try {
+  auto owned = std::make_unique<Closure>(closure);
+  auto stream = *static_cast<mx::Stream*>(on.ctx);
+  auto arrays = started(inputs, n_inputs, stream);
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;
   for (size_t i = 0; i < n_outputs; i++) {
@@ -142,6 +152,25 @@ extern "C" bool mlx_lm_cuda_node(
 } catch (const std::exception& error) {
   std::snprintf(message, room, "%s", error.what());
   return false;
+}
+
+// The memory of arrays, kept until `mlx_lm_cuda_release`, and their addresses. It is no handle to them. Null where MLX fails, or an
+// array is a node's of this kind that is not evaluated yet.
+extern "C" void* mlx_lm_cuda_hold(const mlx_array* inputs, size_t n_inputs, mlx_stream on, void** addresses) try {
+  auto held = std::make_unique<Held>();
+  held->reserve(n_inputs);
+  for (auto& input : started(inputs, n_inputs, *static_cast<mx::Stream*>(on.ctx))) {
+    if (input.status() == mx::array::Status::unscheduled) return nullptr;
+    *addresses++ = address(input);
+    held->push_back(input.data_shared_ptr());
+  }
+  return held.release();
+} catch (const std::exception&) {
+  return nullptr;
+}
+
+extern "C" void mlx_lm_cuda_release(void* held) {
+  delete static_cast<Held*>(held);
 }
 
 // Whether nothing else refers to the array's memory, nor will any kernel of MLX that is under way.

@@ -1,5 +1,5 @@
-//! What a step does with rows besides its blocks, behind `numbers.cu`: rows of an embedding, a normalisation, and the largest
-//! of a row.
+//! What a pass does with rows besides its blocks, behind `numbers.cu`: rows of an embedding, the numbers of a packed matrix, a
+//! normalisation, and the largest of a row.
 
 namespace mlx_lm {
 
@@ -33,6 +33,32 @@ __device__ void embed(const RowsArguments& a) {
       }
     }
     y[i] = bits;
+  }
+}
+
+// All numbers of a packed matrix, [rows, columns]: a thread for each word.
+template <Type T, int BITS, int GROUP>
+__device__ void unpack(const RowsArguments& a) {
+  constexpr int COUNT = 32 / BITS;
+  size_t word = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (word >= (size_t)a.rows * a.columns / COUNT) return;
+  unsigned q = static_cast<const unsigned*>(a.weight)[word];
+  size_t group = word * COUNT / GROUP;
+  float scale = to_float<T>(a.scales[group]), bias = to_float<T>(a.biases[group]);
+  unsigned pairs[COUNT / 2];
+#pragma unroll
+  for (int i = 0; i < COUNT; i += 2) {
+    unsigned short pair[2];
+#pragma unroll
+    for (int k = 0; k < 2; k++) pair[k] = from_float<T>(__fmaf_rn(scale, float(q >> BITS * (i + k) & ((1u << BITS) - 1)), bias));
+    pairs[i / 2] = pair[0] | unsigned(pair[1]) << 16;
+  }
+  unsigned* y = static_cast<unsigned*>(a.y) + word * (COUNT / 2);
+  if constexpr (COUNT == 4) {
+    *reinterpret_cast<uint2*>(y) = {pairs[0], pairs[1]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; i += 4) *reinterpret_cast<uint4*>(y + i) = {pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]};
   }
 }
 

@@ -1,11 +1,13 @@
-//! What a step does with rows besides its blocks: embedding, final normalisation, greedy choice; the launches of `rows.cu`.
+//! What a pass does with rows besides its blocks: embedding, final normalisation, greedy choice, and matrices unpacked for a
+//! prompt; the launches of `rows.cu`.
 
+use mlx_rs::ops::{add, matmul};
 use mlx_rs::{Array, Dtype};
 
-use super::Gpu;
 use super::kernel::{self, Compiled, Launch};
 use super::node::{Memory, When, node};
-use crate::backend::{Norm, Weight};
+use super::{Affine, Gpu};
+use crate::backend::{Norm, Packing, Weight};
 use crate::error::Result;
 
 const THREADS: i32 = 512;
@@ -19,6 +21,10 @@ enum Form {
         is_bf16: bool,
         bits: i32,
         group_size: i32,
+    },
+    Unpacked {
+        is_bf16: bool,
+        packing: Packing,
     },
     Norm {
         is_bf16: bool,
@@ -42,6 +48,9 @@ impl kernel::Form for Form {
     fn entry(&self) -> (String, String) {
         let call = match *self {
             Form::Embedding { is_bf16, bits, group_size } => format!("embed<{}, {bits}, {group_size}>", kind(is_bf16)),
+            Form::Unpacked { is_bf16, packing: Packing { group_size, bits } } => {
+                format!("unpack<{}, {bits}, {group_size}>", kind(is_bf16))
+            }
             Form::Norm { is_bf16 } => format!("normalise<{}, {THREADS}>", kind(is_bf16)),
             Form::Largest { is_bf16 } => format!("largest<{}, {THREADS}>", kind(is_bf16)),
         };
@@ -125,6 +134,35 @@ pub(super) fn embedding(gpu: &Gpu, ids: &Array, weight: &Weight) -> Option<Resul
             Arguments { x, weight, scales, biases, y, rows, columns, ..Default::default() }
         },
     )
+}
+
+/// A linear layer for the tokens of a prompt: its matrix, unpacked, in front of MLX's product.
+pub(super) fn linear_of_prompt(gpu: &Gpu, x: &Array, layer: &Affine) -> Option<Result<Array>> {
+    let Affine { packed, scales, biases, bias, packing } = *layer;
+    let (rows, columns) = (packed.dim(0), scales.dim(1) * packing.group_size);
+    let numbers = [Some(scales), Some(biases), bias];
+    if !matches!(packing.bits, 2 | 4 | 8)
+        || x.dim(-1) != columns
+        || numbers.into_iter().flatten().any(|numbers| numbers.dtype() != x.dtype())
+    {
+        return None;
+    }
+    let [kernel] = KERNELS.get([&Form::Unpacked { is_bf16: is_bf16(x.dtype())?, packing }], gpu)?;
+    let words = u64::from(rows as u32) * u64::from((columns * packing.bits / 32) as u32);
+    let grid = [words.div_ceil(THREADS as u64) as u32, 1, 1];
+    let compute = |numbers: Array| -> Result<Array> {
+        let made = node(&[&numbers, packed, scales, biases], 1, When::Evaluated, move |stream, at| {
+            let [y, weight, scales, biases] = *at else { unreachable!("four inputs") };
+            let arguments = Arguments { weight, scales, biases, y, rows, columns, ..Default::default() };
+            // SAFETY: as in `launch`.
+            unsafe { kernel.launch(Launch { stream, grid, shared: 0, follows: false }, &arguments) }
+        })?;
+        let y = matmul(x, made[0].t())?;
+        let y = if let Some(bias) = bias { add(y, bias)? } else { y };
+        Memory::with(|memory| memory.product(&y));
+        Ok(y)
+    };
+    Some(Memory::with(|memory| memory.unpacked(&[rows, columns], x.dtype())).and_then(compute))
 }
 
 /// See [`crate::backend::Backend::rms_norm`]; of rows `[N, D]`.

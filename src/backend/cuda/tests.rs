@@ -200,7 +200,14 @@ struct Sequence {
 impl Sequence {
     /// With room for `room` more tokens in its caches.
     fn new(rng: &mut StdRng, blocks: usize, tokens: i32, sinks: i32, room: i32) -> Self {
-        let positions = Positions { phase: Phase::Decode, offset: tokens, tokens: 1, sinks, capacity: tokens + 7 };
+        let positions = Positions {
+            phase: Phase::Decode,
+            offset: tokens,
+            tokens: 1,
+            sinks,
+            capacity: tokens + 7,
+            context_size: 1 << 20,
+        };
         let (mut caches, mut seen) = (Vec::new(), Vec::new());
         for _ in 0..blocks {
             let shape = [1, KV_HEADS, tokens + room, HEAD_DIM];
@@ -251,7 +258,8 @@ fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
     let rng = &mut StdRng::seed_from_u64(1);
     let models = [Model::new(rng, None, false), Model::new(rng, Some(70), true), Model::new(rng, Some(9), false)];
     let lengths = [(0, 0), (1, 0), (69, 4), (70, 4), (300, 4), (64, 0), (129, 3)];
-    let mut sequences: Vec<Sequence> = (lengths.into_iter().enumerate())
+    // More than one launch multiplies.
+    let mut sequences: Vec<Sequence> = (lengths.into_iter().cycle().take(35).enumerate())
         .map(|(i, (tokens, sinks))| Sequence::new(rng, models.len(), tokens, sinks, if i % 2 == 0 { 7 } else { 0 }))
         .collect();
     let mut alone: Vec<Sequence> = sequences.iter().map(Sequence::copy).collect();
@@ -317,6 +325,28 @@ fn rows_are_those_of_f64() {
     let found = to_f64(&rows::rms_norm(gpu, &x, Norm { weight: &weight, eps: EPS }).unwrap().unwrap());
     for (found, x) in found.chunks(1000).zip(values.chunks(1000)) {
         assert!(distance(found, &normed(x, &weights)) < 1e-3);
+    }
+}
+
+#[test]
+fn a_prompt_is_multiplied_as_f64_does() {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut StdRng::seed_from_u64(5);
+    for (bits, group_size) in [(2, 32), (4, 64), (4, 128), (8, 32)] {
+        // Two of one shape, of which the second takes the memory of the first.
+        let [first, second] = [(); 2].map(|()| Matrix::new(rng, 50, 384, Packing { group_size, bits }));
+        let (x, values) = numbers(rng, &[70, 384], 1.0, 0.0);
+        let compute = |matrix: &Matrix| {
+            let layer = super::Affine::of(&matrix.operand(true)).expect("it is packed");
+            rows::linear_of_prompt(gpu, &x, &layer).expect("not declined").unwrap()
+        };
+        let found = [(compute(&first), &first), (compute(&second), &second)];
+        for (found, matrix) in found {
+            for (found, x) in to_f64(&found).chunks(50).zip(values.chunks(384)) {
+                let error = distance(found, &matrix.of(x, true));
+                assert!(error < 2e-3, "{bits} bits: {error}");
+            }
+        }
     }
 }
 
