@@ -29,6 +29,9 @@ impl Config {
         if let Some(eos) = generation.get("eos_token_id").filter(|eos| is_true(eos)) {
             config.insert("eos_token_id".into(), eos.clone());
         }
+        if config.get("model_type").is_some_and(|model_type| model_type == "gemma3") {
+            fill_in_gemma3(&mut config);
+        }
         let nested = config.get("text_config").and_then(|text| text.get(QUANTIZATION_CONFIG)).cloned();
         if let (Some(nested), false) = (nested, config.contains_key(QUANTIZATION_CONFIG)) {
             config.insert(QUANTIZATION_CONFIG.into(), nested);
@@ -83,6 +86,17 @@ impl Config {
         }
         config.sort_keys();
         to_python_json(&config)
+    }
+}
+
+/// mlx-lm's `ModelArgs` of this family writes these into the configuration that it was made from.
+fn fill_in_gemma3(config: &mut Map<String, Value>) {
+    let vocab_size = config.get("vocab_size").cloned().unwrap_or_else(|| json!(262_208));
+    if let Some(Value::Object(text)) = config.get_mut("text_config") {
+        text.insert("vocab_size".into(), vocab_size);
+        for (key, default) in [("num_attention_heads", 8), ("num_key_value_heads", 4)] {
+            text.entry(key).or_insert_with(|| json!(default));
+        }
     }
 }
 
