@@ -212,7 +212,14 @@ fn norm_and_residual_are_those_of_separate_operations() {
         let half_step = if dtype == Dtype::Bfloat16 { 1.0 / 256.0 } else { 1.0 / 2048.0 };
         for (vector, x) in xs.chunks(columns as usize).enumerate() {
             let mean = x.iter().map(|x| x * x).sum::<f64>() / f64::from(columns);
-            let normed: Vec<f64> = x.iter().zip(&weights).map(|(x, w)| x * w / (mean + 1e-5).sqrt()).collect();
+            let factor = 1.0 / (mean + 1e-5).sqrt();
+            // Numbers are rounded to their type once: f16's when they are normalised, bf16's before.
+            let normed: Vec<f64> = (x.iter().zip(&weights))
+                .map(|(x, w)| match dtype {
+                    Dtype::Bfloat16 => bf16::from_f64(x * w).to_f64() * factor,
+                    _ => f16::from_f64(x * w * factor).to_f64(),
+                })
+                .collect();
             for (row, (wanted, allowed)) in expected(&normed, &layers, Epilogue::Concat).into_iter().enumerate() {
                 let (found, wanted) = (y[vector * 50 + row], wanted + residuals[vector * 50 + row]);
                 let allowed = allowed + (wanted.abs() + allowed) * half_step;
