@@ -115,6 +115,8 @@ fn every_command_takes_a_name() {
     fs::write(&text, "The sky looks blue.").unwrap();
     let (text, pack, prompt) = (text.to_str().unwrap(), cache.join("x.mlxpack"), cache.join("x.safetensors"));
     let (pack, prompt) = (pack.to_str().unwrap(), prompt.to_str().unwrap());
+    let converted = cache.join("converted");
+    let converted = converted.to_str().unwrap();
     stdout(mlx_lm(&hub, cache, &["pull", "org/demo"]));
     for args in [
         &["chat", "-m", "org/demo", "--offline"][..],
@@ -122,6 +124,7 @@ fn every_command_takes_a_name() {
         &["perplexity", "-m", "org/demo", "--file", text],
         &["cache-prompt", "-m", "org/demo", "-p", "Hi", "-o", prompt],
         &["bench", "-m", "org/demo", "-p", "2", "-g", "1", "-n", "1"],
+        &["convert", "-m", "org/demo", "-o", converted, "--dequantize"],
     ] {
         stdout(mlx_lm(&hub, cache, args));
     }
