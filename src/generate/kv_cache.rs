@@ -261,7 +261,7 @@ impl KvCache {
     /// Whether a cache with these limits rotates keys as this one does.
     pub(super) fn rotates_as(&self, limits: CacheLimits) -> bool {
         let mut rotations = self.layers.iter().filter_map(|layer| layer.rotations.as_ref());
-        rotations.all(|rotations| rotations.of(self.limits.context_size) == rotations.of(limits.context_size))
+        rotations.all(|rotations| rotations.is_long(self.limits.context_size) == rotations.is_long(limits.context_size))
     }
 
     /// The first `n` tokens of what this one holds, under other limits.

@@ -77,46 +77,44 @@ impl InstructionSet {
         let projected = self.projected(normed, &block.projections, Epilogue::Concat, &runs);
         let width = (n_heads + 2 * n_kv_heads) * head_dim;
         let kind = projected.floats().kind();
-        // Heads that are normalised all together are so here, each head by itself where it is rotated.
-        let mut wide = [None, None];
-        let mut norms = [None; 2];
-        let firsts = [0, n_heads];
-        for (i, norm) in block.qk_norm.into_iter().flatten().enumerate() {
-            let of_heads = norm.0.len();
-            if of_heads == head_dim {
-                norms[i] = Some(norm);
-            } else {
-                let mut normed = Buffer::new(kind, n * of_heads);
-                let x = projected.floats();
-                let x = x.part(firsts[i] * head_dim..x.len());
-                self.rms_norm_of_rows(x, width, norm.0, norm.1, normed.floats_mut());
-                wide[i] = Some(normed);
-            }
-        }
-        let heads = |first: usize, count: usize, tokens: Range<usize>| {
-            let place = firsts.iter().position(|&begin| begin == first).and_then(|i| wide[i].as_ref());
-            let (values, first, width) = match place {
-                Some(normed) => (normed.floats(), 0, count * head_dim),
-                None => (projected.floats(), first, width),
-            };
+        // Queries and keys that are normalised over all heads together are so here, each head by itself where it is rotated.
+        let norms = block.qk_norm.map_or([None; 2], |norms| norms.map(Some));
+        let is_of_all = |norm: &Norm| norm.0.len() != head_dim;
+        let normed = [(0, norms[0]), (n_heads, norms[1])].map(|(first, norm)| {
+            let (weight, eps) = norm.filter(is_of_all)?;
+            let mut normed = Buffer::new(kind, n * weight.len());
+            let x = projected.floats().part(first * head_dim..n * width);
+            self.rms_norm_of_rows(x, width, weight, eps, normed.floats_mut());
+            Some(normed)
+        });
+        let norms = norms.map(|norm| norm.filter(|norm| !is_of_all(norm)));
+        // Of queries, keys and values: how many heads, and where they are, in rows of so many numbers.
+        let own = |i: usize, count: usize| normed[i].as_ref().map(|normed| (count, normed, 0, count * head_dim));
+        let places = [
+            own(0, n_heads).unwrap_or((n_heads, &projected, 0, width)),
+            own(1, n_kv_heads).unwrap_or((n_kv_heads, &projected, n_heads, width)),
+            (n_kv_heads, &projected, n_heads + n_kv_heads, width),
+        ];
+        let heads = |i: usize, tokens: Range<usize>| {
+            let (count, values, first, width) = places[i];
             Heads {
-                values: values.part(tokens.start * width + first * head_dim..tokens.end * width),
+                values: values.floats().part(tokens.start * width + first * head_dim..tokens.end * width),
                 shape: [count, tokens.len(), head_dim],
                 strides: [head_dim, width],
             }
         };
         let mut queries = Buffer::new(kind, n * n_heads * head_dim);
         let turns = block.turns.map(|turns| (turns, 0));
-        self.rope(heads(0, n_heads, 0..n), norms[0], turns, queries.floats_mut(), [head_dim, n_heads * head_dim]);
+        self.rope(heads(0, 0..n), norms[0], turns, queries.floats_mut(), [head_dim, n_heads * head_dim]);
         let mut token = 0;
         for SpanCache { positions, keys, values } in spans.iter_mut() {
             let tokens = token..token + positions.tokens as usize;
             let strides = [positions.capacity as usize * head_dim, head_dim];
             let from = positions.offset as usize * head_dim;
             let turns = block.turns.map(|turns| (turns, token));
-            let new_keys = heads(n_heads, n_kv_heads, tokens.clone());
+            let new_keys = heads(1, tokens.clone());
             self.rope(new_keys, norms[1], turns, keys.part(from..keys.len()), strides);
-            let new_values = heads(n_heads + n_kv_heads, n_kv_heads, tokens.clone());
+            let new_values = heads(2, tokens.clone());
             self.rope(new_values, None, None, values.part(from..values.len()), strides);
             token = tokens.end;
         }

@@ -166,7 +166,7 @@ pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans
 /// Of the tokens at these positions, each as its sequence rotates them.
 fn turns(rotations: &Rotations, positions: &[Positions]) -> Turns {
     let mut turns = Turns::default();
-    for of_a_kind in positions.chunk_by(|a, b| rotations.of(a.context_size) == rotations.of(b.context_size)) {
+    for of_a_kind in positions.chunk_by(|a, b| rotations.is_long(a.context_size) == rotations.is_long(b.context_size)) {
         let rotation = rotations.of(of_a_kind[0].context_size);
         let tokens: Vec<usize> = of_a_kind.iter().flat_map(|at| at.offset as usize..at.end() as usize).collect();
         turns.append(Turns::new(&rotation.frequencies, rotation.factor, &tokens));
