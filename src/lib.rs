@@ -133,14 +133,15 @@
 //! let options = EngineOptions { stop: Arc::clone(&stop), ..EngineOptions::default() };
 //! let engine = Engine::load(Checkpoint::demo()?, options)?;
 //! # let prompt = engine.tokenizer().encode("<|bos|><|user|>Why is the sky blue?<|end|><|assistant|>", false)?;
-//! let mut generation = engine.submit(Request { prompt, options: GenerateOptions::default(), prompt_cache: None })?;
+//! let options = GenerateOptions { ignore_eos: true, max_tokens: 1_000_000, ..GenerateOptions::default() };
+//! let mut generation = engine.submit(Request { prompt, options, prompt_cache: None })?;
 //! while let Some(event) = generation.next_event() {
 //!     match event {
 //!         Event::Reading { done, total } => eprint!("\r{done} of {total} tokens"),
 //!         Event::Read { .. } => eprintln!(),
 //!         Event::Delta(delta) => {
 //!             print!("{}", delta.text);
-//!             stop.store(delta.text.contains("blue"), Ordering::Relaxed);
+//!             stop.fetch_or(delta.text.contains("blue"), Ordering::Relaxed);
 //!         }
 //!         Event::Finished(finished) => {
 //!             println!("{}", finished.held_back);
