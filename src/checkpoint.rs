@@ -47,6 +47,9 @@ enum Bytes<'c> {
     Borrowed(&'c [u8]),
 }
 
+/// What messages call the demo model's directory.
+const DEMO_ROOT: &str = "<demo model>";
+
 /// `demo/demo.mlxpack`, placed so that its tensors are aligned in memory as they are in the file.
 #[cfg(feature = "demo")]
 static DEMO: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/demo.mlxpack"));
@@ -115,9 +118,14 @@ impl Checkpoint {
     /// The demo model inside this program: 6 million parameters, 4 bits, a chat template.
     #[cfg(feature = "demo")]
     pub fn demo() -> Result<Self> {
-        let root = PathBuf::from("<demo model>");
+        let root = PathBuf::from(DEMO_ROOT);
         let source = Source::Pack(Pack::from_bytes(&root, &DEMO.0)?.into());
         Ok(Checkpoint { root, source })
+    }
+
+    /// Whether it is [`Checkpoint::demo`].
+    pub(crate) fn is_demo(&self) -> bool {
+        self.root == Path::new(DEMO_ROOT)
     }
 
     /// The directory or the pack.

@@ -57,6 +57,10 @@ pub enum Error {
     #[error("interrupted")]
     Interrupted,
 
+    /// Ranks that compute one model together could not meet, do not agree, or one of them is gone.
+    #[error("{0}")]
+    Ranks(String),
+
     /// Memory ran out; how much was wanted, and what for.
     #[error("out of memory: {0}")]
     OutOfMemory(String),

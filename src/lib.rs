@@ -306,6 +306,7 @@ pub mod mlxpack;
 pub mod models;
 pub mod ops;
 pub mod quantized;
+pub mod ranks;
 pub mod reply;
 #[cfg(feature = "server")]
 pub mod server;
@@ -319,6 +320,9 @@ mod mapped;
 mod mlx_rs_patch;
 
 mod watch;
+
+/// Of this library.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};

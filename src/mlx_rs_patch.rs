@@ -5,6 +5,8 @@
 //! constructor from packed tensors: `QuantizedEmbedding` and `QuantizedLinear` are built by quantizing a dense
 //! weight. [`crate::quantized`] therefore holds the packed tensors itself, made by [`array_from_bytes`].
 
+pub mod distributed;
+
 use mlx_rs::{Array, Device, Dtype};
 
 use crate::error::{Error, Result};

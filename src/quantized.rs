@@ -11,8 +11,9 @@ use mlx_rs::{Array, Dtype};
 use crate::backend::{self, Phase, Weight};
 pub use crate::backend::{BITS, GROUP_SIZES, Packing};
 use crate::error::Result;
+use crate::mlx_rs_patch::distributed::Group;
 use crate::ops;
-use crate::weights::{Kind, Scope};
+use crate::weights::{Kind, Scope, Split};
 
 /// The `quantization` block of config.json, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,12 +31,33 @@ impl Quantization {
     }
 }
 
-/// Weights of so many rows each, which lie one after another in one tensor. They are packed if and only if the checkpoint has
+/// This rank's share of weights of so many rows each, which lie one after another in one tensor. They are packed if and only if the checkpoint has
 /// `.scales` for it, as in mlx-lm.
-fn load_weights(w: &Scope, outputs: &[i32], input: i32, quantization: Option<&Quantization>) -> Result<Vec<Weight>> {
+fn load_weights(
+    w: &Scope,
+    outputs: &[i32],
+    input: i32,
+    split: Split,
+    quantization: Option<&Quantization>,
+) -> Result<Vec<Weight>> {
     let output = outputs.iter().sum();
-    let get = |name, width, kind| w.get_parts(name, &[output, width], outputs, kind);
+    let get = |name, width, kind| w.get_parts(name, &[output, width], outputs, split, kind);
+    let cut_in = if split == Split::Inputs { w.group().map_or(1, Group::size) } else { 1 };
+    let is_cut = |unit: i32| {
+        if input % (unit * cut_in) == 0 {
+            return Ok(());
+        }
+        let units = input / unit;
+        let possible: Vec<String> = (1..=units).filter(|n| units % n == 0).map(|n| n.to_string()).collect();
+        let problem = format!(
+            "has rows of {input} values{}, which cannot be cut for {cut_in} ranks; these numbers of ranks would do: {}",
+            if unit > 1 { format!(" in groups of {unit}") } else { String::new() },
+            possible.join(", ")
+        );
+        Err(w.error("weight", problem))
+    };
     if !w.has("scales") {
+        is_cut(1)?;
         return Ok(get("weight", input, Kind::Float)?.into_iter().map(Weight::Dense).collect());
     }
     let Some(packing) = quantization.and_then(|q| q.of(w.path())) else {
@@ -64,6 +86,7 @@ fn load_weights(w: &Scope, outputs: &[i32], input: i32, quantization: Option<&Qu
             ),
         ));
     }
+    is_cut(group_size)?;
     let packed = get("weight", words, Kind::Packed)?;
     let scales = get("scales", groups, Kind::Float)?;
     let biases = get("biases", groups, Kind::Float)?;
@@ -76,15 +99,25 @@ fn load_weights(w: &Scope, outputs: &[i32], input: i32, quantization: Option<&Qu
 pub struct Linear {
     weight: Weight,
     bias: Option<Array>,
+    /// Those whose outputs are added, where each has a share of the input.
+    summed_over: Option<Group>,
 }
 
 impl Linear {
-    /// Take `weight` (and `scales`, `biases`, `bias`) from the scope of the module.
+    /// Take `weight` (and `scales`, `biases`, `bias`) from the scope of the module, or this rank's share of them; `output` and
+    /// `input` are those of the whole.
     ///
     /// # Errors
     /// When a tensor is missing or does not fit the sizes, or the module is packed otherwise than config.json says.
-    pub fn load(w: &Scope, output: i32, input: i32, bias: bool, quantization: Option<&Quantization>) -> Result<Self> {
-        Ok(Linear::load_fused(w, &[output], input, bias, quantization)?.remove(0))
+    pub fn load(
+        w: &Scope,
+        output: i32,
+        input: i32,
+        split: Split,
+        bias: bool,
+        quantization: Option<&Quantization>,
+    ) -> Result<Self> {
+        Ok(Linear::load_fused(w, &[output], input, split, bias, quantization)?.remove(0))
     }
 
     /// Layers with one input, whose tensors are one: so many outputs each, one after another.
@@ -95,17 +128,25 @@ impl Linear {
         w: &Scope,
         outputs: &[i32],
         input: i32,
+        split: Split,
         bias: bool,
         quantization: Option<&Quantization>,
     ) -> Result<Vec<Self>> {
-        let weights = load_weights(w, outputs, input, quantization)?;
+        let weights = load_weights(w, outputs, input, split, quantization)?;
+        let summed_over = w.group().filter(|_| split == Split::Inputs).cloned();
+        // What is summed has the bias once.
+        let (split, adds) = match &summed_over {
+            Some(group) => (Split::Whole, group.rank() == 0),
+            None => (split, true),
+        };
         let biases: Vec<Option<Array>> = if bias {
-            let biases = w.get_parts("bias", &[outputs.iter().sum()], outputs, Kind::Float)?;
-            biases.into_iter().map(Some).collect()
+            let biases = w.get_parts("bias", &[outputs.iter().sum()], outputs, split, Kind::Float)?;
+            biases.into_iter().map(|bias| adds.then_some(bias)).collect()
         } else {
             vec![None; outputs.len()]
         };
-        Ok(weights.into_iter().zip(biases).map(|(weight, bias)| Linear { weight, bias }).collect())
+        let layer = |(weight, bias)| Linear { weight, bias, summed_over: summed_over.clone() };
+        Ok(weights.into_iter().zip(biases).map(layer).collect())
     }
 
     /// Bytes of the weight.
@@ -123,7 +164,13 @@ impl Linear {
 
     /// `[N, input]` to `[N, output]`.
     pub fn forward(&self, x: &Array, phase: Phase) -> Result<Array> {
-        ops::linear(x, self.operand(), phase)
+        let y = ops::linear(x, self.operand(), phase)?;
+        self.summed_over.as_ref().map_or_else(|| Ok(y.clone()), |group| ops::all_sum(&y, group))
+    }
+
+    /// Those whose outputs are added to this one's.
+    pub(crate) fn summed_over(&self) -> Option<&Group> {
+        self.summed_over.as_ref()
     }
 
     /// Weight and bias, for [`crate::ops`].
@@ -135,19 +182,24 @@ impl Linear {
 /// A table of `vocab_size` vectors of `hidden_size`.
 #[derive(Debug, Clone)]
 pub struct Embedding {
-    /// The table as output projection.
+    /// The table, or this rank's share of it, as output projection.
     linear: Linear,
+    vocab_size: i32,
+    group: Option<Group>,
 }
 
 impl Embedding {
     /// Take `weight` (and `scales`, `biases`) from the scope of the module. Errors as [`Linear::load`].
     pub fn load(w: &Scope, vocab_size: i32, hidden_size: i32, quantization: Option<&Quantization>) -> Result<Self> {
-        Ok(Embedding { linear: Linear::load(w, vocab_size, hidden_size, false, quantization)? })
+        let linear = Linear::load(w, vocab_size, hidden_size, Split::Outputs, false, quantization)?;
+        Ok(Embedding { linear, vocab_size, group: w.group().cloned() })
     }
 
     /// Token ids `[N]` (u32, below `vocab_size`) to vectors `[N, D]`.
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
-        ops::embedding(tokens, &self.linear.weight)
+        let Some(group) = &self.group else { return ops::embedding(tokens, &self.linear.weight) };
+        let own = Split::share(self.vocab_size, group.rank(), group.size());
+        ops::all_sum(&ops::part_of_embedding(tokens, &self.linear.weight, own)?, group)
     }
 
     /// The type of the vectors.

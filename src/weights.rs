@@ -3,8 +3,10 @@
 //! Models are built from these, never constructed and then overwritten, so a tensor that is missing, misshapen or
 //! left over cannot go unnoticed.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use mlx_rs::{Array, Dtype};
@@ -13,6 +15,7 @@ use safetensors::Dtype as FileDtype;
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
 use crate::mlx_rs_patch::array_from_bytes;
+use crate::mlx_rs_patch::distributed::Group;
 use crate::ops;
 use crate::tensor_index::TensorEntry;
 use crate::watch::Watch;
@@ -26,6 +29,27 @@ pub struct Weights<'f> {
     origin: PathBuf,
     /// Where there are no files, what is asked for.
     record: Option<Record>,
+    /// Those among whom split tensors are shared out.
+    group: Option<Group>,
+}
+
+/// What the ranks of a group have of a tensor, as `mlx.nn.layers.distributed.shard_linear` shares them out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// All of it.
+    Whole,
+    /// Each its share of the first dimension: "all to sharded".
+    Outputs,
+    /// Each its share of the last dimension, so that what they compute must be summed: "sharded to all".
+    Inputs,
+}
+
+impl Split {
+    /// The share of a rank of `n` that are cut into `size` parts; the last ones may be smaller.
+    pub fn share(n: i32, rank: i32, size: i32) -> Range<i32> {
+        let each = (n + size - 1) / size;
+        (rank * each).min(n)..((rank + 1) * each).min(n)
+    }
 }
 
 /// What a model asks of its weights: the one description of its architecture.
@@ -81,6 +105,7 @@ impl<'f> Weights<'f> {
             progress: Progress { taken_bytes: 0, total_bytes, watch: watch.reborrow() }.into(),
             origin: files.first().map_or_else(PathBuf::new, |f| f.path.clone()),
             record: None,
+            group: None,
         })
     }
 
@@ -93,7 +118,13 @@ impl<'f> Weights<'f> {
             progress: Progress { taken_bytes: 0, total_bytes: 0, watch: watch.reborrow() }.into(),
             origin: PathBuf::new(),
             record: Some(Record { is_quantized, asked: RefCell::default() }),
+            group: None,
         }
+    }
+
+    /// The same, of which layers take this rank's share.
+    pub(crate) fn shared_out(self, group: Option<Group>) -> Self {
+        Weights { group, ..self }
     }
 
     /// What was asked for, one after another as in a file: 16-bit floats and packed values.
@@ -136,8 +167,8 @@ impl<'f> Weights<'f> {
         }
     }
 
-    /// A tensor, as arrays of so many of its first dimension each.
-    fn take(&self, name: &str, shape: &[i32], parts: &[i32], kind: Kind) -> Result<Vec<Array>> {
+    /// A tensor, as arrays of so many of its first dimension each, and of each the rank's share.
+    fn take(&self, name: &str, shape: &[i32], parts: &[i32], split: Split, kind: Kind) -> Result<Vec<Array>> {
         assert_eq!(parts.iter().sum::<i32>(), shape[0]);
         if let Some(Record { asked, .. }) = &self.record {
             let mut asked = asked.borrow_mut();
@@ -181,11 +212,34 @@ impl<'f> Weights<'f> {
         for &rows in parts {
             let (part, after) = rest.split_at(rows as usize * row);
             rest = after;
-            let shape = [&[rows], &shape[1..]].concat();
-            arrays.push(match file.map().and_then(|map| ops::borrow(map, part, &shape, dtype)) {
+            let mut shape = [&[rows], &shape[1..]].concat();
+            let mut own = Cow::Borrowed(part);
+            if let Some(group) = &self.group {
+                let share = |n| Split::share(n, group.rank(), group.size());
+                match split {
+                    Split::Whole => {}
+                    Split::Outputs => {
+                        let rows = share(rows);
+                        shape[0] = rows.len() as i32;
+                        own = Cow::Borrowed(&part[rows.start as usize * row..rows.end as usize * row]);
+                    }
+                    Split::Inputs => {
+                        let width = shape.last_mut().expect("matrices have columns");
+                        let (columns, item) = (share(*width), row / *width as usize);
+                        *width = columns.len() as i32;
+                        let bytes = columns.start as usize * item..columns.end as usize * item;
+                        own = part.chunks_exact(row).flat_map(|row| &row[bytes.clone()]).copied().collect();
+                    }
+                }
+            }
+            let borrowed = match &own {
+                Cow::Borrowed(own) => file.map().and_then(|map| ops::borrow(map, own, &shape, dtype)),
+                Cow::Owned(_) => None,
+            };
+            arrays.push(match borrowed {
                 Some(array) => array,
                 None => {
-                    let array = array_from_bytes(part, &shape, dtype)?;
+                    let array = array_from_bytes(&own, &shape, dtype)?;
                     if let Some(map) = file.map() {
                         map.release(part);
                     }
@@ -236,19 +290,32 @@ impl<'w, 'f> Scope<'w, 'f> {
     /// # Errors
     /// When it is missing, or its shape or type is another; the message says both. When the load is stopped.
     pub fn get(&self, name: &str, shape: &[i32], kind: Kind) -> Result<Array> {
-        Ok(self.get_parts(name, shape, &shape[..1], kind)?.remove(0))
+        self.get_split(name, shape, Split::Whole, kind)
     }
 
-    /// [`Scope::get`], as several arrays: `parts` of the tensor's first dimension each. Where weights are read in place, none
-    /// of it is copied.
+    /// [`Scope::get`], of which it is this rank's share where the weights are shared out; `shape` is that of the whole.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn get_split(&self, name: &str, shape: &[i32], split: Split, kind: Kind) -> Result<Array> {
+        Ok(self.get_parts(name, shape, &shape[..1], split, kind)?.remove(0))
+    }
+
+    /// [`Scope::get_split`], as several arrays: `parts` of the tensor's first dimension each. Where weights are read in place,
+    /// none of it is copied but shares of the last dimension.
     ///
     /// # Errors
     /// As [`Scope::get`].
     ///
     /// # Panics
     /// When the parts are not the whole.
-    pub fn get_parts(&self, name: &str, shape: &[i32], parts: &[i32], kind: Kind) -> Result<Vec<Array>> {
-        self.weights.take(&self.full(name), shape, parts, kind)
+    pub fn get_parts(&self, name: &str, shape: &[i32], parts: &[i32], split: Split, kind: Kind) -> Result<Vec<Array>> {
+        self.weights.take(&self.full(name), shape, parts, split, kind)
+    }
+
+    /// Those among whom split tensors are shared out, if they are.
+    pub(crate) fn group(&self) -> Option<&Group> {
+        self.weights.group.as_ref()
     }
 
     /// An error about the tensor `name` of this scope.

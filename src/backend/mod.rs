@@ -10,9 +10,11 @@ use std::sync::Arc;
 
 use mlx_rs::ops::{concatenate, zeros_dtype};
 use mlx_rs::{Array, Dtype};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::mapped::Mapped;
+use crate::mlx_rs_patch::distributed::Group;
 
 /// The widths of a quantized value that MLX packs.
 pub const BITS: [i32; 6] = [2, 3, 4, 5, 6, 8];
@@ -152,7 +154,7 @@ impl Rotations {
 
 /// How tokens of a sequence are computed. It decides which kernels compute them, whatever else is computed with them, so
 /// that their numbers never depend on their company.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// As part of a prompt: kernels are bound by arithmetic.
     Prefill,
@@ -228,6 +230,8 @@ pub(crate) struct Block<'a> {
     pub activation: Activation,
     pub down_proj: Linear<'a>,
     pub residual: Residual,
+    /// Those whose outputs of `o_proj` and of `down_proj` are added, where each computes with a share of the heads and of the MLP.
+    pub summed_over: Option<&'a Group>,
 }
 
 /// The normalisations around a part of a block.

@@ -16,10 +16,12 @@ mod downloads;
 mod generate;
 #[cfg_attr(not(feature = "hub"), path = "no_hub.rs")]
 mod hub;
+mod launch;
 mod output;
 mod perplexity;
 mod progress;
 mod prompt;
+mod ranks;
 mod reply;
 #[cfg(feature = "server")]
 mod serve;
@@ -54,6 +56,16 @@ fn run(cli: Cli) -> Result<u8> {
     }
     keep_freed_memory();
     chat_template::set_worker(worker);
+    let Some(ranks) = ranks::join(&cli)? else { return run_command(cli) };
+    if ranks.rank() > 0 {
+        return ranks::follow_rank_0(ranks);
+    }
+    let done = run_command(cli);
+    ranks.end();
+    done
+}
+
+fn run_command(cli: Cli) -> Result<u8> {
     match cli.command {
         None => {
             refuse_mistyped_command(&cli.generate.prompt)?;
@@ -73,6 +85,7 @@ fn run(cli: Cli) -> Result<u8> {
         Some(Command::List(args)) => cache::list(args),
         #[cfg(feature = "hub")]
         Some(Command::Rm(args)) => cache::rm(args),
+        Some(Command::Launch(args)) => launch::launch(args),
         Some(Command::Completions { shell }) => process::completions::<Cli>("mlx_lm", shell),
         Some(Command::Man { output }) => process::man::<Cli>(&output),
         Some(Command::RenderTemplates) => {

@@ -10,7 +10,6 @@ use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::indexing::{TryIndexOp, take_axis};
 use mlx_rs::ops::{concatenate, select};
-use mlx_rs::transforms::async_eval;
 
 use super::kv_cache::KvCache;
 use super::sampler::sample;
@@ -100,8 +99,7 @@ pub fn submit(
         clear_cache()?;
         return Ok(None);
     }
-    let decoded = if prefilling.is_empty() { hidden_states } else { hidden_states.try_index((..rows, ..))? };
-    let logits = model.logits(&decoded, Phase::Decode)?;
+    let logits = model.logits(&hidden_states, 0..rows, Phase::Decode)?;
     let free = decoding.iter().take_while(|sequence| sequence.constraint.is_none()).count();
     let (free, constrained) = decoding.split_at_mut(free);
     let n = free.len() as i32;
@@ -114,7 +112,7 @@ pub fn submit(
     for (row, sequence) in free.iter_mut().enumerate() {
         sequence.next = Next::Chosen { row };
     }
-    async_eval(step.arrays())?;
+    model.submit(step.arrays())?;
     Ok(Some(step))
 }
 

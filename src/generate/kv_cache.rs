@@ -21,11 +21,13 @@
 //! Offset, window and mask arithmetic live here alone. A forward pass of L tokens calls [`KvCache::reserve`] once, which
 //! evicts and gives the tokens their positions; then each layer stores its keys and values there.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::{IntoStrideBy, TryIndexMutOp, TryIndexOp};
 use mlx_rs::{Array, Dtype};
+use serde::{Deserialize, Serialize};
 
 use crate::backend::{CachedSpan, LayerCache, Phase, Positions, Rotation, Rotations, make_room};
 use crate::error::Result;
@@ -35,7 +37,7 @@ use crate::ops::Mask;
 pub(super) const STEP: i32 = 256;
 
 /// How much a cache holds, and how it makes room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheLimits {
     /// The most tokens held (C).
     pub context_size: i32,
@@ -99,13 +101,48 @@ pub struct KvCache {
     evicted: u64,
     /// What [`KvCache::trim`] leaves at least: the tokens that the last eviction kept.
     untrimmable: i32,
+    id: CacheId,
+}
+
+/// Which cache it is, for whoever keeps what belongs to it. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct CacheId(Arc<u64>);
+
+impl CacheId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        CacheId(NEXT.fetch_add(1, Ordering::Relaxed).into())
+    }
+
+    pub fn number(&self) -> u64 {
+        *self.0
+    }
+
+    /// Whether other caches have it too.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// What tells whether any cache has it still.
+    pub fn downgrade(&self) -> Weak<u64> {
+        Arc::downgrade(&self.0)
+    }
 }
 
 impl KvCache {
     /// An empty cache.
     pub fn new(limits: CacheLimits, layers: Arc<[CacheLayer]>) -> Self {
         let buffers = vec![None; layers.len()];
-        KvCache { layers, buffers, limits, len: 0, capacity: 0, evicted: 0, untrimmable: 0 }
+        KvCache { layers, buffers, limits, len: 0, capacity: 0, evicted: 0, untrimmable: 0, id: CacheId::new() }
+    }
+
+    pub(crate) fn id(&self) -> &CacheId {
+        &self.id
+    }
+
+    /// Be another cache than those that it was cloned from.
+    pub(crate) fn renew_id(&mut self) {
+        self.id = CacheId::new();
     }
 
     /// Tokens held.
@@ -268,7 +305,7 @@ impl KvCache {
     ///
     /// # Panics
     /// When it evicted tokens, or holds fewer than `n`, or the limits are less or rotate otherwise.
-    pub(super) fn beginning(&self, n: i32, limits: CacheLimits) -> KvCache {
+    pub(crate) fn beginning(&self, n: i32, limits: CacheLimits) -> KvCache {
         assert!(self.evicted == 0 && n <= self.len && n <= limits.context_size && self.rotates_as(limits));
         KvCache { len: n, limits, untrimmable: 0, ..self.clone() }
     }

@@ -1,6 +1,7 @@
 //! Generation: prompt ids in, text out piece by piece, with the reason it ended and what it took.
 
 pub mod engine;
+mod follower;
 pub mod generator;
 pub mod grammar;
 pub mod kv_cache;
@@ -28,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::models::config::DecoderConfig;
 pub use crate::watch::Watch;
 pub use engine::{Engine, EngineOptions, Event, Finished, Generation, Load, Request};
+pub use follower::follow;
 pub use grammar::Grammar;
 use kv_cache::CacheLimits;
 pub use options::{GenerateOptions, Overflow, Overrides};

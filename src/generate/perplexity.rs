@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use mlx_rs::Array;
-use mlx_rs::ops::indexing::{TryIndexOp, take_along_axis};
+use mlx_rs::ops::indexing::take_along_axis;
 
 use super::kv_cache::CacheLimits;
 use super::sampler::logprobs;
@@ -59,7 +59,7 @@ pub fn losses(
                 let on_layer = &mut |layer| (watch.on_progress)((at + n * layer / layers) as u64, ids.len() as u64);
                 let batch = Batch::prefill(&ids[at..at + n], &mut cache);
                 let hidden_states = batch.and_then(|mut batch| model.forward_by_layer(&mut batch, on_layer));
-                let logits = hidden_states.and_then(|x| model.logits(&x, Phase::Prefill));
+                let logits = hidden_states.and_then(|x| model.logits(&x, 0..n as i32, Phase::Prefill));
                 let found = logits.and_then(|logits| of(model, &logits, &ids[at + 1..at + 1 + n]));
                 let Some(found) = unless_interrupted(found)? else { return Ok(evicted) };
                 if on_losses(at + 1, &found).is_break() {
@@ -72,9 +72,10 @@ pub fn losses(
         Past::Recomputed(window) => {
             for at in 1..ids.len() {
                 let seen = &ids[at.saturating_sub(window)..at];
+                let n = seen.len() as i32;
                 let mut cache = model.new_cache(CacheLimits::new(seen.len() as i32));
                 let hidden_states = model.forward(&mut Batch::prefill(seen, &mut cache)?)?;
-                let logits = model.logits(&hidden_states.try_index((-1.., ..))?, Phase::Prefill)?;
+                let logits = model.logits(&hidden_states, n - 1..n, Phase::Prefill)?;
                 let Some(found) = unless_interrupted(of(model, &logits, &ids[at..=at]))? else { break };
                 (watch.on_progress)(at as u64, ids.len() as u64);
                 if on_losses(at, &found).is_break() {

@@ -11,10 +11,11 @@ use super::batch::Span;
 use super::config::{DecoderConfig, LayerConfig, NormPlacement, QkNorm};
 use super::rope::Rope;
 use crate::backend::{self, Activation, Norm, Phase, Positions, Residual};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::mlx_rs_patch::distributed::Group;
 use crate::ops;
 use crate::quantized::Linear;
-use crate::weights::{Kind, Scope};
+use crate::weights::{Kind, Scope, Split};
 
 #[derive(Debug)]
 pub(super) struct Block {
@@ -103,7 +104,13 @@ impl Block {
             activation: mlp.activation,
             down_proj: mlp.down_proj.operand(),
             residual: self.residual,
+            summed_over: mlp.down_proj.summed_over(),
         }
+    }
+
+    /// Whether heads are normalised together that several ranks share.
+    pub fn normalises_over_ranks(&self) -> bool {
+        self.self_attn.qk_norm.as_ref().is_some_and(|norms| norms[0].shared_by.is_some())
     }
 
     pub fn linears(&self) -> [&Linear; 7] {
@@ -134,6 +141,14 @@ impl Attention {
             num_attention_heads: n_heads, num_key_value_heads: n_kv_heads, head_dim, hidden_size, ..
         } = config;
         let quantization = config.quantization.as_ref();
+        if let Some(size) = w.group().map(Group::size).filter(|size| n_kv_heads % size != 0) {
+            let possible: Vec<String> =
+                (1..=n_kv_heads).filter(|n| n_kv_heads % n == 0).map(|n| n.to_string()).collect();
+            return Err(Error::Ranks(format!(
+                "{size} ranks cannot share {n_heads} attention heads and {n_kv_heads} key-value heads; these numbers of ranks can: {}",
+                possible.join(", ")
+            )));
+        }
         let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
         let names = (["q_proj", "k_proj", "v_proj"], "qkv_proj");
         let [q_proj, k_proj, v_proj] = load_projections(w, names, [queries, keys, keys], layer.qkv_bias, config)?;
@@ -141,13 +156,16 @@ impl Attention {
         let qk_norm = match layer.qk_norm {
             None => None,
             Some(QkNorm::PerHead) => Some([norm("q_norm", head_dim)?, norm("k_norm", head_dim)?]),
-            Some(QkNorm::AllHeads) => Some([norm("q_norm", queries)?, norm("k_norm", keys)?]),
+            Some(QkNorm::AllHeads) => {
+                let norm = |name, width| RmsNorm::load_split(&w.scope(name), width, config);
+                Some([norm("q_norm", queries)?, norm("k_norm", keys)?])
+            }
         };
         Ok(Attention {
             q_proj,
             k_proj,
             v_proj,
-            o_proj: Linear::load(&w.scope("o_proj"), hidden_size, queries, layer.o_bias, quantization)?,
+            o_proj: Linear::load(&w.scope("o_proj"), hidden_size, queries, Split::Inputs, layer.o_bias, quantization)?,
             qk_norm,
             rope: layer.rope.as_ref().map(Rope::new),
             head_dim,
@@ -206,7 +224,8 @@ impl Mlp {
         let (d, hidden) = (config.hidden_size, config.intermediate_size);
         let names = (["gate_proj", "up_proj"], "gate_up_proj");
         let [gate_proj, up_proj] = load_projections(w, names, [hidden; 2], layer.mlp_bias, config)?;
-        let down_proj = Linear::load(&w.scope("down_proj"), d, hidden, layer.mlp_bias, config.quantization.as_ref())?;
+        let (w, quantization) = (w.scope("down_proj"), config.quantization.as_ref());
+        let down_proj = Linear::load(&w, d, hidden, Split::Inputs, layer.mlp_bias, quantization)?;
         Ok(Mlp { gate_proj, up_proj, activation: layer.activation, down_proj })
     }
 
@@ -226,11 +245,11 @@ fn load_projections<const N: usize>(
 ) -> Result<[Linear; N]> {
     let (input, quantization) = (config.hidden_size, config.quantization.as_ref());
     let layers = if config.fused_projections {
-        Linear::load_fused(&w.scope(fused), &outputs, input, bias, quantization)?
+        Linear::load_fused(&w.scope(fused), &outputs, input, Split::Outputs, bias, quantization)?
     } else {
         let named = names.into_iter().zip(outputs);
         named
-            .map(|(name, output)| Linear::load(&w.scope(name), output, input, bias, quantization))
+            .map(|(name, output)| Linear::load(&w.scope(name), output, input, Split::Outputs, bias, quantization))
             .collect::<Result<_>>()?
     };
     Ok(layers.try_into().expect("one for each"))
@@ -241,19 +260,34 @@ fn load_projections<const N: usize>(
 pub(super) struct RmsNorm {
     weight: Array,
     eps: f32,
+    /// Those of whom each has a share of what is normalised.
+    shared_by: Option<Group>,
 }
 
 impl RmsNorm {
     pub fn load(w: &Scope, size: i32, config: &DecoderConfig) -> Result<Self> {
-        let mut weight = w.get("weight", &[size], Kind::Float)?;
+        let weight = w.get("weight", &[size], Kind::Float)?;
+        RmsNorm::new(weight, config, None)
+    }
+
+    /// Of `size` numbers of which each rank has a share.
+    fn load_split(w: &Scope, size: i32, config: &DecoderConfig) -> Result<Self> {
+        let weight = w.get_split("weight", &[size], Split::Outputs, Kind::Float)?;
+        RmsNorm::new(weight, config, w.group().cloned())
+    }
+
+    fn new(mut weight: Array, config: &DecoderConfig, shared_by: Option<Group>) -> Result<Self> {
         if config.norm_weight_offset != 0.0 {
             weight = ops::offset(&weight, config.norm_weight_offset)?;
         }
-        Ok(RmsNorm { weight, eps: config.rms_norm_eps })
+        Ok(RmsNorm { weight, eps: config.rms_norm_eps, shared_by })
     }
 
     pub fn forward(&self, x: &Array) -> Result<Array> {
-        ops::rms_norm(x, self.operand())
+        match &self.shared_by {
+            Some(group) => ops::rms_norm_of_all(x, self.operand(), group),
+            None => ops::rms_norm(x, self.operand()),
+        }
     }
 
     fn operand(&self) -> Norm<'_> {

@@ -9,9 +9,10 @@ use super::block::{Block, RmsNorm};
 use super::config::DecoderConfig;
 use crate::backend::{CachedSpan, Phase, Positions};
 use crate::error::Result;
+use crate::mlx_rs_patch::distributed::Group;
 use crate::ops;
 use crate::quantized::{Embedding, Linear};
-use crate::weights::Scope;
+use crate::weights::{Scope, Split};
 
 /// The whole network.
 #[derive(Debug)]
@@ -24,6 +25,9 @@ pub struct Decoder {
     embedding_multiplier: f32,
     logits_scaling: f32,
     final_logit_softcapping: Option<f32>,
+    vocab_size: i32,
+    /// Those of whom each has a share of heads, MLPs and vocabulary.
+    group: Option<Group>,
 }
 
 impl Decoder {
@@ -44,11 +48,14 @@ impl Decoder {
             lm_head: if tied {
                 None
             } else {
-                Some(Linear::load(&head, config.vocab_size, config.hidden_size, false, quantization)?)
+                let (vocab_size, d) = (config.vocab_size, config.hidden_size);
+                Some(Linear::load(&head, vocab_size, d, Split::Outputs, false, quantization)?)
             },
             embedding_multiplier: config.embedding_multiplier,
             logits_scaling: config.logits_scaling,
             final_logit_softcapping: config.final_logit_softcapping,
+            vocab_size: config.vocab_size,
+            group: w.group().cloned(),
         })
     }
 
@@ -57,11 +64,18 @@ impl Decoder {
         let reserve = |span: &mut Span| span.cache.reserve(span.tokens, span.phase);
         let at = batch.spans.iter_mut().map(reserve).collect::<Result<Vec<Positions>>>()?;
         let phase = batch.phase();
-        let mut x = self.embed_tokens.forward(&batch.ids)?;
+        // What rank 0 chose last, the others do not know.
+        let ids = match &self.group {
+            Some(group) => &ops::of_first_rank(&batch.ids, group)?,
+            None => &batch.ids,
+        };
+        let mut x = self.embed_tokens.forward(ids)?;
         if self.embedding_multiplier != 1.0 {
             x = ops::scaled(&x, self.embedding_multiplier)?;
         }
-        let at_once = if ops::computes_by_layer(x.dim(0)) { 1 } else { self.layers.len() };
+        // Ranks that stop between layers would leave the others waiting.
+        let by_layer = self.group.is_none() && ops::computes_by_layer(x.dim(0));
+        let at_once = if by_layer { 1 } else { self.layers.len() };
         for first in (0..self.layers.len()).step_by(at_once) {
             let part = first..first + at_once;
             let blocks: Vec<_> = self.layers[part.clone()].iter().map(Block::operand).collect();
@@ -69,7 +83,8 @@ impl Decoder {
             for (Span { cache, .. }, at) in batch.spans.iter_mut().zip(&at) {
                 spans.push(cache.span(*at, part.clone()));
             }
-            match ops::blocks(&x, &blocks, &mut spans) {
+            let is_whole = !self.layers[first].normalises_over_ranks();
+            match is_whole.then(|| ops::blocks(&x, &blocks, &mut spans)).flatten() {
                 Some(computed) => x = computed?,
                 None => {
                     for layer in part {
@@ -107,6 +122,9 @@ impl Decoder {
     /// Hidden states `[N, D]` to logits `[N, V]`.
     pub fn logits(&self, hidden_states: &Array, phase: Phase) -> Result<Array> {
         let mut logits = self.head().forward(hidden_states, phase)?;
+        if let Some(group) = &self.group {
+            logits = ops::all_columns(&logits, self.vocab_size, group)?;
+        }
         if self.logits_scaling != 1.0 {
             logits = ops::divided(&logits, self.logits_scaling)?;
         }

@@ -9,6 +9,7 @@ mod block;
 mod gemma2;
 mod gemma3;
 mod granite;
+mod leading;
 mod llama;
 mod mistral;
 mod olmo2;
@@ -20,22 +21,28 @@ mod synthetic;
 
 pub use synthetic::Architecture;
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
 use crate::backend::Phase;
 use crate::checkpoint::{Checkpoint, WeightFile};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::kv_cache::{CacheLayer, CacheLimits, KvCache};
 use crate::mapped::Mapped;
+use crate::mlx_rs_patch::distributed::Group;
 use crate::ops;
+use crate::ranks::{self, Ranks, Source};
 use crate::watch::Watch;
 use crate::weights::{Tensor, Weights};
 use batch::Batch;
 use config::{DecoderConfig, Fields, LayerConfig};
 use decoder::Decoder;
+use leading::Leading;
 
 type ReadConfig = fn(&Fields) -> Result<DecoderConfig>;
 
@@ -63,6 +70,8 @@ pub struct Model {
     /// What the weights lie in, where they are read in place.
     files: Vec<Arc<Mapped>>,
     identity: String,
+    /// Where other ranks have shares of it, and this one tells them what to compute.
+    leading: Option<Leading>,
 }
 
 impl Model {
@@ -72,12 +81,16 @@ impl Model {
     /// When a file is missing or malformed, the family or a setting is not supported, or a tensor does not fit the
     /// configuration; [`crate::Error::Interrupted`] when `watch` stops it.
     pub fn load(checkpoint: &Checkpoint, watch: &mut Watch) -> Result<Self> {
-        let config = read_config(checkpoint)?;
-        let files = checkpoint.weight_files()?;
-        let identity = checkpoint.identity(&files)?;
-        let model = Model::build(config, &files, identity, watch)?;
-        model.check_files()?;
-        Ok(model)
+        let source = || if checkpoint.is_demo() { Source::Demo } else { Source::Path(checkpoint.root().to_owned()) };
+        Leading::load(source, || {
+            let config = read_config(checkpoint)?;
+            let files = checkpoint.weight_files()?;
+            let identity = checkpoint.identity(&files)?;
+            let group = ranks::current().map(Ranks::group).cloned();
+            let model = Model::build(config, &files, identity, group, watch)?;
+            model.check_files()?;
+            Ok(model)
+        })
     }
 
     /// Check all that [`Model::load`] checks, reading the headers of the weights only.
@@ -86,7 +99,7 @@ impl Model {
     /// As [`Model::load`].
     pub fn check(checkpoint: &Checkpoint) -> Result<()> {
         let config = read_config(checkpoint)?;
-        Model::build(config, &checkpoint.weight_headers()?, String::new(), &mut Watch::none()).map(drop)
+        Model::build(config, &checkpoint.weight_headers()?, String::new(), None, &mut Watch::none()).map(drop)
     }
 
     /// A model with random weights, quantized to `bits` (4 or 8, in groups of 64) or in bf16 (16), for measuring speed.
@@ -94,18 +107,30 @@ impl Model {
     /// # Errors
     /// When there is not enough memory.
     pub fn synthetic(architecture: Architecture, bits: u32) -> Result<Self> {
-        let map = architecture.config(bits);
-        let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
-        let identity = format!("synthetic {}, {bits} bits", architecture.name());
-        let weights = synthetic::weights(&config, bits)?;
-        Model::build(config, &[weights], identity, &mut Watch::none())
+        Leading::load(
+            || Source::Synthetic(architecture.name().to_owned(), bits),
+            || {
+                let map = architecture.config(bits);
+                let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
+                let identity = format!("synthetic {}, {bits} bits", architecture.name());
+                let weights = synthetic::weights(&config, bits)?;
+                let group = ranks::current().map(Ranks::group).cloned();
+                Model::build(config, &[weights], identity, group, &mut Watch::none())
+            },
+        )
     }
 
-    fn build(config: DecoderConfig, files: &[WeightFile], identity: String, watch: &mut Watch) -> Result<Self> {
-        let (decoder, _) = load_decoder(&config, files, watch)?;
+    fn build(
+        config: DecoderConfig,
+        files: &[WeightFile],
+        identity: String,
+        group: Option<Group>,
+        watch: &mut Watch,
+    ) -> Result<Self> {
+        let (decoder, _) = load_decoder(&config, files, group, watch)?;
         let files = files.iter().filter_map(WeightFile::map).cloned().collect();
         let cache_layers = cache_layers(&config);
-        Ok(Model { config, decoder, cache_layers, files, identity })
+        Ok(Model { config, decoder, cache_layers, files, identity, leading: None })
     }
 
     fn check_files(&self) -> Result<()> {
@@ -149,10 +174,11 @@ impl Model {
         self.config.check_ids(ids)
     }
 
-    /// Bytes that the cache of a sequence takes for each token.
+    /// Bytes that the cache of a sequence takes for each token, of which each rank has its share.
     pub fn cache_bytes_per_token(&self) -> u64 {
         let config = &self.config;
-        let numbers = 2 * i64::from(config.num_key_value_heads) * i64::from(config.head_dim);
+        let heads = config.num_key_value_heads / ranks::current().map_or(1, Ranks::size);
+        let numbers = 2 * i64::from(heads) * i64::from(config.head_dim);
         let size = if self.dtype() == Dtype::Float32 { 4 } else { 2 };
         numbers as u64 * config.num_hidden_layers as u64 * size
     }
@@ -171,6 +197,9 @@ impl Model {
     /// [`Model::forward`] that tells `on_layer` the layers done. Where a CPU computes many tokens, it computes each layer
     /// as it goes.
     pub(crate) fn forward_by_layer(&self, batch: &mut Batch, on_layer: &mut dyn FnMut(usize)) -> Result<Array> {
+        if let Some(leading) = &self.leading {
+            leading.describe(batch);
+        }
         self.decoder.forward(batch, on_layer)
     }
 
@@ -180,15 +209,39 @@ impl Model {
     /// When memory runs out, a token has no embedding, a kernel fails or is interrupted, or a weights' file was cut off;
     /// the arrays and the caches that took part are then of no use, the model is as good as before.
     pub fn evaluate<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+        if let Some(leading) = &self.leading {
+            leading.compute();
+        }
         let evaluated = ops::evaluate(arrays);
         self.check_files()?; // which explains all other failures
+        match (&self.leading, &evaluated) {
+            // What was interrupted took part in all exchanges.
+            (None, _) | (_, Ok(()) | Err(Error::Interrupted)) => {}
+            (Some(leading), Err(error)) => leading.fail(error),
+        }
         evaluated
     }
 
-    /// Hidden states `[N, D]` to logits `[N, V]`. Decoding computes those of the tokens that are chosen by them as
-    /// [`Phase::Decode`].
-    pub fn logits(&self, hidden_states: &Array, phase: Phase) -> Result<Array> {
-        self.decoder.logits(hidden_states, phase)
+    /// Begin to compute `arrays`, as [`Model::evaluate`] does, without waiting.
+    ///
+    /// # Errors
+    /// When they cannot be described to MLX.
+    pub(crate) fn submit<'a>(&self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+        if let Some(leading) = &self.leading {
+            leading.compute();
+        }
+        Ok(async_eval(arrays)?)
+    }
+
+    /// Hidden states `[N, D]` of the last pass to logits of some of its tokens, `[tokens, V]`. Decoding computes those of the
+    /// tokens that are chosen by them as [`Phase::Decode`].
+    pub fn logits(&self, hidden_states: &Array, tokens: Range<i32>, phase: Phase) -> Result<Array> {
+        if let Some(leading) = &self.leading {
+            leading.describe_logits(tokens.clone(), phase);
+        }
+        let is_all = tokens == (0..hidden_states.dim(0));
+        let some = if is_all { hidden_states.clone() } else { hidden_states.try_index((tokens, ..))? };
+        self.decoder.logits(&some, phase)
     }
 }
 
@@ -196,9 +249,10 @@ impl Model {
 fn load_decoder<'f>(
     config: &DecoderConfig,
     files: &'f [WeightFile],
+    group: Option<Group>,
     watch: &'f mut Watch,
 ) -> Result<(Decoder, Vec<Tensor<'f>>)> {
-    let weights = Weights::new(files, watch)?;
+    let weights = Weights::new(files, watch)?.shared_out(group);
     let decoder = Decoder::load(&weights.scope(""), config)?;
     let tied = config.tie_word_embeddings == Some(true);
     let head = weights.scope(config.weights_prefix).scope("lm_head.").path().to_owned();
@@ -217,7 +271,7 @@ pub(crate) fn tensors<'f>(
     files: &'f [WeightFile],
     watch: &'f mut Watch,
 ) -> Result<Vec<Tensor<'f>>> {
-    Ok(load_decoder(config, files, watch)?.1)
+    Ok(load_decoder(config, files, None, watch)?.1)
 }
 
 fn cache_layers(config: &DecoderConfig) -> Arc<[CacheLayer]> {

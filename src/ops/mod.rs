@@ -3,6 +3,7 @@
 //!
 //! Reference: `mlx.core.quantized_matmul`, `mlx.core.fast`, `mlx_lm.sample_utils`.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +12,7 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask, scaled_dot_product_atten
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis, take_along_axis, take_axis};
 use mlx_rs::ops::{
     add, addmm, argsort_axis, clip, concatenate, dequantize, divide, full, matmul, minimum, multiply, power,
-    quantized_matmul, select, sigmoid, softmax_axis, tanh, zeros,
+    quantized_matmul, rsqrt, select, sigmoid, softmax_axis, tanh, zeros, zeros_dtype,
 };
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Device, DeviceType, Dtype};
@@ -24,6 +25,7 @@ use crate::backend::{
 };
 use crate::error::Result;
 use crate::mapped::Mapped;
+use crate::mlx_rs_patch::distributed::Group;
 
 static CPU: OnceLock<Option<InstructionSet>> = OnceLock::new();
 
@@ -185,6 +187,50 @@ pub(crate) fn embedding(ids: &Array, weight: &Weight) -> Result<Array> {
             packing.bits,
         )?,
     })
+}
+
+/// [`embedding`] of the ids that lie in `own`, whose rows `weight` has; zeros for the others.
+pub(crate) fn part_of_embedding(ids: &Array, weight: &Weight, own: Range<i32>) -> Result<Array> {
+    let bound = |at: i32| Array::from_slice(&[at as u32], &[1]);
+    let is_own = ids.ge(bound(own.start))?.logical_and(ids.lt(bound(own.end))?)?;
+    let own_ids = select(&is_own, ids.subtract(bound(own.start))?, bound(0))?;
+    let rows = embedding(&own_ids, weight)?;
+    Ok(select(is_own.reshape(&[-1, 1])?, &rows, number(0.0, &rows)?)?)
+}
+
+/// The sum of what all ranks have, `[N, D]` each: in f32, in the order of the ranks and rounded once, so that a row does not depend
+/// on the others. That is why it is no reduction of MLX's, in which the order depends on where in the array a number lies.
+pub(crate) fn all_sum(x: &Array, group: &Group) -> Result<Array> {
+    let parts = group.all_gather(x)?.reshape(&[group.size(), x.dim(0), -1])?;
+    let part = |rank: i32| Ok::<_, crate::Error>(parts.try_index(rank)?.as_type::<f32>()?);
+    let sum = (1..group.size()).try_fold(part(0)?, |sum, rank| Ok::<_, crate::Error>(add(sum, part(rank)?)?))?;
+    Ok(sum.as_dtype(x.dtype())?.reshape(x.shape())?)
+}
+
+/// Columns of all ranks one after another: `[N, share]` each, of which the last may be narrower, to `[N, width]`.
+pub(crate) fn all_columns(x: &Array, width: i32, group: &Group) -> Result<Array> {
+    let size = group.size();
+    let (n, share) = (x.dim(0), (width + size - 1) / size);
+    let x = match share - x.dim(1) {
+        0 => x.clone(),
+        missing => concatenate(&[x, &zeros_dtype(&[n, missing], x.dtype())?], 1)?,
+    };
+    let parts = group.all_gather(&x)?.reshape(&[size, n, share])?.transpose_axes(&[1, 0, 2])?;
+    Ok(parts.reshape(&[n, -1])?.try_index((.., ..width))?)
+}
+
+/// The `[N]` numbers of rank 0.
+pub(crate) fn of_first_rank(x: &Array, group: &Group) -> Result<Array> {
+    Ok(group.all_gather(x)?.try_index(..x.dim(0))?)
+}
+
+/// [`rms_norm`] over what all ranks have side by side.
+pub(crate) fn rms_norm_of_all(x: &Array, norm: Norm, group: &Group) -> Result<Array> {
+    let wide = x.as_type::<f32>()?;
+    let squares = multiply(&wide, &wide)?.sum_axis(-1, true)?;
+    let mean = scaled(&all_sum(&squares, group)?, 1.0 / (x.dim(-1) * group.size()) as f32)?;
+    let normed = multiply(wide, rsqrt(offset(&mean, norm.eps)?)?)?.as_dtype(x.dtype())?;
+    Ok(multiply(normed, norm.weight)?)
 }
 
 /// Root-mean-square normalisation over the last axis (arXiv 1910.07467).

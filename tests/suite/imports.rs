@@ -6,7 +6,7 @@ use std::path::Path;
 use walkdir::WalkDir;
 
 /// From the top down.
-const LAYERS: [&str; 24] = [
+const LAYERS: [&str; 25] = [
     "cli",
     "server",
     "convert",
@@ -16,6 +16,7 @@ const LAYERS: [&str; 24] = [
     "tokenizer",
     "chat_template",
     "reply",
+    "ranks",
     "quantized",
     "weights",
     "ops",
@@ -34,10 +35,11 @@ const LAYERS: [&str; 24] = [
 ];
 
 /// Files whose uses of these modules go up.
-const EXCEPTIONS: [(&str, &str); 6] = [
+const EXCEPTIONS: [(&str, &str); 7] = [
     // The cache is a leaf: models use it, it uses none of its siblings.
     ("models/mod.rs", "generate::kv_cache"),
     ("models/batch.rs", "generate::kv_cache"),
+    ("ranks/message.rs", "generate::kv_cache"),
     // What is told of a model when it is packed or shown; the format itself knows of none.
     ("mlxpack/loader.rs", ""),
     ("mlxpack/info.rs", "checkpoint"),

@@ -50,10 +50,10 @@ struct Run {
     tokens: Range<usize>,
 }
 
-fn runs(spans: &[SpanCache]) -> Vec<Run> {
+fn runs(positions: &[Positions]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut token = 0;
-    for (i, SpanCache { positions, .. }) in spans.iter().enumerate() {
+    for (i, positions) in positions.iter().enumerate() {
         let end = token + positions.tokens as usize;
         match runs.last_mut().filter(|run| run.phase == positions.phase) {
             Some(run) => (run.spans.end, run.tokens.end) = (i + 1, end),
@@ -67,13 +67,54 @@ fn runs(spans: &[SpanCache]) -> Vec<Run> {
 impl InstructionSet {
     /// Hidden states `[N, D]` to the same.
     pub(super) fn block(self, block: &Block, spans: &mut [SpanCache], x: Buffer) -> Buffer {
-        let runs = runs(spans);
+        let attended = self.attention_block(block, spans, &x);
+        let x = self.added(x, attended, block.attention_norms.after, block.residual);
+        let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
+        let expanded = self.mlp_block(block, &positions, &x);
+        self.added(x, expanded, block.mlp_norms.after, block.residual)
+    }
+
+    /// What a part of a block gives, normalised and added to its input.
+    pub(super) fn added(self, x: Buffer, output: Buffer, norm: Option<Norm>, residual: Residual) -> Buffer {
+        let output = match norm {
+            Some(norm) => self.normed(&output, norm),
+            None => output,
+        };
+        self.sum(x, output, residual)
+    }
+
+    /// Norm and gated MLP.
+    pub(super) fn mlp_block(self, block: &Block, positions: &[Positions], x: &Buffer) -> Buffer {
+        let runs = runs(positions);
+        let normed = block.mlp_norms.before.map(|norm| self.normed(x, norm));
+        let normed = normed.as_ref().unwrap_or(x);
+        let expanded = self.projected(normed, &block.expansion, Epilogue::Gated(block.activation), &runs);
+        self.projected(&expanded, &[block.down_proj], Epilogue::Concat, &runs)
+    }
+
+    /// The sum of what so many ranks gave, one after another: in f32, in their order, and rounded once.
+    pub(super) fn sum_of_ranks(self, parts: Floats, ranks: usize) -> Buffer {
+        let (kind, n) = (parts.kind(), parts.len() / ranks);
+        let wide = if ranks > 2 { Kind::F32 } else { kind };
+        let part = |rank: usize| {
+            let mut part = Buffer::new(wide, n);
+            super::types::convert(parts.part(rank * n..(rank + 1) * n), part.floats_mut());
+            part
+        };
+        let sum = (1..ranks).fold(part(0), |sum, rank| self.sum(sum, part(rank), Residual::SUM));
+        in_kind(sum, kind)
+    }
+
+    /// Norm, attention over what the spans' tokens see, and its output projection. Their keys and values go to the caches.
+    pub(super) fn attention_block(self, block: &Block, spans: &mut [SpanCache], x: &Buffer) -> Buffer {
+        let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
+        let runs = runs(&positions);
         let n = runs.last().map_or(0, |run| run.tokens.end);
         let head_dim = block.head_dim;
         let [n_heads, n_kv_heads, _] = block.projections.map(|layer| layer.weight.rows / head_dim);
 
-        let normed = block.attention_norms.before.map(|norm| self.normed(&x, norm));
-        let normed = normed.as_ref().unwrap_or(&x);
+        let normed = block.attention_norms.before.map(|norm| self.normed(x, norm));
+        let normed = normed.as_ref().unwrap_or(x);
         let projected = self.projected(normed, &block.projections, Epilogue::Concat, &runs);
         let width = (n_heads + 2 * n_kv_heads) * head_dim;
         let kind = projected.floats().kind();
@@ -120,15 +161,7 @@ impl InstructionSet {
         }
 
         let attended = self.attended(block, spans, &queries, n_heads, &runs);
-        let output = self.projected(&attended, &[block.o_proj], Epilogue::Concat, &runs);
-        let output = self.normed_after(output, block.attention_norms.after);
-        let x = self.sum(x, output, block.residual);
-        let normed = block.mlp_norms.before.map(|norm| self.normed(&x, norm));
-        let normed = normed.as_ref().unwrap_or(&x);
-        let expanded = self.projected(normed, &block.expansion, Epilogue::Gated(block.activation), &runs);
-        let output = self.projected(&expanded, &[block.down_proj], Epilogue::Concat, &runs);
-        let output = self.normed_after(output, block.mlp_norms.after);
-        self.sum(x, output, block.residual)
+        self.projected(&attended, &[block.o_proj], Epilogue::Concat, &runs)
     }
 
     fn normed(self, x: &Buffer, (weight, eps): Norm) -> Buffer {
@@ -136,13 +169,6 @@ impl InstructionSet {
         let mut y = Buffer::new(x.kind().promoted(weight.kind()), x.len());
         self.rms_norm(x, weight, eps, y.floats_mut());
         y
-    }
-
-    fn normed_after(self, output: Buffer, norm: Option<Norm>) -> Buffer {
-        match norm {
-            Some(norm) => self.normed(&output, norm),
-            None => output,
-        }
     }
 
     fn projected(self, x: &Buffer, layers: &[Layer], epilogue: Epilogue, runs: &[Run]) -> Buffer {

@@ -6,14 +6,14 @@ use super::bridge::{Output, View, node};
 use super::nodes::{Inputs, LayerAt, promoted};
 use super::types::{Buffer, convert};
 use super::{InstructionSet, Turns, block};
-use crate::backend::{Activation, Block, CachedSpan, Linear, Norm, Norms, Positions, Residual, Rotations};
+use crate::backend::{Activation, Block, CachedSpan, LayerCache, Linear, Norm, Norms, Positions, Residual, Rotations};
 use crate::error::Result;
 
 /// Which inputs are a normalisation.
 type NormAt = (usize, f32);
 
 /// Which inputs of the node are a block's, and its settings.
-struct BlockAt {
+pub(super) struct BlockAt {
     /// Before and after attention, before and after the MLP.
     norms: [Option<NormAt>; 4],
     projections: [LayerAt; 3],
@@ -32,7 +32,7 @@ struct BlockAt {
 
 impl BlockAt {
     /// `rotations` are those that are known already, each once.
-    fn new<'a>(inputs: &mut Inputs<'a>, block: &Block<'a>, rotations: &mut Vec<Rotations>) -> Self {
+    pub fn new<'a>(inputs: &mut Inputs<'a>, block: &Block<'a>, rotations: &mut Vec<Rotations>) -> Self {
         fn norm<'a>(inputs: &mut Inputs<'a>, norm: Norm<'a>) -> NormAt {
             (inputs.push(norm.weight), norm.eps)
         }
@@ -62,7 +62,7 @@ impl BlockAt {
         }
     }
 
-    fn block<'a>(&self, inputs: &'a [View], turns: &'a [Turns]) -> block::Block<'a> {
+    pub fn block<'a>(&self, inputs: &'a [View], turns: &'a [Turns]) -> block::Block<'a> {
         let norm = |(at, eps): NormAt| -> block::Norm<'a> { (inputs[at].floats(), eps) };
         let [input, attended, expanding, expanded] = self.norms.map(|at| at.map(norm));
         block::Block {
@@ -84,15 +84,88 @@ impl BlockAt {
     }
 }
 
-/// The types of a block's keys and values, and of its output.
-fn types(x: Dtype, block: &Block) -> (Dtype, Dtype) {
-    let normed = |x, norm: Option<Norm>| norm.map_or(x, |norm| promoted(x, norm.weight.dtype()));
-    let projected = |x, layers: &[Linear]| layers.iter().fold(x, |x, layer| promoted(x, layer.weight.dtype()));
-    let added = |x, output, norms: Norms| promoted(x, normed(output, norms.after));
-    let cached = projected(normed(x, block.attention_norms.before), &block.projections);
-    let x = added(x, projected(cached, &[block.o_proj]), block.attention_norms);
-    let expanded = projected(normed(x, block.mlp_norms.before), &[block.gate_proj, block.up_proj]);
-    (cached, added(x, projected(expanded, &[block.down_proj]), block.mlp_norms))
+fn normed(x: Dtype, norm: Option<Norm>) -> Dtype {
+    norm.map_or(x, |norm| promoted(x, norm.weight.dtype()))
+}
+
+fn projected(x: Dtype, layers: &[Linear]) -> Dtype {
+    layers.iter().fold(x, |x, layer| promoted(x, layer.weight.dtype()))
+}
+
+/// The types of a block's keys and values, and of what its attention and its MLP give.
+pub(super) fn cached(x: Dtype, block: &Block) -> Dtype {
+    projected(normed(x, block.attention_norms.before), &block.projections)
+}
+
+pub(super) fn attended(x: Dtype, block: &Block) -> Dtype {
+    projected(cached(x, block), &[block.o_proj])
+}
+
+pub(super) fn expanded(x: Dtype, block: &Block) -> Dtype {
+    projected(projected(normed(x, block.mlp_norms.before), &[block.gate_proj, block.up_proj]), &[block.down_proj])
+}
+
+/// The type of the sum of a block's input and what a part of it gives.
+pub(super) fn added(x: Dtype, output: Dtype, norms: Norms) -> Dtype {
+    promoted(x, normed(output, norms.after))
+}
+
+/// Which inputs of a node are the keys and values of a block, for each span that has any; two outputs for each span.
+pub(super) struct CachesAt(Vec<Option<(usize, usize)>>);
+
+impl CachesAt {
+    /// `taken` are the spans' caches, whose memory the outputs take over.
+    pub fn new<'a>(
+        inputs: &mut Inputs<'a>,
+        outputs: &mut Vec<Output>,
+        (block, dtype): (&Block, Dtype),
+        positions: &[Positions],
+        taken: impl Iterator<Item = &'a LayerCache>,
+    ) -> Self {
+        let n_kv_heads = block.projections[1].weight.arrays()[0].dim(0) / block.head_dim;
+        let place = |(positions, taken): (&Positions, &'a LayerCache)| {
+            let made = || Output::new(&[1, n_kv_heads, positions.capacity, block.head_dim], dtype);
+            let at = taken.as_ref().map(|(keys, values)| (inputs.push(keys), inputs.push(values)));
+            outputs.extend(match at {
+                Some((keys, values)) => [made().in_place_of(keys), made().in_place_of(values)],
+                None => [made(), made()],
+            });
+            at
+        };
+        CachesAt(positions.iter().zip(taken).map(place).collect())
+    }
+
+    /// With what is there already, to be written on.
+    pub fn open<'a>(
+        &self,
+        inputs: &[View],
+        outputs: &'a mut [View],
+        positions: &[Positions],
+    ) -> Vec<block::SpanCache<'a>> {
+        let mut spans = Vec::with_capacity(positions.len());
+        for ((positions, at), outputs) in positions.iter().zip(&self.0).zip(outputs.chunks_exact_mut(2)) {
+            let [keys, values] = outputs else { unreachable!("two outputs a span") };
+            if let Some((old_keys, old_values)) = at {
+                for (old, new) in [(&inputs[*old_keys], &mut *keys), (&inputs[*old_values], &mut *values)] {
+                    if !new.is_at(old) {
+                        copy_rows(old, new, positions.offset as usize);
+                    }
+                }
+            }
+            let (keys, values) = (keys.floats_mut(), values.floats_mut());
+            spans.push(block::SpanCache { positions: *positions, keys, values });
+        }
+        spans
+    }
+}
+
+/// The numbers of an input, to calculate with.
+pub(super) fn buffer(x: &View) -> Buffer {
+    x.contiguous(|x| {
+        let mut hidden_states = Buffer::new(x.kind(), x.len());
+        convert(x, hidden_states.floats_mut());
+        hidden_states
+    })
 }
 
 /// See [`crate::backend::Backend::blocks`].
@@ -100,56 +173,29 @@ pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans
     let mut rotations = Vec::new();
     let taken: Vec<Vec<_>> =
         spans.iter_mut().map(|span| span.layers.iter_mut().map(Option::take).collect::<Vec<_>>()).collect();
+    let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
     let mut inputs = Inputs::default();
     inputs.push(x);
     let mut outputs = Vec::new();
-    // For each block, its weights; and for each span, which inputs are its keys and values, if it has any.
     let mut places = Vec::new();
     let mut dtype = x.dtype();
     for (i, block) in blocks.iter().enumerate() {
         let at = BlockAt::new(&mut inputs, block, &mut rotations);
-        let (cached, after) = types(dtype, block);
-        dtype = after;
-        let n_kv_heads = block.projections[1].weight.arrays()[0].dim(0) / block.head_dim;
-        let mut caches = Vec::new();
-        for (span, taken) in spans.iter().zip(&taken) {
-            let made = || Output::new(&[1, n_kv_heads, span.positions.capacity, block.head_dim], cached);
-            let at = taken[i].as_ref().map(|(keys, values)| (inputs.push(keys), inputs.push(values)));
-            match at {
-                Some((keys, values)) => outputs.extend([made().in_place_of(keys), made().in_place_of(values)]),
-                None => outputs.extend([made(), made()]),
-            }
-            caches.push(at);
-        }
+        let keys = (block, cached(dtype, block));
+        let caches = CachesAt::new(&mut inputs, &mut outputs, keys, &positions, taken.iter().map(|taken| &taken[i]));
+        dtype = added(dtype, attended(dtype, block), block.attention_norms);
+        dtype = added(dtype, expanded(dtype, block), block.mlp_norms);
         places.push((at, caches));
     }
     outputs.insert(0, Output::new(x.shape(), dtype));
-    let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
     let arrays = std::mem::take(&mut inputs.arrays);
     let run = move |inputs: &[View], outputs: &mut [View]| {
         let turns: Vec<Turns> = rotations.iter().map(|rotations| turns(rotations, &positions)).collect();
         let (output, caches) = outputs.split_first_mut().expect("hidden states are the first output");
-        let mut x = inputs[0].contiguous(|x| {
-            let mut hidden_states = Buffer::new(x.kind(), x.len());
-            convert(x, hidden_states.floats_mut());
-            hidden_states
-        });
+        let mut x = buffer(&inputs[0]);
         for ((at, cached), outputs) in places.iter().zip(caches.chunks_exact_mut(2 * positions.len())) {
-            let block = at.block(inputs, &turns);
-            let mut spans = Vec::with_capacity(positions.len());
-            for ((positions, at), outputs) in positions.iter().zip(cached).zip(outputs.chunks_exact_mut(2)) {
-                let [keys, values] = outputs else { unreachable!("two outputs a span") };
-                if let Some((old_keys, old_values)) = at {
-                    for (old, new) in [(&inputs[*old_keys], &mut *keys), (&inputs[*old_values], &mut *values)] {
-                        if !new.is_at(old) {
-                            copy_rows(old, new, positions.offset as usize);
-                        }
-                    }
-                }
-                let (keys, values) = (keys.floats_mut(), values.floats_mut());
-                spans.push(block::SpanCache { positions: *positions, keys, values });
-            }
-            x = kernels.block(&block, &mut spans, x);
+            let mut spans = cached.open(inputs, outputs, &positions);
+            x = kernels.block(&at.block(inputs, &turns), &mut spans, x);
         }
         convert(x.floats(), output.floats_mut());
     };
@@ -164,7 +210,7 @@ pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans
 }
 
 /// Of the tokens at these positions, each as its sequence rotates them.
-fn turns(rotations: &Rotations, positions: &[Positions]) -> Turns {
+pub(super) fn turns(rotations: &Rotations, positions: &[Positions]) -> Turns {
     let mut turns = Turns::default();
     for of_a_kind in positions.chunk_by(|a, b| rotations.is_long(a.context_size) == rotations.is_long(b.context_size)) {
         let rotation = rotations.of(of_a_kind[0].context_size);

@@ -12,6 +12,7 @@
 mod attention;
 mod block;
 mod block_node;
+mod block_ranks;
 mod bridge;
 pub(crate) use bridge::Interruptible;
 mod elementwise;

@@ -6,7 +6,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::bridge::{self, Output, View, leaf, node};
 use super::types::Shared;
-use super::{Affine, FloatsMut, InstructionSet, Layer, Matrix, Values, block_node, threads};
+use super::{Affine, FloatsMut, InstructionSet, Layer, Matrix, Values, block_node, block_ranks, threads};
 use crate::backend::{Backend, Block, CachedSpan, Choice, Epilogue, Linear, NO_TOKEN, Norm, Packing, Phase, Weight};
 use crate::error::Result;
 use crate::mapped::Mapped;
@@ -37,7 +37,10 @@ fn matrix(views: &[View], packing: Option<Packing>) -> Matrix<'_> {
 
 impl Backend for InstructionSet {
     fn blocks(&self, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Option<Result<Array>> {
-        Some(block_node::blocks(*self, x, blocks, spans))
+        match blocks.first().and_then(|block| block.summed_over) {
+            None => Some(block_node::blocks(*self, x, blocks, spans)),
+            Some(group) => Some(block_ranks::blocks(*self, x, blocks, spans, group)),
+        }
     }
 
     fn linear(&self, x: &Array, layers: &[Linear], epilogue: Epilogue, phase: Phase) -> Option<Result<Array>> {
