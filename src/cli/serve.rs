@@ -30,6 +30,11 @@ pub fn serve(args: ServeArgs) -> Result<u8> {
         );
         return Err(Usage(problem).into());
     }
+    if mlx_lm::ranks::current().is_some() && (args.model_root.len() > 1 || args.prompt_cache_dir.is_some()) {
+        let problem =
+            "several ranks serve one model together, without --prompt-cache-dir: files of prompts are of a whole model";
+        return Err(Usage(problem.into()).into());
+    }
     let defaults = defaults(&args.default)?;
     set_device(args.device)?;
     let models = models(&args)?;

@@ -84,12 +84,22 @@ impl Metadata {
     }
 }
 
+/// # Errors
+/// Where each rank has a share of the keys and values, which no file tells of.
+fn require_whole(model: &Model) -> Result<()> {
+    if model.is_shared_out() {
+        return Err(Error::Ranks("a prompt cache is of a whole model; several ranks make and use none".into()));
+    }
+    Ok(())
+}
+
 impl PromptCache {
     /// Prefill `ids`, `chunk_size` tokens at a time. When `watch` stops it, it holds the chunks that were finished.
     ///
     /// # Errors
     /// When there are none, one is not in the model's vocabulary, or it was stopped before the end of the first chunk.
     pub fn new(model: &Model, ids: &[u32], limits: CacheLimits, chunk_size: usize, watch: &mut Watch) -> Result<Self> {
+        require_whole(model)?;
         if ids.is_empty() {
             return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
         }
@@ -187,6 +197,7 @@ impl PromptCache {
     /// # Errors
     /// When it cannot be read, is no such file, is damaged, or was made with another model.
     pub fn load(path: &Path, model: &Model) -> Result<Self> {
+        require_whole(model)?;
         // Asked before opening, since opening a fifo waits for its writer.
         let found = fs::metadata(path).map_err(Error::io(path))?;
         if !found.is_file() {

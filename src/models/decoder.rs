@@ -105,6 +105,11 @@ impl Decoder {
         self.embed_tokens.dtype()
     }
 
+    /// Whether it is a share of the whole.
+    pub fn is_shared_out(&self) -> bool {
+        self.group.is_some()
+    }
+
     fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.layers.iter().flat_map(Block::linears)
     }

@@ -174,6 +174,11 @@ impl Model {
         self.config.check_ids(ids)
     }
 
+    /// Whether other ranks have shares of it.
+    pub fn is_shared_out(&self) -> bool {
+        self.decoder.is_shared_out()
+    }
+
     /// Bytes that the cache of a sequence takes for each token, of which each rank has its share.
     pub fn cache_bytes_per_token(&self) -> u64 {
         let config = &self.config;

@@ -22,6 +22,7 @@ mod mlxpack_cli;
 mod paper;
 mod process;
 mod prompt_cache;
+mod ranks;
 mod reply;
 mod robustness;
 mod sampling;
@@ -66,7 +67,7 @@ fn compute_on_cpu() -> bool {
 /// Logits `[L, V]` of a prompt's tokens that follow what the cache holds.
 fn prefill(model: &Model, ids: &[u32], cache: &mut KvCache) -> Array {
     let hidden_states = model.forward(&mut Batch::prefill(ids, cache).unwrap()).unwrap();
-    model.logits(&hidden_states, Phase::Prefill).unwrap()
+    model.logits(&hidden_states, 0..hidden_states.dim(0), Phase::Prefill).unwrap()
 }
 
 /// Logits `[1, V]` of one token that is decoded.
@@ -74,7 +75,7 @@ fn decode(model: &Model, id: u32, cache: &mut KvCache) -> Array {
     let span = Span { cache, tokens: 1, phase: Phase::Decode };
     let mut batch = Batch::new(Array::from_slice(&[id], &[1]), vec![span]).unwrap();
     let hidden_states = model.forward(&mut batch).unwrap();
-    model.logits(&hidden_states, Phase::Decode).unwrap()
+    model.logits(&hidden_states, 0..1, Phase::Decode).unwrap()
 }
 
 /// Write the demo model as a model directory: a good checkpoint, quantized and tied.

@@ -205,7 +205,7 @@ fn logits(model: &Model, ids: &Array) -> Result<Vec<f32>, Error> {
     let mut cache = model.new_cache(CacheLimits::new(64));
     let span = Span { cache: &mut cache, tokens: ids.size() as i32, phase: Phase::Prefill };
     let hidden = model.forward(&mut Batch::new(ids.clone(), vec![span])?)?;
-    let logits = model.logits(&hidden, Phase::Prefill)?;
+    let logits = model.logits(&hidden, 0..hidden.dim(0), Phase::Prefill)?;
     model.evaluate([&logits])?;
     Ok(logits.to_vec_cast().unwrap())
 }

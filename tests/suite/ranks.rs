@@ -1,0 +1,417 @@
+//! Several ranks compute what one computes: logits, ids, whatever else is computed with them; and whatever goes wrong with one of
+//! them, all end.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use mlx_lm::backend::Phase;
+use mlx_lm::convert::{Change, ConvertOptions, QuantizeOptions, convert};
+use mlx_lm::generate::follow;
+use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
+use mlx_lm::models::batch::{Batch, Span};
+use mlx_lm::ranks::{self, Source};
+use mlx_lm::tensor_writer::{TensorHead, TensorWriter};
+use mlx_lm::{Checkpoint, Model, Watch};
+use mlx_rs::Array;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::{compute_on_cpu, fixture, prefill};
+
+const MLX_LM: &str = env!("CARGO_BIN_EXE_mlx_lm");
+/// So many ranks share 8 heads, 4 key-value heads, 512 columns of an MLP in groups of 32, and 131 tokens of a vocabulary.
+const SIZES: [usize; 2] = [2, 4];
+
+/// A checkpoint of a fixture's family with random weights, wide enough to be shared out.
+fn widened(name: &str, dtype: Dtype) -> TempDir {
+    const HIDDEN: usize = 256;
+    const VOCABULARY: usize = 131;
+    let (queries, keys, expanded) = (8 * 32, 4 * 32, 512);
+    let from = fixture("checkpoints").join(name);
+    let mut config: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    let sizes = json!({"hidden_size": HIDDEN, "intermediate_size": expanded, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": VOCABULARY, "head_dim": 32});
+    config.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
+    let of_all_heads = config["model_type"] == "olmo2";
+    let file = fs::read(from.join("model.safetensors")).unwrap();
+    let mut heads: Vec<TensorHead> = Vec::new();
+    for (name, view) in SafeTensors::deserialize(&file).unwrap().tensors() {
+        let module = name.rsplit('.').nth(1).unwrap();
+        let (outputs, inputs) = match module {
+            "embed_tokens" | "lm_head" => (VOCABULARY, HIDDEN),
+            "q_proj" => (queries, HIDDEN),
+            "k_proj" | "v_proj" => (keys, HIDDEN),
+            "qkv_proj" => (queries + 2 * keys, HIDDEN),
+            "o_proj" => (HIDDEN, queries),
+            "gate_proj" | "up_proj" => (expanded, HIDDEN),
+            "gate_up_proj" => (2 * expanded, HIDDEN),
+            "down_proj" => (HIDDEN, expanded),
+            "q_norm" => (if of_all_heads { queries } else { 32 }, 0),
+            "k_norm" => (if of_all_heads { keys } else { 32 }, 0),
+            _ => (HIDDEN, 0),
+        };
+        let shape = if view.shape().len() == 2 { vec![outputs, inputs] } else { vec![outputs] };
+        heads.push(TensorHead { name, dtype, shape });
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let weights = folder.path().join("model.safetensors");
+    let writer = TensorWriter::create(&weights, &heads, HashMap::new(), false).unwrap();
+    let mut random = StdRng::seed_from_u64(1);
+    for (i, TensorHead { shape, .. }) in heads.iter().enumerate() {
+        let (middle, around) = if shape.len() == 2 { (0.0, 0.1) } else { (0.5f32, 0.5) };
+        let numbers = (0..shape.iter().product()).map(|_| middle + around * (random.random::<f32>() - 0.5));
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
+            _ => numbers.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+        };
+        writer.write(i, 0, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+/// The same, quantized.
+fn quantized(name: &str, bits: i32, group_size: i32) -> TempDir {
+    let (source, folder) = (widened(name, Dtype::F32), tempfile::tempdir().unwrap());
+    let change = Change::Quantize(QuantizeOptions {
+        bits: Some(bits),
+        group_size: Some(group_size),
+        ..QuantizeOptions::default()
+    });
+    let options = ConvertOptions { change, ..ConvertOptions::default() };
+    let target = folder.path().join("model");
+    convert(&Checkpoint::open(source.path()).unwrap(), &target, &options, &mut Watch::none()).unwrap();
+    for entry in fs::read_dir(&target).unwrap().map(Result::unwrap) {
+        fs::rename(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    folder
+}
+
+fn load(root: &Path) -> mlx_lm::Result<Model> {
+    Model::load(&Checkpoint::open(root)?, &mut Watch::none())
+}
+
+/// Logits of what an engine does with caches: prompts in chunks, copies that go on, sequences together, tokens forgotten and
+/// evicted.
+fn logits(model: &Model) -> Vec<Vec<f32>> {
+    let limits = CacheLimits { context_size: 40, num_sink_tokens: 4, eviction_batch_percent: 10 };
+    let mut all = Vec::new();
+    let mut keep = |logits: &Array| {
+        // In rows of their own, wherever they lie.
+        let logits = logits.as_type::<f32>().unwrap().multiply(Array::from_f32(1.0)).unwrap();
+        model.evaluate([&logits]).unwrap();
+        all.extend(logits.as_slice::<f32>().chunks(131).map(<[f32]>::to_vec));
+    };
+    let together = |tokens: &[u32], caches: Vec<(&mut KvCache, Phase)>| {
+        let each = tokens.len() as i32 - (caches.len() as i32 - 1);
+        let spans = caches.into_iter().enumerate().map(|(i, (cache, phase))| Span {
+            cache,
+            tokens: if i == 0 { each } else { 1 },
+            phase,
+        });
+        let ids = Array::from_slice(tokens, &[tokens.len() as i32]);
+        let hidden_states = model.forward(&mut Batch::new(ids, spans.collect()).unwrap()).unwrap();
+        model.logits(&hidden_states, 0..tokens.len() as i32, Phase::Decode).unwrap()
+    };
+    let mut a = model.new_cache(limits);
+    keep(&prefill(model, &[1, 5, 9, 130, 70, 2], &mut a));
+    keep(&prefill(model, &[3, 4, 8, 100, 99, 98, 97], &mut a));
+    let mut b = a.clone();
+    for id in [7, 77, 130, 0] {
+        keep(&together(&[id], vec![(&mut a, Phase::Decode)]));
+    }
+    b.trim(3).unwrap();
+    let mut c = b.clone();
+    keep(&together(&[11], vec![(&mut c, Phase::Decode)]));
+    keep(&together(&[12, 11], vec![(&mut a, Phase::Decode), (&mut b, Phase::Decode)]));
+    drop(c);
+    let prompt: Vec<u32> = (20..34).chain([55]).collect();
+    keep(&together(&prompt, vec![(&mut a, Phase::Prefill), (&mut b, Phase::Decode)]));
+    keep(&prefill(model, &(40..58).collect::<Vec<_>>(), &mut a));
+    assert!(a.evicted() > 0);
+    keep(&together(&[1], vec![(&mut a, Phase::Decode)]));
+    all
+}
+
+/// What a rank of the tests below does, in a process of its own.
+#[test]
+#[ignore = "it is run by other tests, as one of several processes"]
+fn a_rank() {
+    let (Ok(models), Ok(output)) = (std::env::var("TEST_MODELS"), std::env::var("TEST_OUTPUT")) else { return };
+    compute_on_cpu();
+    let arguments = std::env::var("TEST_ARGUMENTS").map_or(Vec::new(), |text| vec![text]);
+    let ranks = match ranks::join("127.0.0.1", &arguments, |problem| {
+        eprintln!("{problem}");
+        std::process::exit(1)
+    }) {
+        Ok(ranks) => ranks,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(1)
+        }
+    };
+    if ranks.rank() > 0 {
+        let load = |source: &Source| {
+            let Source::Path(path) = source else { panic!("{source:?}") };
+            load(path)
+        };
+        if let Err(error) = follow(ranks, load) {
+            ranks.reply_failed(&error.to_string());
+        }
+        return;
+    }
+    let models: Vec<PathBuf> = serde_json::from_str(&models).unwrap();
+    let results: Vec<Result<Vec<Vec<f32>>, String>> = models
+        .iter()
+        .map(|root| {
+            let model = load(root).map_err(|error| error.to_string())?;
+            let found = logits(&model);
+            assert!(found == logits(&model), "again, the same bits");
+            Ok(found)
+        })
+        .collect();
+    fs::write(output, serde_json::to_vec(&results).unwrap()).unwrap();
+    ranks.end();
+}
+
+fn hostfile(size: usize) -> NamedTempFile {
+    let listeners: Vec<TcpListener> = (0..size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<Vec<String>> = listeners.iter().map(|l| vec![l.local_addr().unwrap().to_string()]).collect();
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(json!(addresses).to_string().as_bytes()).unwrap();
+    file
+}
+
+/// Run [`a_rank`] `size` times, with other environment variables for each; what they say on stderr, and how they end.
+fn start(
+    size: usize,
+    models: &[&Path],
+    output: &Path,
+    variables: &dyn Fn(usize) -> Vec<(&'static str, String)>,
+) -> Vec<Output> {
+    let hostfile = hostfile(size);
+    let rank = |rank: usize| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["ranks::a_rank", "--exact", "--ignored", "--nocapture"])
+            .env("MLX_HOSTFILE", hostfile.path())
+            .env("MLX_RANK", rank.to_string())
+            .env("TEST_MODELS", json!(models).to_string())
+            .env("TEST_OUTPUT", output)
+            .envs(variables(rank))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let ranks: Vec<Child> = (0..size).map(rank).collect();
+    ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect()
+}
+
+/// What rank 0 of so many finds for each model.
+fn of_ranks(size: usize, models: &[&Path]) -> Vec<Result<Vec<Vec<f32>>, String>> {
+    let output = NamedTempFile::new().unwrap();
+    let ended = start(size, models, output.path(), &|_| Vec::new());
+    for (rank, Output { status, stderr, stdout }) in ended.iter().enumerate() {
+        let said = String::from_utf8_lossy(stderr);
+        assert!(status.success(), "rank {rank}: {said} {}", String::from_utf8_lossy(stdout));
+    }
+    serde_json::from_slice(&fs::read(output.path()).unwrap()).unwrap()
+}
+
+/// The largest difference, as a share of the largest number.
+fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert!(a.len() == b.len() && a.len() > 50);
+    let pairs = || a.iter().flatten().zip(b.iter().flatten());
+    let largest = pairs().map(|(a, _)| a.abs()).fold(0.0, f32::max);
+    assert!(largest > 0.01 && pairs().all(|(a, b)| a.is_finite() && b.is_finite()));
+    pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+fn compare(models: &[(String, TempDir)], most: f32) {
+    compute_on_cpu();
+    let whole: Vec<_> = models.iter().map(|(_, folder)| logits(&load(folder.path()).unwrap())).collect();
+    let paths: Vec<&Path> = models.iter().map(|(_, folder)| folder.path()).collect();
+    for size in SIZES {
+        for (((name, _), whole), shared) in models.iter().zip(&whole).zip(of_ranks(size, &paths)) {
+            let shared = shared.unwrap();
+            let found = difference(whole, &shared);
+            assert!(found < most, "{name}, {size} ranks: {found}");
+            // A sequence alone, and with another: `c` and `b` of `logits`.
+            assert!(shared[17] == shared[19], "{name}, {size} ranks");
+        }
+    }
+}
+
+#[test]
+fn ranks_compute_what_one_computes_for_all_families() {
+    let names = [
+        "llama-biases",
+        "mistral-sliding-window",
+        "qwen2-f32",
+        "qwen3-f32",
+        "phi3-bf16",
+        "gemma2-f32",
+        "gemma3-f32",
+        "granite-f32",
+        "smollm3-f32",
+        "olmo2-f32",
+    ];
+    let models = names.map(|name| (name.to_owned(), widened(name, Dtype::F32)));
+    compare(&models, 1e-5);
+}
+
+#[test]
+fn ranks_compute_what_one_computes_for_all_packings() {
+    let packings = [(2, 32), (3, 32), (4, 32), (5, 32), (6, 32), (8, 32), (4, 64)];
+    let llama = packings.map(|(bits, group)| (format!("{bits} bits, {group}"), quantized("llama-f32", bits, group)));
+    let others = ["phi3-bf16", "qwen3-f32"].map(|name| (format!("{name} in 4 bits"), quantized(name, 4, 32)));
+    compare(&llama.into_iter().chain(others).collect::<Vec<_>>(), 1e-5);
+}
+
+#[test]
+fn ranks_compute_16_bits_as_well_as_one() {
+    let models = ["llama-f32", "gemma2-f32"].map(|name| (name.to_owned(), widened(name, Dtype::BF16)));
+    compare(&models, 0.02);
+}
+
+#[test]
+fn weights_that_cannot_be_shared_out_are_refused_with_what_could_be() {
+    let (heads, packed) = (widened("llama-f32", Dtype::F32), quantized("llama-f32", 4, 128));
+    let of_three = of_ranks(3, &[heads.path()]);
+    assert_eq!(
+        of_three,
+        [Err(
+            "3 ranks cannot share 8 attention heads and 4 key-value heads; these numbers of ranks can: 1, 2, 4".into()
+        )]
+    );
+    let of_four = of_ranks(4, &[packed.path()]).remove(0).unwrap_err();
+    let said = "has rows of 256 values in groups of 128, which cannot be cut for 4 ranks; these numbers of ranks would do: 1, 2";
+    assert!(of_four.ends_with(said), "{of_four}");
+}
+
+#[test]
+fn a_rank_that_differs_is_refused_by_name() {
+    let model = widened("llama-f32", Dtype::F32);
+    let output = NamedTempFile::new().unwrap();
+    let arguments = |rank: usize| vec![("TEST_ARGUMENTS", format!("--context-size {}", if rank == 1 { 8 } else { 9 }))];
+    let ended = start(2, &[model.path()], output.path(), &arguments);
+    assert!(ended.iter().all(|rank| !rank.status.success()));
+    let said = String::from_utf8_lossy(&ended[0].stderr);
+    let expected =
+        r#"rank 1 was started with other options than rank 0: "--context-size 8", where rank 0 has "--context-size 9""#;
+    assert!(said.contains(expected), "{said}");
+}
+
+/// `mlx_lm launch -n SIZE -- COMMAND`, in a process group of its own, with one thread a rank.
+fn launch(size: usize, command: &[&str]) -> Child {
+    Command::new(MLX_LM)
+        .args(["launch", "-n", &size.to_string(), "--"])
+        .args(command)
+        .env("MLX_LM_THREADS", "1")
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The processes of the ranks, in order.
+#[cfg(target_os = "linux")]
+fn ranks_of(launcher: &Child) -> Vec<Pid> {
+    let id = launcher.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
+}
+
+/// How it ends, within five seconds, and what it says on stderr.
+fn ends(mut launcher: Child) -> (Option<i32>, String) {
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = launcher.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > Duration::from_secs(5) {
+            launcher.kill().unwrap();
+            panic!("it goes on");
+        }
+        std::thread::yield_now();
+    };
+    let mut said = String::new();
+    launcher.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (status.code(), said)
+}
+
+#[test]
+fn what_is_launched_says_what_one_process_says() {
+    let command = ["--prompt", "In the beginning", "-n", "24", "--temp", "0"];
+    let alone = Command::new(MLX_LM).args(command).output().unwrap();
+    let launched = launch(2, &command).wait_with_output().unwrap();
+    assert!(launched.status.success(), "{}", String::from_utf8_lossy(&launched.stderr));
+    assert!(!alone.stdout.is_empty() && launched.stdout == alone.stdout);
+    // Turns of a conversation, which go on in a cache.
+    let mut chat = launch(2, &["chat", "--temp", "0", "-n", "16"]);
+    chat.stdin.take().unwrap().write_all(b"One\n/undo\nTwo\nThree\n").unwrap();
+    let launched = chat.wait_with_output().unwrap();
+    let mut chat = Command::new(MLX_LM);
+    let mut chat =
+        chat.args(["chat", "--temp", "0", "-n", "16"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    chat.stdin.take().unwrap().write_all(b"One\n/undo\nTwo\nThree\n").unwrap();
+    let alone = chat.wait_with_output().unwrap();
+    assert!(alone.stdout.len() > 20 && launched.stdout == alone.stdout);
+}
+
+#[test]
+fn a_wrong_command_is_told_once() {
+    for (command, said) in [
+        (&["--prompt", "Hi", "--model-root", "/nowhere"][..], "/nowhere"),
+        (&["--prompt", "Hi", "--top-p", "7"], "top-p"),
+        (&["list"], "several ranks generate, chat, serve, bench or measure perplexity together, and nothing else"),
+        (&["cache-prompt", "--prompt", "Hi", "--output", "x"], "several ranks generate"),
+        (&["--prompt", "Hi", "--prompt-cache", "/nowhere"], "a prompt cache"),
+    ] {
+        let (code, stderr) = ends(launch(2, command));
+        assert!(code.is_some_and(|code| code == 1 || code == 2) && stderr.contains(said), "{code:?} {stderr}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn when_a_rank_dies_all_end_and_it_is_named() {
+    for (rank, wait_for_text) in [(0, true), (1, true), (0, false), (1, false)] {
+        let mut launcher = launch(2, &["--prompt", "In the beginning", "-n", "100000", "--temp", "1"]);
+        if wait_for_text {
+            launcher.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+        }
+        while ranks_of(&launcher).len() < 2 {
+            std::thread::yield_now();
+        }
+        kill(ranks_of(&launcher)[rank], Signal::SIGKILL).unwrap();
+        let others: Vec<Pid> = ranks_of(&launcher);
+        let (code, stderr) = ends(launcher);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains(&format!("rank {rank} ")), "{stderr}");
+        assert!(others.iter().all(|pid| kill(*pid, None).is_err()), "one of them goes on");
+    }
+}
+
+#[test]
+fn ctrl_c_ends_all_ranks() {
+    let mut launcher = launch(2, &["--prompt", "In the beginning", "-n", "100000", "--temp", "1"]);
+    launcher.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+    kill(Pid::from_raw(-(launcher.id() as i32)), Signal::SIGINT).unwrap();
+    let (code, stderr) = ends(launcher);
+    assert_eq!(code, Some(130), "{stderr}");
+}
