@@ -213,7 +213,7 @@ impl Gap {
         (self.first..self.end()).contains(&position)
     }
 
-    /// The row of a position that is held.
+    /// The row of a position; of one that is not held, that of the first behind the gap.
     pub fn row(&self, position: i32) -> i32 {
         if position < self.end() { position.min(self.first) } else { position - self.len }
     }

@@ -205,7 +205,7 @@ impl KvCache {
             );
             self.evict(count)?;
         }
-        self.make_room(n)?;
+        self.grow(n)?;
         let offset = self.len;
         self.len += n;
         // Until the first eviction nothing differs from the plain model, for which the first tokens are as any other.
@@ -222,7 +222,7 @@ impl KvCache {
     }
 
     /// Let all layers have room for `n` more tokens. Where a layer has none left, what its window hides goes, if that is much.
-    fn make_room(&mut self, n: i32) -> Result<()> {
+    fn grow(&mut self, n: i32) -> Result<()> {
         let end = self.len + n;
         if self.held.iter().all(|held| held.gap.row(end) <= held.capacity) {
             return Ok(());

@@ -48,7 +48,7 @@ pub struct Span<'a> {
     pub window: Option<usize>,
     /// How many first tokens it sees besides.
     pub sinks: usize,
-    /// Tokens that no query sees, from the last sink or behind it to where a block of keys begins.
+    /// Tokens that no query sees, and whose keys and values are not there. It ends where a block of keys begins.
     pub gap: Gap,
 }
 
