@@ -42,7 +42,10 @@ pub fn current() -> Option<&'static Ranks> {
 /// This process among those that compute together.
 #[derive(Debug)]
 pub struct Ranks {
-    group: Group,
+    rank: i32,
+    size: i32,
+    /// Until this process [leaves](Ranks::leave).
+    group: Mutex<Option<Group>>,
     role: Role,
     /// Called with what happened when a rank is lost or fails; this process is of no use then, and it should end it.
     on_loss: fn(&str),
@@ -156,7 +159,8 @@ pub fn join(host: &str, arguments: &[String], on_loss: fn(&str)) -> Result<&'sta
         let start = move |ranks: &'static Ranks| drop(thread::spawn(move || ranks.listen(Reader::new(reader), &to)));
         (Role::Other(Other { stream: Mutex::new(stream), messages: Mutex::new(messages) }), Box::new(start))
     };
-    CURRENT.set(Ranks { group, role, on_loss }).map_err(|_| Error::Ranks("this process has joined already".into()))?;
+    let ranks = Ranks { rank, size: group.size(), group: Some(group).into(), role, on_loss };
+    CURRENT.set(ranks).map_err(|_| Error::Ranks("this process has joined already".into()))?;
     let ranks = CURRENT.get().expect("it was just set");
     start(ranks);
     Ok(ranks)
@@ -269,17 +273,23 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Ranks {
     /// This process, from 0 on.
     pub fn rank(&self) -> i32 {
-        self.group.rank()
+        self.rank
     }
 
     /// How many processes there are.
     pub fn size(&self) -> i32 {
-        self.group.size()
+        self.size
     }
 
     /// Over which numbers are exchanged.
-    pub(crate) fn group(&self) -> &Group {
-        &self.group
+    pub(crate) fn group(&self) -> Option<Group> {
+        locked(&self.group).clone()
+    }
+
+    /// Let go of MLX's group, for which nothing is to be computed any more. When all models are dropped too, MLX's destructors
+    /// leave it properly.
+    pub fn leave(&self) {
+        locked(&self.group).take();
     }
 
     fn first(&self) -> &First {
