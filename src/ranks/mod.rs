@@ -465,9 +465,9 @@ impl Ranks {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::backend::Phase;
-    use crate::generate::kv_cache::CacheLimits;
 
     #[test]
     fn another_version_is_told_by_name() {
@@ -478,8 +478,11 @@ mod tests {
 
     #[test]
     fn whatever_differs_in_a_pass_is_seen_from_then_on() {
-        let limits = CacheLimits { context_size: 64, num_sink_tokens: 4, eviction_batch_percent: 10 };
-        let span = |cache, len, tokens| SpanOf { cache, copy_of: None, len, limits, tokens, phase: Phase::Decode };
+        let span = |cache: u64, len: i32, tokens: i32| -> SpanOf {
+            let limits = json!({"context_size": 64, "num_sink_tokens": 4, "eviction_batch_percent": 10});
+            let span = json!({"cache": cache, "copy_of": null, "len": len, "limits": limits, "tokens": tokens, "phase": "Decode"});
+            serde_json::from_value(span).unwrap()
+        };
         let after = |spans: &[SpanOf], seen: u64| {
             let mut steps = Steps::default();
             steps.add(spans, &vec![seen; spans.len()]);
