@@ -195,7 +195,9 @@ impl Planned {
                 .iter()
                 .all(|norms| norms.before.is_some() && norms.after.is_none())
             && block.softcap.is_none()
-            && block.residual == Residual::SUM;
+            && block.residual == Residual::SUM
+            // Nothing here adds up what several ranks have.
+            && block.summed_over.is_none();
         if !is_done {
             return None;
         }

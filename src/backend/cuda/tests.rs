@@ -141,6 +141,7 @@ impl Model {
             activation: Activation::Silu,
             down_proj: down,
             residual: Residual::SUM,
+            summed_over: None,
         }
     }
 
