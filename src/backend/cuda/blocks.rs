@@ -8,7 +8,7 @@ use super::attention::{self, HeadNorm, Sequence, Sizes};
 use super::gemv::{self, Plan, Shared, SharedBytes, weights};
 use super::kernel::Kernel;
 use super::node::{Held, Memory, When, is_own, node};
-use super::{Affine, Gpu};
+use super::Gpu;
 use crate::backend::{
     Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, Residual, Rotations, make_room,
 };
@@ -129,7 +129,7 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
 /// The arrays of a block's weights, in the order in which its kernels take them.
 fn block_weights<'a>(block: &Block<'a>) -> impl Iterator<Item = &'a Array> {
     fn arrays<'a, const N: usize>(layers: [Linear<'a>; N], norm: Option<Norm<'a>>) -> Vec<&'a Array> {
-        weights(&affine(layers).expect("it was planned"), norm.map(|norm| norm.weight))
+        weights(&layers, norm.map(|norm| norm.weight))
     }
     let norms = block.qk_norm.iter().flatten().map(|norm| norm.weight).collect::<Vec<_>>();
     [
@@ -141,11 +141,6 @@ fn block_weights<'a>(block: &Block<'a>) -> impl Iterator<Item = &'a Array> {
     ]
     .into_iter()
     .flatten()
-}
-
-fn affine<'a, const N: usize>(layers: [Linear<'a>; N]) -> Option<[Affine<'a>; N]> {
-    let layers: Vec<_> = layers.iter().map(Affine::of).collect::<Option<_>>()?;
-    layers.try_into().ok()
 }
 
 /// Linear layers, and what computes them.
@@ -178,10 +173,9 @@ impl Planned {
         let (vectors, d, dtype) = (x.dim(0), x.dim(1), x.dtype());
         let head_dim = block.head_dim;
         let is_head_norm = |norm: Norm| norm.weight.dtype() == dtype && norm.weight.shape() == [head_dim];
-        let projections = affine(block.projections)?;
-        let [o_proj, down_proj] = affine([block.o_proj, block.down_proj])?;
-        let expansion = affine([block.gate_proj, block.up_proj])?;
-        let outputs = |layer: &Affine| layer.packed.dim(0);
+        let (projections, o_proj, down_proj) = (block.projections, block.o_proj, block.down_proj);
+        let expansion = [block.gate_proj, block.up_proj];
+        let outputs = |layer: &Linear| layer.weight.arrays()[0].dim(0);
         let [n_heads, n_kv_heads, n_values] = projections.each_ref().map(|layer| outputs(layer) / head_dim);
         let is_done = n_values == n_kv_heads
             && projections.iter().all(|layer| outputs(layer) % head_dim == 0)
@@ -202,7 +196,7 @@ impl Planned {
             return None;
         }
         let sizes = Sizes { n_heads, n_kv_heads, head_dim };
-        let plan = |columns: i32, layers: &[Affine], epilogue, norm: Option<Norm>| {
+        let plan = |columns: i32, layers: &[Linear], epilogue, norm: Option<Norm>| {
             let norm = norm.as_ref().map(|norm| (norm.weight, norm.eps));
             Plan::new(gpu, (vectors, columns, dtype), layers, epilogue, norm, norm.is_none())
         };
