@@ -18,7 +18,7 @@ const BUFFERS: i32 = 8;
 const ADDERS: i32 = 4;
 const SUMS_PITCH: i32 = 20;
 const SEGMENT: i32 = 2;
-/// Chunks that a warp asks for ahead, and the one that it multiplies.
+/// The fewest `stages`.
 const STAGES: i32 = 2;
 
 /// `n / of`, rounded up; both positive.
@@ -45,8 +45,10 @@ pub(super) struct Form {
     has_residual: bool,
     /// How many matrix instructions, for eight vectors each, use a weight once it is unpacked.
     tiles: i32,
-    /// Warps of a block that multiply. No number depends on it.
+    /// Warps of a block that multiply, and chunks that each asks for ahead, with the one that it multiplies. No number depends on
+    /// them.
     warps: i32,
+    stages: i32,
     /// Bytes of shared memory that a launch may have.
     room: i32,
 }
@@ -93,7 +95,7 @@ impl Form {
         let norm = if self.has_norm { 8 * self.tiles * (self.columns / self.unit() + 1) * 4 } else { 0 };
         let sums = if span == self.segments() { BUFFERS * span * vectors * SUMS_PITCH * 4 } else { 0 };
         let pad = if self.unit() == 32 { 64 } else { 16 };
-        self.warps * STAGES * stage
+        self.warps * self.stages * stage
             + 128
             + norm
             + chunks * summed * 8 * self.tiles * 4
@@ -114,8 +116,11 @@ impl Form {
         // More sums leave fewer registers.
         let most = if self.tiles == 4 { 8 } else { 12 };
         (1..=most / 2).rev().find_map(|half| {
-            self.warps = 2 * half;
-            Some((self, self.span(vectors)?))
+            (self.warps, self.stages) = (2 * half, STAGES);
+            let span = self.span(vectors)?;
+            // Weights that need no unpacking are waited for, if there is not more of them under way.
+            let ahead = Form { stages: STAGES + 1, ..self };
+            Some((if self.is_plain() && ahead.span(vectors) == Some(span) { ahead } else { self }, span))
         })
     }
 }
@@ -143,7 +148,7 @@ impl super::kernel::Form for Form {
             "extern __shared__ __align__(128) unsigned char shared[];\n\
              const mlx_lm::Layer layers[] = {{{}}};\n\
              const mlx_lm::Fused fused = {{{}, a.fused.eps, {}}};\n\
-             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}, {STAGES}>(a, layers, fused, shared).run();",
+             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}, {}>(a, layers, fused, shared).run();",
             (0..self.layers).map(layer).collect::<Vec<_>>().join(", "),
             if_has(self.has_norm, "a.fused.norm"),
             if_has(self.has_residual, "a.fused.residual"),
@@ -156,6 +161,7 @@ impl super::kernel::Form for Form {
             self.has_norm,
             self.tiles,
             self.warps,
+            self.stages,
         );
         ("mlx_lm::GemvArguments".to_owned(), body)
     }
@@ -312,6 +318,7 @@ impl Plan {
             has_residual,
             tiles: 1,
             warps: 1,
+            stages: STAGES,
             room: gpu.shared_memory,
         };
         let (form, span) = form.fit(vectors.min(AT_ONCE))?;
