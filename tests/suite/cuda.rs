@@ -60,13 +60,7 @@ impl Layer {
         Layer { rows, columns, weight, bias, values }
     }
 
-    fn packed(
-        rng: &mut StdRng,
-        rows: i32,
-        columns: i32,
-        packing: Packing,
-        dtype: Dtype,
-    ) -> (Weight, Vec<(f64, f64)>) {
+    fn packed(rng: &mut StdRng, rows: i32, columns: i32, packing: Packing, dtype: Dtype) -> (Weight, Vec<(f64, f64)>) {
         let Packing { group_size, bits } = packing;
         let words: Vec<u32> = (0..rows * columns * bits / 32).map(|_| rng.random()).collect();
         let shape = [rows, columns / group_size];

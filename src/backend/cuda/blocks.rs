@@ -4,11 +4,11 @@ use mlx_rs::ops::{multiply, zeros_dtype};
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
+use super::Gpu;
 use super::attention::{self, HeadNorm, Sequence, Sizes};
 use super::gemv::{self, Plan, Shared, SharedBytes, weights};
 use super::kernel::Kernel;
 use super::node::{Held, Memory, When, is_own, node};
-use super::Gpu;
 use crate::backend::{
     Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, Residual, Rotations, make_room,
 };

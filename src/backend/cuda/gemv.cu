@@ -7,9 +7,9 @@
 //! Σ (128 + q) x is made by `mma.m16n8k16` without a conversion, and exactly but for the sum's rounding; 128 Σ x is taken off
 //! with the bias. Eight bits are two such numbers. A weight is unpacked once for all vectors.
 //!
-//! The columns of a row in 512 bytes, a segment, are added up by one warp, and the sums of segments in their order. So the order of all
-//! roundings depends on the matrix alone: a vector's product is the same, bit for bit, alone and among others, and however many
-//! multiprocessors there are.
+//! The columns of a row in 512 bytes, or 1024 of 16-bit numbers, a segment, are added up by one warp, and the sums of segments in their
+//! order. So the order of all roundings depends on the matrix alone: a vector's product is the same, bit for bit, alone and among
+//! others, and however many multiprocessors there are.
 
 namespace mlx_lm {
 
@@ -50,12 +50,12 @@ template <int BITS, int GROUP, int COLUMNS>
 struct Packed {
   static constexpr int CHUNK = 2048 / BITS;               // columns
   static constexpr int CHUNKS = (COLUMNS + CHUNK - 1) / CHUNK;
-  static constexpr int SEGMENT = 2, SEGMENTS = (CHUNKS + 1) / SEGMENT;  // chunks; in a row
+  static constexpr bool PLAIN = BITS == 16;
+  static constexpr int SEGMENT = PLAIN ? 4 : 2, SEGMENTS = (CHUNKS + SEGMENT - 1) / SEGMENT;  // chunks; in a row
   static constexpr int UNIT = smaller(GROUP, 64);         // columns with one scale
   static constexpr int UNITS = CHUNK / UNIT;              // in a chunk
   static constexpr int LANE = UNIT / 4;                   // columns of a lane in a unit
   static constexpr int WORDS = LANE * BITS / 32;          // which are so many words
-  static constexpr bool PLAIN = BITS == 16;
   static constexpr int SCALES = PLAIN ? 0 : CHUNK / GROUP * 2;        // bytes of a chunk of a row
   static constexpr int ROW_SCALES = PLAIN ? 0 : COLUMNS / GROUP * 2;  // bytes of a row
   static constexpr int COPY = smaller(16, smaller(SCALES, ROW_SCALES & -ROW_SCALES));  // bytes of scales that are copied at once

@@ -13,11 +13,10 @@ use crate::error::Result;
 const MAX_LAYERS: usize = 3;
 /// As many vectors are multiplied in one launch.
 const AT_ONCE: i32 = 32;
-/// `BUFFERS`, `ADDERS` and `SUMS_PITCH` of gemv.cu, and `SEGMENT` of its `Packed`.
+/// `BUFFERS`, `ADDERS` and `SUMS_PITCH` of gemv.cu.
 const BUFFERS: i32 = 8;
 const ADDERS: i32 = 4;
 const SUMS_PITCH: i32 = 20;
-const SEGMENT: i32 = 2;
 /// The fewest `stages`.
 const STAGES: i32 = 2;
 
@@ -64,8 +63,13 @@ impl Form {
         divided_up(self.columns, self.chunk())
     }
 
+    /// Chunks of a segment.
+    fn segment(&self) -> i32 {
+        if self.is_plain() { 4 } else { 2 }
+    }
+
     fn segments(&self) -> i32 {
-        divided_up(self.chunks(), SEGMENT)
+        divided_up(self.chunks(), self.segment())
     }
 
     /// Columns with one scale.
@@ -84,7 +88,7 @@ impl Form {
 
     /// `shared_bytes` of gemv.cu.
     fn shared(&self, vectors: i32, span: i32) -> i32 {
-        let chunks = (span * SEGMENT).min(self.chunks());
+        let chunks = (span * self.segment()).min(self.chunks());
         let words = self.unit() / 4 * self.bits / 32;
         let (stage, summed) = if self.is_plain() {
             (16 * (256 + 16), 0)

@@ -48,7 +48,13 @@ impl Gpu {
     }
 
     /// As [`Backend::linear`] for few vectors, with what else is done on the way.
-    pub fn linear_fused(&self, x: &Array, layers: &[Linear], epilogue: Epilogue, fused: Fused) -> Option<Result<Array>> {
+    pub fn linear_fused(
+        &self,
+        x: &Array,
+        layers: &[Linear],
+        epilogue: Epilogue,
+        fused: Fused,
+    ) -> Option<Result<Array>> {
         gemv::linear(self, x, layers, epilogue, fused)
     }
 }

@@ -4,9 +4,9 @@
 use mlx_rs::ops::{add, matmul};
 use mlx_rs::{Array, Dtype};
 
+use super::Gpu;
 use super::kernel::{self, Compiled, Launch};
 use super::node::{Memory, When, node};
-use super::Gpu;
 use crate::backend::{Linear, Norm, Packing, Weight};
 use crate::error::Result;
 
