@@ -27,6 +27,7 @@
 //! | [`mod@convert`] | fewer bits, other types: what `mlx_lm.convert` makes |
 //! | [`tokenizer`], [`chat_template`] | text to ids and back |
 //! | [`mod@generate`] | the engine and its scheduler, the key-value cache, the sampler |
+//! | [`ranks`] | processes that compute one model together |
 //! | `hub` | models by their names on the Hugging Face hub (feature `hub`) |
 //! | `server` | OpenAI's interface over HTTP (feature `server`) |
 //!

@@ -31,8 +31,8 @@ impl Quantization {
     }
 }
 
-/// This rank's share of weights of so many rows each, which lie one after another in one tensor. They are packed if and only if the checkpoint has
-/// `.scales` for it, as in mlx-lm.
+/// This rank's share of weights of so many rows each, which lie one after another in one tensor. They are packed if and only if the
+/// checkpoint has `.scales` for it, as in mlx-lm.
 fn load_weights(
     w: &Scope,
     outputs: &[i32],
@@ -47,12 +47,10 @@ fn load_weights(
         if input % (unit * cut_in) == 0 {
             return Ok(());
         }
-        let units = input / unit;
-        let possible: Vec<String> = (1..=units).filter(|n| units % n == 0).map(|n| n.to_string()).collect();
         let problem = format!(
             "has rows of {input} values{}, which cannot be cut for {cut_in} ranks; these numbers of ranks would do: {}",
             if unit > 1 { format!(" in groups of {unit}") } else { String::new() },
-            possible.join(", ")
+            Split::possible_sizes(input / unit)
         );
         Err(w.error("weight", problem))
     };
@@ -165,7 +163,10 @@ impl Linear {
     /// `[N, input]` to `[N, output]`.
     pub fn forward(&self, x: &Array, phase: Phase) -> Result<Array> {
         let y = ops::linear(x, self.operand(), phase)?;
-        self.summed_over.as_ref().map_or_else(|| Ok(y.clone()), |group| ops::all_sum(&y, group))
+        match &self.summed_over {
+            Some(group) => ops::all_sum(&y, group),
+            None => Ok(y),
+        }
     }
 
     /// Those whose outputs are added to this one's.

@@ -50,6 +50,12 @@ impl Split {
         let each = (n + size - 1) / size;
         (rank * each).min(n)..((rank + 1) * each).min(n)
     }
+
+    /// How many ranks can have so many units in equal shares, for messages.
+    pub(crate) fn possible_sizes(units: i32) -> String {
+        let sizes: Vec<String> = (1..=units).filter(|size| units % size == 0).map(|size| size.to_string()).collect();
+        sizes.join(", ")
+    }
 }
 
 /// What a model asks of its weights: the one description of its architecture.

@@ -1,6 +1,5 @@
 //! The flags, as clap reads them. Defaults and ranges are the library's.
 
-use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -16,6 +15,7 @@ use mlx_lm::models::Architecture;
 use serde_json::Value;
 
 use super::hub::HubArgs;
+use super::launch::LaunchArgs;
 use super::prompt::{read_json, read_text};
 
 /// Generate text from a Hugging Face or MLX checkpoint.
@@ -73,64 +73,6 @@ pub enum Command {
     /// Render chat templates for another process of this program.
     #[command(hide = true)]
     RenderTemplates,
-}
-
-/// Flags, hostfile and environment are those of Python's `mlx.launch`.
-#[derive(Debug, Args)]
-pub struct LaunchArgs {
-    /// How many ranks each of --hosts runs
-    #[arg(short = 'n', long = "repeat-hosts", value_name = "N", default_value = "1", value_parser = ranks)]
-    pub ranks: usize,
-    /// Machines that ssh reaches, by addresses for --backend ring, separated by commas
-    #[arg(long, value_name = "HOSTS", default_value = "127.0.0.1", conflicts_with = "hostfile")]
-    pub hosts: String,
-    /// Machines in JSON: a list of {"ssh": NAME, "ips": [ADDRESS, …]}
-    #[arg(long, value_name = "FILE")]
-    pub hostfile: Option<PathBuf>,
-    /// What carries numbers between ranks [default: that of the hostfile, else ring]
-    #[arg(long, value_enum, value_name = "BACKEND")]
-    pub backend: Option<RanksBackend>,
-    /// Set an environment variable of all ranks (repeatable)
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Run in this directory [default: this one, where it exists]
-    #[arg(long, value_name = "DIR")]
-    pub cwd: Option<PathBuf>,
-    /// This program on the other machines [default: where it is on this one]
-    #[arg(long, value_name = "PATH")]
-    pub program: Option<PathBuf>,
-    /// The first port that ranks listen on, one more for each [default: free ones where all ranks are here, else 32323]
-    #[arg(long, short = 'P', value_name = "PORT")]
-    pub starting_port: Option<u16>,
-    /// Connections of the ring for each address
-    #[arg(long, value_name = "N", default_value = "1", value_parser = ranks)]
-    pub connections_per_ip: usize,
-    /// The port of rank 0 for --backend nccl
-    #[arg(long, value_name = "PORT", default_value = "12345")]
-    pub nccl_port: u16,
-    /// An argument for mpirun, with --backend mpi (repeatable)
-    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
-    pub mpi_arg: Vec<String>,
-    /// A command of this program, such as `chat --model-root PATH`
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub command: Vec<OsString>,
-}
-
-/// MLX's ways to exchange numbers between processes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum RanksBackend {
-    /// TCP
-    Ring,
-    /// MPI, by mpirun
-    Mpi,
-    /// NVIDIA's NCCL
-    Nccl,
-    /// RDMA over Thunderbolt, on Apple silicon
-    Jaccl,
-    /// The same, each machine with its neighbours only
-    JacclRing,
-    /// Whichever fits: the ring
-    Any,
 }
 
 #[derive(Debug, Args)]
@@ -576,11 +518,6 @@ impl GenerateArgs {
 fn threads(text: &str) -> Result<usize, String> {
     let threads = text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
     threads.ok_or_else(|| format!("expected a whole number from 1 to {MAX_THREADS}"))
-}
-
-fn ranks(text: &str) -> Result<usize, String> {
-    let n = text.parse().ok().filter(|n| (1..=256).contains(n));
-    n.ok_or_else(|| "expected a whole number from 1 to 256".to_owned())
 }
 
 fn parallel(text: &str) -> Result<usize, String> {

@@ -11,6 +11,7 @@ use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::sequence::Sequence;
 use mlx_lm::models::Architecture;
+use mlx_lm::ranks::{self, Ranks};
 use mlx_lm::{Model, Watch};
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{matmul, ones_dtype};
@@ -67,7 +68,8 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
     let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
     let bandwidth = if on_cpu { read_bandwidth_of_cpu() } else { read_bandwidth_of_gpu()? };
     let median = |rates: &Value| rates["median"].as_f64().unwrap_or(0.0);
-    let step_bytes = model.step_bytes() as f64 + cache_bytes(&model, prompt.len() + args.gen_tokens / 2);
+    let cached = (prompt.len() + args.gen_tokens / 2) as u64;
+    let step_bytes = model.step_bytes() as f64 + (cached * model.cache_bytes_per_token()) as f64;
     let result = json!({
         "model": name,
         "n_prompt": args.prompt,
@@ -83,6 +85,7 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
         "kernels": mlx_lm::ops::kernels(),
         "threads": on_cpu.then(kernels::threads),
         "device": if on_cpu { "cpu" } else { "gpu" },
+        "ranks": ranks::current().map_or(1, Ranks::size),
         "batch": batch.iter().map(|(n, rate)| json!({
             "batch_size": n,
             "decode_tps": rate,
@@ -177,14 +180,6 @@ fn decode_together(model: &Model, read: &KvCache, n: usize, args: &BenchArgs) ->
     unreachable!("the second round returns")
 }
 
-/// Keys and values that a decode step reads with `tokens` in the cache.
-fn cache_bytes(model: &Model, tokens: usize) -> f64 {
-    let config = model.config();
-    let numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
-    let size = if model.dtype() == Dtype::Float32 { 4 } else { 2 };
-    f64::from(numbers * size) * tokens as f64
-}
-
 /// Bytes per second, the median of seven readings.
 fn read_bandwidth_of_cpu() -> f64 {
     let numbers = vec![1f32; READ_BYTES / 4];
@@ -221,9 +216,10 @@ fn print(out: &mut impl Write, result: &Value) -> io::Result<()> {
     };
     writeln!(out, "model:           {}", result["model"].as_str().unwrap_or_default())?;
     let threads = result["threads"].as_u64().map_or(String::new(), |n| format!(", {n} threads"));
+    let ranks = result["ranks"].as_u64().filter(|&n| n > 1).map_or(String::new(), |n| format!(", {n} ranks"));
     writeln!(
         out,
-        "device:          {}, kernels {}{threads}",
+        "device:          {}, kernels {}{threads}{ranks}",
         result["device"].as_str().unwrap_or_default(),
         result["kernels"].as_str().unwrap_or_default()
     )?;

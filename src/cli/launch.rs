@@ -15,19 +15,78 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::NamedTempFile;
 
-use super::args::{LaunchArgs, RanksBackend};
 use super::process::{FAILURE, SUCCESS, Usage};
+use super::ranks::LAUNCHER;
 
 /// How long ranks may take to end by themselves once one has ended.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is looked whether they have.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Flags, hostfile and environment are those of Python's `mlx.launch`.
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// How many ranks each of --hosts runs
+    #[arg(short = 'n', long = "repeat-hosts", value_name = "N", default_value = "1", value_parser = ranks)]
+    pub ranks: usize,
+    /// Machines that ssh reaches, by addresses for --backend ring, separated by commas
+    #[arg(long, value_name = "HOSTS", default_value = "127.0.0.1", conflicts_with = "hostfile")]
+    pub hosts: String,
+    /// Machines in JSON: a list of {"ssh": NAME, "ips": [ADDRESS, …]}
+    #[arg(long, value_name = "FILE")]
+    pub hostfile: Option<PathBuf>,
+    /// What carries numbers between ranks [default: that of the hostfile, else ring]
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    pub backend: Option<RanksBackend>,
+    /// Set an environment variable of all ranks (repeatable)
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Run in this directory [default: this one, where it exists]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// This program on the other machines [default: where it is on this one]
+    #[arg(long, value_name = "PATH")]
+    pub program: Option<PathBuf>,
+    /// The first port that ranks listen on, one more for each [default: free ones where all ranks are here, else 32323]
+    #[arg(long, short = 'P', value_name = "PORT")]
+    pub starting_port: Option<u16>,
+    /// Connections of the ring for each address
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ranks)]
+    pub connections_per_ip: usize,
+    /// The port of rank 0 for --backend nccl
+    #[arg(long, value_name = "PORT", default_value = "12345")]
+    pub nccl_port: u16,
+    /// An argument for mpirun, with --backend mpi (repeatable)
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub mpi_arg: Vec<String>,
+    /// A command of this program, such as `chat --model-root PATH`
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// MLX's ways to exchange numbers between processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RanksBackend {
+    /// TCP
+    Ring,
+    /// MPI, by mpirun
+    Mpi,
+    /// NVIDIA's NCCL
+    Nccl,
+    /// RDMA over Thunderbolt, on Apple silicon
+    Jaccl,
+    /// The same, each machine with its neighbours only
+    JacclRing,
+    /// Whichever fits: the ring
+    Any,
+}
 
 /// A hostfile of `mlx.launch`.
 #[derive(Debug, Deserialize)]
@@ -163,7 +222,7 @@ fn hosts(args: &LaunchArgs) -> Result<(Vec<Host>, RanksBackend, Vec<String>)> {
         bail!("{}: it names no host", path.display());
     }
     let named = backend.map(|name| {
-        let found = <RanksBackend as clap::ValueEnum>::from_str(&name, false);
+        let found = RanksBackend::from_str(&name, false);
         found.map_err(|_| {
             anyhow::anyhow!("{}: `backend` is {name:?}, which is none of ring, mpi, nccl, jaccl", path.display())
         })
@@ -227,6 +286,7 @@ impl Files {
 
 fn local(variables: &BTreeMap<String, String>, files: &Files, args: &LaunchArgs) -> Result<Command> {
     let mut command = Command::new(program(args)?);
+    command.env(LAUNCHER, std::process::id().to_string());
     command.args(&args.command).envs(variables).envs(files.0.iter().map(|(name, file)| (name, file.path())));
     if let Some(directory) = &args.cwd {
         command.current_dir(directory);
@@ -376,4 +436,9 @@ fn mpi(hosts: &[Host], common: &Environment, args: &LaunchArgs) -> Result<u8> {
     command.args(extra).arg(program(args)?).args(&args.command);
     let status = command.status().context("mpirun, which starts the ranks of --backend mpi")?;
     Ok(status.code().unwrap_or(FAILURE.into()) as u8)
+}
+
+fn ranks(text: &str) -> Result<usize, String> {
+    let n = text.parse().ok().filter(|n| (1..=256).contains(n));
+    n.ok_or_else(|| "expected a whole number from 1 to 256".to_owned())
 }

@@ -41,8 +41,22 @@ fn host_of_rank_0() -> String {
     host.unwrap_or_else(|| own_name().unwrap_or_else(|_| "localhost".into()))
 }
 
+/// Names the process of `mlx_lm launch` for the ranks that it starts itself.
+pub const LAUNCHER: &str = "MLX_LM_LAUNCHER";
+
+/// A launcher that was killed takes its ranks along.
+fn end_with_launcher() {
+    #[cfg(target_os = "linux")]
+    if let Some(launcher) = env::var(LAUNCHER).ok().and_then(|id| id.parse().ok())
+        && nix::unistd::getppid().as_raw() == launcher
+    {
+        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::SIGKILL); // or they end with their work
+    }
+}
+
 /// Meet the other ranks, if there are any.
 pub fn join(cli: &Cli) -> Result<Option<&'static Ranks>> {
+    end_with_launcher();
     if !are_there() {
         return Ok(None);
     }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use super::process::INTERRUPTED;
@@ -18,13 +18,15 @@ static AT_ONCE: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool
 /// Ctrl-C has asked the work to stop. It stays in force for the rest of a batch.
 static INTERRUPT: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// From here on Ctrl-C asks a running load or generation to stop, and otherwise ends the program.
+/// From here on Ctrl-C, or SIGTERM, asks a running load or generation to stop, and otherwise ends the program.
 pub fn catch_interrupt() {
-    // In this order: the first Ctrl-C of a generation finds AT_ONCE false and leaves it true for the second.
-    let registered = flag::register_conditional_shutdown(SIGINT, INTERRUPTED.into(), AT_ONCE.clone())
-        .and_then(|_| flag::register(SIGINT, AT_ONCE.clone()))
-        .and_then(|_| flag::register(SIGINT, INTERRUPT.clone()));
-    if let Err(error) = registered {
+    // In this order: the first one of a generation finds AT_ONCE false and leaves it true for the second.
+    let catch = |signal| {
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), AT_ONCE.clone())?;
+        flag::register(signal, AT_ONCE.clone())?;
+        flag::register(signal, INTERRUPT.clone()).map(drop)
+    };
+    if let Err(error) = [SIGINT, SIGTERM].into_iter().try_for_each(catch) {
         log::warn!("Ctrl-C will not stop cleanly: {error}");
     }
 }

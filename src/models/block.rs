@@ -142,11 +142,9 @@ impl Attention {
         } = config;
         let quantization = config.quantization.as_ref();
         if let Some(size) = w.group().map(Group::size).filter(|size| n_kv_heads % size != 0) {
-            let possible: Vec<String> =
-                (1..=n_kv_heads).filter(|n| n_kv_heads % n == 0).map(|n| n.to_string()).collect();
             return Err(Error::Ranks(format!(
                 "{size} ranks cannot share {n_heads} attention heads and {n_kv_heads} key-value heads; these numbers of ranks can: {}",
-                possible.join(", ")
+                Split::possible_sizes(n_kv_heads)
             )));
         }
         let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);

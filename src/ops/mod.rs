@@ -26,6 +26,7 @@ use crate::backend::{
 use crate::error::Result;
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::distributed::Group;
+use crate::weights::Split;
 
 static CPU: OnceLock<Option<InstructionSet>> = OnceLock::new();
 
@@ -215,7 +216,7 @@ pub(crate) fn all_sum(x: &Array, group: &Group) -> Result<Array> {
 /// Columns of all ranks one after another: `[N, share]` each, of which the last may be narrower, to `[N, width]`.
 pub(crate) fn all_columns(x: &Array, width: i32, group: &Group) -> Result<Array> {
     let size = group.size();
-    let (n, share) = (x.dim(0), (width + size - 1) / size);
+    let (n, share) = (x.dim(0), Split::share(width, 0, size).len() as i32);
     let x = match share - x.dim(1) {
         0 => x.clone(),
         missing => concatenate(&[x, &zeros_dtype(&[n, missing], x.dtype())?], 1)?,

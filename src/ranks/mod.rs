@@ -443,3 +443,40 @@ impl Ranks {
         self.reply(&Reply::Done);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Phase;
+    use crate::generate::kv_cache::CacheLimits;
+
+    #[test]
+    fn another_version_is_told_by_name() {
+        let hello = Hello { secret: 0, rank: 3, version: "0.0.0".into(), arguments: Vec::new() };
+        let expected = format!("rank 3 runs version 0.0.0 of this program, rank 0 version {}", crate::VERSION);
+        assert_eq!(difference(&hello, &[]), Some(expected));
+    }
+
+    #[test]
+    fn whatever_differs_in_a_pass_is_seen_from_then_on() {
+        let limits = CacheLimits { context_size: 64, num_sink_tokens: 4, eviction_batch_percent: 10 };
+        let span = |cache, len, tokens| SpanOf { cache, copy_of: None, len, limits, tokens, phase: Phase::Decode };
+        let after = |spans: &[SpanOf], seen: u64| {
+            let mut steps = Steps::default();
+            steps.add(spans, &vec![seen; spans.len()]);
+            steps.add(&[span(9, 9, 1)], &[9]);
+            steps.hash
+        };
+        let all = [
+            after(&[span(1, 5, 2)], 5),
+            after(&[span(2, 5, 2)], 5),
+            after(&[span(1, 6, 2)], 5),
+            after(&[span(1, 5, 3)], 5),
+            after(&[span(1, 5, 2)], 6),
+            after(&[span(1, 5, 2), span(2, 5, 2)], 5),
+            after(&[], 5),
+        ];
+        assert_eq!(all[0], after(&[span(1, 5, 2)], 5));
+        assert!((1..all.len()).all(|i| !all[..i].contains(&all[i])), "{all:?}");
+    }
+}

@@ -283,25 +283,27 @@ fn a_closed_pipe_ends_quietly() {
 }
 
 #[test]
-fn ctrl_c_stops_a_generation_and_keeps_its_text() {
+fn ctrl_c_and_sigterm_stop_a_generation_and_keep_its_text() {
     use nix::sys::signal::{Signal, kill};
-    let mut child =
-        mlx_lm(&["--max-tokens", "100000", "--context-size", "200000", "--ignore-eos", "--format", "jsonl"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-    let mut events = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let begun: Vec<String> = events.by_ref().take(6).collect();
-    kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
-    let all: Vec<String> = begun.into_iter().chain(events).collect();
-    let mut stderr = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    let done: Value = serde_json::from_str(all.last().unwrap()).unwrap();
-    assert_eq!(done["finish_reason"], "abort");
-    assert!(done["text"].as_str().unwrap().len() > 5);
-    assert!(stderr.contains("generation:") && stderr.contains("tokens/s"), "{stderr}");
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut child =
+            mlx_lm(&["--max-tokens", "100000", "--context-size", "200000", "--ignore-eos", "--format", "jsonl"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+        let mut events = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let begun: Vec<String> = events.by_ref().take(6).collect();
+        kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).unwrap();
+        let all: Vec<String> = begun.into_iter().chain(events).collect();
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        let done: Value = serde_json::from_str(all.last().unwrap()).unwrap();
+        assert_eq!(done["finish_reason"], "abort");
+        assert!(done["text"].as_str().unwrap().len() > 5);
+        assert!(stderr.contains("generation:") && stderr.contains("tokens/s"), "{stderr}");
+    }
 }
 
 #[test]

@@ -44,11 +44,12 @@ fn matches(text: &str, pattern: &str) -> bool {
 }
 
 /// Those with examples.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "docs/chat.md",
     "docs/cli.md",
     "docs/convert.md",
+    "docs/distributed.md",
     "docs/hub.md",
     "docs/structured.md",
     "docs/mlxpack.md",

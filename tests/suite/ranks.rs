@@ -3,15 +3,16 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use mlx_lm::backend::Phase;
-use mlx_lm::convert::{Change, ConvertOptions, QuantizeOptions, convert};
+use mlx_lm::convert::{Change, ConvertOptions, FloatType, QuantizeOptions, convert};
 use mlx_lm::generate::follow;
 use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
 use mlx_lm::models::batch::{Batch, Span};
@@ -27,6 +28,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
+use crate::server::Server;
 use crate::{compute_on_cpu, fixture, prefill};
 
 const MLX_LM: &str = env!("CARGO_BIN_EXE_mlx_lm");
@@ -90,7 +92,7 @@ fn quantized(name: &str, bits: i32, group_size: i32) -> TempDir {
         group_size: Some(group_size),
         ..QuantizeOptions::default()
     });
-    let options = ConvertOptions { change, ..ConvertOptions::default() };
+    let options = ConvertOptions { change, dtype: FloatType::from_name("float32"), ..ConvertOptions::default() };
     let target = folder.path().join("model");
     convert(&Checkpoint::open(source.path()).unwrap(), &target, &options, &mut Watch::none()).unwrap();
     for entry in fs::read_dir(&target).unwrap().map(Result::unwrap) {
@@ -165,7 +167,7 @@ fn a_rank() {
     if ranks.rank() > 0 {
         let load = |source: &Source| {
             let Source::Path(path) = source else { panic!("{source:?}") };
-            load(path)
+            load(&std::env::var("TEST_OTHER_MODEL").map_or(path.clone(), PathBuf::from))
         };
         if let Err(error) = follow(ranks, load) {
             ranks.reply_failed(&error.to_string());
@@ -312,6 +314,16 @@ fn a_rank_that_differs_is_refused_by_name() {
     let expected =
         r#"rank 1 was started with other options than rank 0: "--context-size 8", where rank 0 has "--context-size 9""#;
     assert!(said.contains(expected), "{said}");
+
+    let other = widened("llama-f32", Dtype::BF16);
+    let variables = |rank: usize| match rank {
+        1 => vec![("TEST_OTHER_MODEL", other.path().display().to_string())],
+        _ => Vec::new(),
+    };
+    start(2, &[model.path()], output.path(), &variables);
+    let results: Vec<Result<Vec<Vec<f32>>, String>> =
+        serde_json::from_slice(&fs::read(output.path()).unwrap()).unwrap();
+    assert_eq!(results, [Err("rank 1 has another model under this name than rank 0".into())]);
 }
 
 /// `mlx_lm launch -n SIZE -- COMMAND`, in a process group of its own, with one thread a rank.
@@ -336,22 +348,25 @@ fn ranks_of(launcher: &Child) -> Vec<Pid> {
     children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
 }
 
-/// How it ends, within five seconds, and what it says on stderr.
-fn ends(mut launcher: Child) -> (Option<i32>, String) {
+/// How it ends, within five seconds.
+fn ends(launcher: &mut Child) -> Option<i32> {
     let begun = Instant::now();
-    let status = loop {
+    loop {
         if let Some(status) = launcher.try_wait().unwrap() {
-            break status;
+            return status.code();
         }
         if begun.elapsed() > Duration::from_secs(5) {
             launcher.kill().unwrap();
             panic!("it goes on");
         }
         std::thread::yield_now();
-    };
+    }
+}
+
+fn said(mut launcher: Child) -> String {
     let mut said = String::new();
     launcher.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    (status.code(), said)
+    said
 }
 
 #[test]
@@ -375,36 +390,184 @@ fn what_is_launched_says_what_one_process_says() {
 
 #[test]
 fn a_wrong_command_is_told_once() {
-    for (command, said) in [
+    for (command, problem) in [
         (&["--prompt", "Hi", "--model-root", "/nowhere"][..], "/nowhere"),
         (&["--prompt", "Hi", "--top-p", "7"], "top-p"),
         (&["list"], "several ranks generate, chat, serve, bench or measure perplexity together, and nothing else"),
         (&["cache-prompt", "--prompt", "Hi", "--output", "x"], "several ranks generate"),
         (&["--prompt", "Hi", "--prompt-cache", "/nowhere"], "a prompt cache"),
     ] {
-        let (code, stderr) = ends(launch(2, command));
-        assert!(code.is_some_and(|code| code == 1 || code == 2) && stderr.contains(said), "{code:?} {stderr}");
+        let mut launcher = launch(2, command);
+        let (code, stderr) = (ends(&mut launcher), said(launcher));
+        assert!(matches!(code, Some(1 | 2)) && stderr.contains(problem), "{code:?} {stderr}");
+    }
+}
+
+/// Ports that are free, one after another.
+fn free_ports() -> u16 {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if (first..first.saturating_add(2)).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return first;
+        }
+    }
+}
+
+#[test]
+fn ranks_on_other_machines_are_started_through_ssh() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    // It goes nowhere, and lets a shell run what it is given, as sshd does.
+    let ssh = "#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\necho \"$1\" >>\"$SEEN\"\nexec sh -c \"$2\"\n";
+    fs::write(path("ssh"), ssh).unwrap();
+    fs::set_permissions(path("ssh"), fs::Permissions::from_mode(0o755)).unwrap();
+    let hosts = json!({"hosts": [{"ssh": "left", "ips": ["127.0.0.1"]}, {"ssh": "right", "ips": ["127.0.0.1"]}],
+        "backend": "ring", "envs": ["MLX_LM_THREADS=1", "UNUSED=it's \"$HOME\""]});
+    fs::write(path("hosts.json"), hosts.to_string()).unwrap();
+    let command = ["--prompt", "What's in \"$HOME\"?", "--temp", "0", "-n", "16"];
+    let output = Command::new(MLX_LM)
+        .args(["launch", "--starting-port", &free_ports().to_string(), "--hostfile"])
+        .arg(path("hosts.json"))
+        .arg("--")
+        .args(command)
+        .env("PATH", format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap()))
+        .env("SEEN", path("seen"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let alone = Command::new(MLX_LM).args(command).output().unwrap();
+    assert!(!alone.stdout.is_empty() && output.stdout == alone.stdout);
+    let seen = fs::read_to_string(path("seen")).unwrap();
+    assert!(seen == "left\nright\n" || seen == "right\nleft\n", "{seen}");
+}
+
+#[test]
+fn lines_of_a_batch_are_answered_as_by_one_process() {
+    let command = ["--batch", "-", "--temp", "0", "-n", "12"];
+    let lines: String = ["One", "In the beginning", "What colour is the sky?"]
+        .map(|prompt| json!({ "prompt": prompt }).to_string() + "\n")
+        .concat();
+    let texts = |mut process: Child| -> Vec<String> {
+        process.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answers = output.stdout.lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+        answers.map(|answer| answer["text"].as_str().unwrap().to_owned()).collect()
+    };
+    let alone = Command::new(MLX_LM).args(command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let alone = texts(alone);
+    assert!(alone.len() == 3 && texts(launch(2, &command)) == alone);
+}
+
+/// When a rank is killed.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    Started,
+    Loaded,
+    /// So many bytes of text were written.
+    Written(usize),
+    /// All that was asked for is written, and more may be.
+    Idle,
+}
+
+/// In any of its moments (a few; `MLX_LM_TEST_KILLS` of them where it is set), and a little later.
+#[cfg(target_os = "linux")]
+#[test]
+fn when_a_rank_dies_all_end_and_it_is_named() {
+    let mut random = StdRng::seed_from_u64(7);
+    let kills = std::env::var("MLX_LM_TEST_KILLS").map_or(12, |n| n.parse().unwrap());
+    // A conversation waits for its next turn.
+    let command = ["chat", "--temp", "0", "-n", "160", "--ignore-eos", "--verbose"];
+    let right = SIZES.map(|size| {
+        let mut whole = launch(size, &command);
+        whole.stdin.take().unwrap().write_all(b"Hello\n").unwrap();
+        whole.wait_with_output().unwrap().stdout
+    });
+    for i in 0..kills {
+        let (size, right) = (SIZES[i % 2], &right[i % 2]);
+        assert!(right.len() > 300);
+        let rank = random.random_range(0..size);
+        let moment = match i / 2 % 4 {
+            0 => Moment::Started,
+            1 => Moment::Loaded,
+            2 => Moment::Written(random.random_range(1..right.len() / 2)),
+            _ => Moment::Idle,
+        };
+        let mut launcher = launch(size, &command);
+        let mut stdin = launcher.stdin.take().unwrap();
+        let mut stderr = BufReader::new(launcher.stderr.take().unwrap());
+        let (mut said, mut written) = (String::new(), Vec::new());
+        while ranks_of(&launcher).len() < size {
+            std::thread::yield_now();
+        }
+        if !matches!(moment, Moment::Started) {
+            while !said.contains("load: ") {
+                assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+            }
+            stdin.write_all(b"Hello\n").unwrap();
+        }
+        if let Some(n) = match moment {
+            Moment::Started | Moment::Loaded => None,
+            Moment::Written(n) => Some(n),
+            Moment::Idle => Some(right.trim_ascii_end().len()),
+        } {
+            written.resize(n, 0);
+            launcher.stdout.as_mut().unwrap().read_exact(&mut written).unwrap();
+        }
+        for _ in 0..random.random_range(0..5000) {
+            std::thread::yield_now();
+        }
+        let all = ranks_of(&launcher);
+        kill(all[rank], Signal::SIGKILL).unwrap();
+        let mut stdout = launcher.stdout.take().unwrap();
+        let code = ends(&mut launcher);
+        stderr.read_to_string(&mut said).unwrap();
+        stdout.read_to_end(&mut written).unwrap();
+        let context = format!("{moment:?}, rank {rank} of {size}: {said}");
+        assert_eq!(code, Some(1), "{context}");
+        assert!(said.contains(&format!("error: rank {rank} ")), "{context}");
+        assert!(right.starts_with(&written), "{context} {}", String::from_utf8_lossy(&written));
+        assert!(all.iter().all(|pid| kill(*pid, None).is_err()), "one of them goes on; {context}");
     }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn when_a_rank_dies_all_end_and_it_is_named() {
-    for (rank, wait_for_text) in [(0, true), (1, true), (0, false), (1, false)] {
-        let mut launcher = launch(2, &["--prompt", "In the beginning", "-n", "100000", "--temp", "1"]);
-        if wait_for_text {
-            launcher.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
-        }
-        while ranks_of(&launcher).len() < 2 {
-            std::thread::yield_now();
-        }
-        kill(ranks_of(&launcher)[rank], Signal::SIGKILL).unwrap();
-        let others: Vec<Pid> = ranks_of(&launcher);
-        let (code, stderr) = ends(launcher);
-        assert_eq!(code, Some(1), "{stderr}");
-        assert!(stderr.contains(&format!("rank {rank} ")), "{stderr}");
-        assert!(others.iter().all(|pid| kill(*pid, None).is_err()), "one of them goes on");
-    }
+fn a_server_of_ranks_answers_as_one_process_and_ends_with_any_of_them() {
+    let question = json!({"messages": [{"role": "user", "content": "What colour is the sky?"}], "temperature": 0});
+    let answer = |server: &Server| server.chat(&question).ok()["choices"][0]["message"].clone();
+    let launched = || {
+        let mut command = Command::new(MLX_LM);
+        command.args(["launch", "-n", "2", "--", "serve", "--port", "0"]).env("MLX_LM_THREADS", "1");
+        Server::of(command)
+    };
+    let server = launched();
+    assert_eq!(answer(&server), answer(&Server::start(&[])));
+    assert_eq!(server.get("/health").status, 200);
+    kill(ranks_of(&server.process)[1], Signal::SIGKILL).unwrap();
+    let address = server.address;
+    let (code, said) = server.end();
+    assert!(code == Some(1) && said.contains("error: rank 1 "), "{code:?} {said}");
+    assert!(TcpStream::connect(address).is_err(), "nobody is there to be asked");
+
+    let server = launched();
+    answer(&server);
+    server.signal(Signal::SIGTERM);
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ranks_end_with_a_launcher_that_is_killed() {
+    let mut launcher = launch(2, &["--prompt", "In the beginning", "-n", "100000", "--temp", "1"]);
+    launcher.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+    launcher.kill().unwrap();
+    // Until nobody can write any more.
+    launcher.stdout.as_mut().unwrap().read_to_end(&mut Vec::new()).unwrap();
+    launcher.wait().unwrap();
 }
 
 #[test]
@@ -412,6 +575,6 @@ fn ctrl_c_ends_all_ranks() {
     let mut launcher = launch(2, &["--prompt", "In the beginning", "-n", "100000", "--temp", "1"]);
     launcher.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
     kill(Pid::from_raw(-(launcher.id() as i32)), Signal::SIGINT).unwrap();
-    let (code, stderr) = ends(launcher);
+    let (code, stderr) = (ends(&mut launcher), said(launcher));
     assert_eq!(code, Some(130), "{stderr}");
 }

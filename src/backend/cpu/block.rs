@@ -44,13 +44,13 @@ pub(super) struct SpanCache<'a> {
 }
 
 /// Neighbouring spans that are computed alike.
-struct Run {
+pub(super) struct Run {
     phase: Phase,
     spans: Range<usize>,
     tokens: Range<usize>,
 }
 
-fn runs(positions: &[Positions]) -> Vec<Run> {
+pub(super) fn runs(positions: &[Positions]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut token = 0;
     for (i, positions) in positions.iter().enumerate() {
@@ -65,12 +65,11 @@ fn runs(positions: &[Positions]) -> Vec<Run> {
 }
 
 impl InstructionSet {
-    /// Hidden states `[N, D]` to the same.
-    pub(super) fn block(self, block: &Block, spans: &mut [SpanCache], x: Buffer) -> Buffer {
-        let attended = self.attention_block(block, spans, &x);
+    /// Hidden states `[N, D]` of these runs of the spans to the same.
+    pub(super) fn block(self, block: &Block, spans: &mut [SpanCache], runs: &[Run], x: Buffer) -> Buffer {
+        let attended = self.attention_block(block, spans, runs, &x);
         let x = self.added(x, attended, block.attention_norms.after, block.residual);
-        let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
-        let expanded = self.mlp_block(block, &positions, &x);
+        let expanded = self.mlp_block(block, runs, &x);
         self.added(x, expanded, block.mlp_norms.after, block.residual)
     }
 
@@ -84,12 +83,11 @@ impl InstructionSet {
     }
 
     /// Norm and gated MLP.
-    pub(super) fn mlp_block(self, block: &Block, positions: &[Positions], x: &Buffer) -> Buffer {
-        let runs = runs(positions);
+    pub(super) fn mlp_block(self, block: &Block, runs: &[Run], x: &Buffer) -> Buffer {
         let normed = block.mlp_norms.before.map(|norm| self.normed(x, norm));
         let normed = normed.as_ref().unwrap_or(x);
-        let expanded = self.projected(normed, &block.expansion, Epilogue::Gated(block.activation), &runs);
-        self.projected(&expanded, &[block.down_proj], Epilogue::Concat, &runs)
+        let expanded = self.projected(normed, &block.expansion, Epilogue::Gated(block.activation), runs);
+        self.projected(&expanded, &[block.down_proj], Epilogue::Concat, runs)
     }
 
     /// The sum of what so many ranks gave, one after another: in f32, in their order, and rounded once.
@@ -106,16 +104,14 @@ impl InstructionSet {
     }
 
     /// Norm, attention over what the spans' tokens see, and its output projection. Their keys and values go to the caches.
-    pub(super) fn attention_block(self, block: &Block, spans: &mut [SpanCache], x: &Buffer) -> Buffer {
-        let positions: Vec<Positions> = spans.iter().map(|span| span.positions).collect();
-        let runs = runs(&positions);
+    pub(super) fn attention_block(self, block: &Block, spans: &mut [SpanCache], runs: &[Run], x: &Buffer) -> Buffer {
         let n = runs.last().map_or(0, |run| run.tokens.end);
         let head_dim = block.head_dim;
         let [n_heads, n_kv_heads, _] = block.projections.map(|layer| layer.weight.rows / head_dim);
 
         let normed = block.attention_norms.before.map(|norm| self.normed(x, norm));
         let normed = normed.as_ref().unwrap_or(x);
-        let projected = self.projected(normed, &block.projections, Epilogue::Concat, &runs);
+        let projected = self.projected(normed, &block.projections, Epilogue::Concat, runs);
         let width = (n_heads + 2 * n_kv_heads) * head_dim;
         let kind = projected.floats().kind();
         // Queries and keys that are normalised over all heads together are so here, each head by itself where it is rotated.
@@ -160,8 +156,8 @@ impl InstructionSet {
             token = tokens.end;
         }
 
-        let attended = self.attended(block, spans, &queries, n_heads, &runs);
-        self.projected(&attended, &[block.o_proj], Epilogue::Concat, &runs)
+        let attended = self.attended(block, spans, &queries, n_heads, runs);
+        self.projected(&attended, &[block.o_proj], Epilogue::Concat, runs)
     }
 
     fn normed(self, x: &Buffer, (weight, eps): Norm) -> Buffer {

@@ -192,10 +192,11 @@ pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans
     let run = move |inputs: &[View], outputs: &mut [View]| {
         let turns: Vec<Turns> = rotations.iter().map(|rotations| turns(rotations, &positions)).collect();
         let (output, caches) = outputs.split_first_mut().expect("hidden states are the first output");
+        let runs = block::runs(&positions);
         let mut x = buffer(&inputs[0]);
         for ((at, cached), outputs) in places.iter().zip(caches.chunks_exact_mut(2 * positions.len())) {
             let mut spans = cached.open(inputs, outputs, &positions);
-            x = kernels.block(&at.block(inputs, &turns), &mut spans, x);
+            x = kernels.block(&at.block(inputs, &turns), &mut spans, &runs, x);
         }
         convert(x.floats(), output.floats_mut());
     };

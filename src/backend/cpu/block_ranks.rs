@@ -3,6 +3,7 @@
 
 use mlx_rs::{Array, Dtype};
 
+use super::block::runs;
 use super::block_node::{BlockAt, CachesAt, added, attended, buffer, cached, expanded, turns};
 use super::bridge::{Output, View, node};
 use super::nodes::Inputs;
@@ -108,9 +109,13 @@ impl Part<'_> {
             let (Some((at, caches)), [output, caches_out @ ..]) = (&half_at, rest) else { return };
             let turns: Vec<Turns> = rotations.iter().map(|rotations| turns(rotations, &positions)).collect();
             let block = at.block(inputs, &turns);
+            let runs = runs(&positions);
             let made = match caches {
-                Some(caches) => kernels.attention_block(&block, &mut caches.open(inputs, caches_out, &positions), &x),
-                None => kernels.mlp_block(&block, &positions, &x),
+                Some(caches) => {
+                    let mut spans = caches.open(inputs, caches_out, &positions);
+                    kernels.attention_block(&block, &mut spans, &runs, &x)
+                }
+                None => kernels.mlp_block(&block, &runs, &x),
             };
             convert(made.floats(), output.floats_mut());
         };

@@ -21,17 +21,22 @@ use serde_json::{Value, json};
 use crate::unpack_demo;
 
 /// A server of its own, which is killed when this is dropped.
-struct Server {
-    process: Child,
+pub struct Server {
+    pub process: Child,
     stderr: BufReader<ChildStderr>,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Server {
-    fn start(args: &[&str]) -> Self {
+    pub fn start(args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mlx_lm"));
-        command.args(["serve", "--port", "0"]).args(args).stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
+        command.args(["serve", "--port", "0"]).args(args);
+        Server::of(command)
+    }
+
+    /// Run this command, which ends up as a server.
+    pub fn of(mut command: Command) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(process.stderr.take().unwrap());
         let address = loop {
             let mut line = String::new();
@@ -63,7 +68,7 @@ impl Server {
         Answer::read(self.send(method, path, headers, body))
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[], "")
     }
 
@@ -71,7 +76,7 @@ impl Server {
         self.ask("POST", path, &[], &body.to_string())
     }
 
-    fn chat(&self, body: &Value) -> Answer {
+    pub fn chat(&self, body: &Value) -> Answer {
         self.post("/v1/chat/completions", body)
     }
 
@@ -86,12 +91,12 @@ impl Server {
         until(name, || self.metric(name) == value);
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
     }
 
     /// Exit code, and what else was said.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let code = self.process.wait().unwrap().code();
         let mut said = String::new();
         self.stderr.read_to_string(&mut said).unwrap();
@@ -107,8 +112,8 @@ impl Drop for Server {
 }
 
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub struct Answer {
+    pub status: u16,
     headers: String,
     body: String,
 }
@@ -128,7 +133,7 @@ impl Answer {
     }
 
     /// The JSON of an answer that is good.
-    fn ok(&self) -> Value {
+    pub fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.body);
         self.json()
     }
