@@ -47,7 +47,7 @@ pub const LAUNCHER: &str = "MLX_LM_LAUNCHER";
 /// A launcher that was killed takes its ranks along.
 fn end_with_launcher() {
     #[cfg(target_os = "linux")]
-    if let Some(launcher) = env::var(LAUNCHER).ok().and_then(|id| id.parse().ok())
+    if let Some(launcher) = env::var(LAUNCHER).ok().and_then(|id| id.parse::<i32>().ok())
         && nix::unistd::getppid().as_raw() == launcher
     {
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::SIGKILL); // or they end with their work
