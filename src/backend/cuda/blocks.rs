@@ -37,7 +37,7 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
     for (layer, planned) in planned.iter().enumerate() {
         make_caches(layer, planned.sizes, x.dtype(), spans)?;
     }
-    take_over(spans)?;
+    take_over(x.dtype(), spans)?;
     let sequences: Vec<Vec<Sequence>> = (blocks.iter().enumerate())
         .map(|(layer, block)| {
             let sequence = |span: &CachedSpan| {
@@ -241,15 +241,15 @@ fn make_caches(layer: usize, sizes: Sizes, dtype: Dtype, spans: &mut [CachedSpan
 
 /// Make the caches' memory the spans' own, so that kernels may write to it: what others have a handle of is copied. A part of
 /// a cache that others read lies before the new tokens, or is of a sequence that has gone back, and they have read it by then.
-fn take_over(spans: &mut [CachedSpan]) -> Result<()> {
+fn take_over(dtype: Dtype, spans: &mut [CachedSpan]) -> Result<()> {
     // What is not computed yet is not known to be ours.
     for copies in [false, true] {
+        // MLX's own copy shares the memory, so a copy is a product with this.
+        let one = copies.then(|| Array::from_int(1).as_dtype(dtype)).transpose()?;
         let mut started = Vec::new();
         let caches = spans.iter_mut().flat_map(|span| span.layers.iter_mut().flatten());
         for array in caches.flat_map(|(keys, values)| [keys, values]).filter(|array| !is_own(array)) {
-            if copies {
-                // MLX's own copy shares the memory.
-                let one = Array::from_int(1).as_dtype(array.dtype())?;
+            if let Some(one) = &one {
                 *array = multiply(&*array, one)?;
             }
             started.push(&*array);
