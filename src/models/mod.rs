@@ -246,7 +246,12 @@ impl Model {
         }
         let is_all = tokens == (0..hidden_states.dim(0));
         let some = if is_all { hidden_states.clone() } else { hidden_states.try_index((tokens, ..))? };
-        self.decoder.logits(&some, phase)
+        let logits = self.decoder.logits(&some, phase)?;
+        // Whoever chooses a token may wait for them without asking the model.
+        if let Some(leading) = &self.leading {
+            leading.compute();
+        }
+        Ok(logits)
     }
 }
 

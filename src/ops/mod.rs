@@ -74,9 +74,14 @@ pub fn description() -> String {
     backend().map_or_else(|| "MLX's own".to_owned(), |backend| backend.describe())
 }
 
+/// Whether MLX's device is a GPU.
+pub(crate) fn is_on_gpu() -> bool {
+    matches!(device_type(), Some(DeviceType::Gpu))
+}
+
 fn backend() -> Option<&'static dyn Backend> {
     #[cfg(cuda_kernels)]
-    if matches!(device_type(), Some(DeviceType::Gpu)) {
+    if is_on_gpu() {
         return Gpu::get().filter(|_| *GPU.get_or_init(|| true)).map(|gpu| gpu as &dyn Backend);
     }
     chosen().map(|kernels| kernels as &dyn Backend)

@@ -62,8 +62,6 @@ enum Role {
 struct First {
     /// One connection for each other rank.
     streams: Mutex<Vec<TcpStream>>,
-    /// Messages that are sent with the next that is waited for.
-    queued: Mutex<Vec<u8>>,
     loaded: Mutex<Receiver<(i32, String)>>,
     next_model: AtomicU64,
     steps: Mutex<Steps>,
@@ -131,7 +129,6 @@ pub fn join(host: &str, arguments: &[String], on_loss: fn(&str)) -> Result<&'sta
         let (loaded, received) = channel();
         let first = First {
             streams: Mutex::new(streams.into_iter().map(|(_, stream)| stream).collect()),
-            queued: Mutex::default(),
             loaded: Mutex::new(received),
             next_model: AtomicU64::new(0),
             steps: Mutex::default(),
@@ -358,20 +355,13 @@ impl Ranks {
         }
     }
 
-    /// Rank 0: tell the others with the next message that is [sent](Ranks::send).
-    pub(crate) fn queue(&self, message: &Message) {
-        message::write(&mut *locked(&self.first().queued), message).expect("memory can be written");
-    }
-
     /// Rank 0: tell the others.
     pub(crate) fn send(&self, message: &Message) {
-        self.queue(message);
-        let first = self.first();
-        let (mut streams, mut queued) = (locked(&first.streams), locked(&first.queued));
-        for stream in &mut *streams {
-            let _ = stream.write_all(&queued); // whoever hears it tells that it is gone
+        let mut line = Vec::new();
+        message::write(&mut line, message).expect("memory can be written");
+        for stream in &mut *locked(&self.first().streams) {
+            let _ = stream.write_all(&line); // whoever hears it tells that it is gone
         }
-        queued.clear();
     }
 
     /// Rank 0: let the others load a model too; what messages call it.
@@ -397,10 +387,11 @@ impl Ranks {
         Ok(())
     }
 
-    /// Rank 0: a pass over `spans`, of which so many tokens were ever seen, is described.
+    /// Rank 0: a pass over `spans`, of which so many tokens were ever seen, is about to be described. A GPU computes parts of it
+    /// before all of it is described, so the others hear of it first.
     pub(crate) fn describe(&self, model: u64, spans: Vec<SpanOf>, seen: &[u64], released: Vec<u64>) {
         locked(&self.first().steps).add(&spans, seen);
-        self.queue(&Message::Pass { model, spans, released });
+        self.send(&Message::Pass { model, spans, released });
     }
 
     /// Rank 0: the others compute what was described.
