@@ -341,20 +341,20 @@ impl Checkpoint {
                 }
             }
         }
-        if self.has(WEIGHTS) {
-            return Ok([WEIGHTS.to_owned()].into());
+        let found = weights_among(&self.names()?, None);
+        match found.first() {
+            None => {
+                return Err(Error::Missing {
+                    path: self.path(WEIGHTS),
+                    expected: format!("a model holds {WEIGHTS}, or {WEIGHTS_INDEX} and the shards it names"),
+                });
+            }
+            Some(name) if name != WEIGHTS && !self.has(WEIGHTS_INDEX) => {
+                log::warn!("{WEIGHTS_INDEX} is missing; using the {} files model-*-of-*.safetensors", found.len());
+            }
+            Some(_) => {}
         }
-        let shards: BTreeSet<String> = self.names()?.into_iter().filter(|name| is_shard(name)).collect();
-        if shards.is_empty() {
-            return Err(Error::Missing {
-                path: self.path(WEIGHTS),
-                expected: format!("a model holds {WEIGHTS}, or {WEIGHTS_INDEX} and the shards it names"),
-            });
-        }
-        if !self.has(WEIGHTS_INDEX) {
-            log::warn!("{WEIGHTS_INDEX} is missing; using the {} files model-*-of-*.safetensors", shards.len());
-        }
-        Ok(shards)
+        Ok(found)
     }
 }
 
@@ -366,19 +366,15 @@ impl Checkpoint {
         if let Some(name) = ["config.json", "tokenizer.json"].into_iter().find(|name| !self.has(name)) {
             return Ok(Some(name.to_owned()));
         }
-        if let Some(index) = self.index()?.filter(|index| !index.weight_map.is_empty()) {
-            return Ok(index.weight_map.into_values().filter(|name| !self.has(name)).min());
-        }
-        if self.has(WEIGHTS) {
-            return Ok(None);
-        }
-        let shards: BTreeSet<String> = self.names()?.into_iter().filter(|name| is_shard(name)).collect();
-        let count = |name: &String| name.trim_end_matches(".safetensors").rsplit_once("-of-")?.1.parse().ok();
-        match shards.first().and_then(count) {
-            Some(count) if shards.len() >= count => Ok(None),
-            Some(count) => Ok(Some(format!("{} of its {count} shards", count - shards.len()))),
-            None => Ok(Some(WEIGHTS.to_owned())),
-        }
+        let index = self.index()?.filter(|index| !index.weight_map.is_empty());
+        let is_complete = index.is_some();
+        let weights = weights_among(&self.names()?, index);
+        let Some(first) = weights.first() else { return Ok(Some(WEIGHTS.to_owned())) };
+        let count = first.trim_end_matches(".safetensors").rsplit_once("-of-").and_then(|(_, n)| n.parse().ok());
+        Ok(match count.filter(|&count: &usize| !is_complete && count > weights.len()) {
+            Some(count) => Some(format!("{} of its {count} shards", count - weights.len())),
+            None => weights.into_iter().find(|name| !self.has(name)),
+        })
     }
 }
 
@@ -386,6 +382,16 @@ impl Checkpoint {
 #[derive(Deserialize)]
 pub(crate) struct Index {
     pub weight_map: HashMap<String, String>,
+}
+
+/// The files of a model's weights: those that its index names, else one file, else all shards that are there.
+pub(crate) fn weights_among(names: &[impl AsRef<str>], index: Option<Index>) -> BTreeSet<String> {
+    let names = || names.iter().map(AsRef::as_ref);
+    match index.filter(|index| !index.weight_map.is_empty()) {
+        Some(index) => index.weight_map.into_values().collect(),
+        None if names().any(|name| name == WEIGHTS) => [WEIGHTS.to_owned()].into(),
+        None => names().filter(|name| is_shard(name)).map(str::to_owned).collect(),
+    }
 }
 
 /// `organisation/name`, as models are called on the hub.
@@ -400,7 +406,7 @@ fn is_hub_name(path: &Path) -> bool {
 }
 
 /// `model-00001-of-00003.safetensors`, whatever the numbers' widths.
-pub(crate) fn is_shard(name: &str) -> bool {
+fn is_shard(name: &str) -> bool {
     name.strip_prefix("model-")
         .and_then(|rest| rest.strip_suffix(".safetensors"))
         .and_then(|rest| rest.split_once("-of-"))

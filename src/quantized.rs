@@ -199,7 +199,7 @@ impl Embedding {
     /// Token ids `[N]` (u32, below `vocab_size`) to vectors `[N, D]`.
     pub fn forward(&self, tokens: &Array) -> Result<Array> {
         let Some(group) = &self.group else { return ops::embedding(tokens, &self.linear.weight) };
-        let own = Split::share(self.vocab_size, group.rank(), group.size());
+        let own = group.share(self.vocab_size);
         ops::all_sum(&ops::part_of_embedding(tokens, &self.linear.weight, own)?, group)
     }
 

@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::PathBuf;
 
 use mlx_rs::{Array, Dtype};
@@ -45,12 +44,6 @@ pub enum Split {
 }
 
 impl Split {
-    /// The share of a rank of `n` that are cut into `size` parts; the last ones may be smaller.
-    pub fn share(n: i32, rank: i32, size: i32) -> Range<i32> {
-        let each = (n + size - 1) / size;
-        (rank * each).min(n)..((rank + 1) * each).min(n)
-    }
-
     /// How many ranks can have so many units in equal shares, for messages.
     pub(crate) fn possible_sizes(units: i32) -> String {
         let sizes: Vec<String> = (1..=units).filter(|size| units % size == 0).map(|size| size.to_string()).collect();
@@ -221,17 +214,16 @@ impl<'f> Weights<'f> {
             let mut shape = [&[rows], &shape[1..]].concat();
             let mut own = Cow::Borrowed(part);
             if let Some(group) = &self.group {
-                let share = |n| Split::share(n, group.rank(), group.size());
                 match split {
                     Split::Whole => {}
                     Split::Outputs => {
-                        let rows = share(rows);
+                        let rows = group.share(rows);
                         shape[0] = rows.len() as i32;
                         own = Cow::Borrowed(&part[rows.start as usize * row..rows.end as usize * row]);
                     }
                     Split::Inputs => {
                         let width = shape.last_mut().expect("matrices have columns");
-                        let (columns, item) = (share(*width), row / *width as usize);
+                        let (columns, item) = (group.share(*width), row / *width as usize);
                         *width = columns.len() as i32;
                         let bytes = columns.start as usize * item..columns.end as usize * item;
                         own = part.chunks_exact(row).flat_map(|row| &row[bytes.clone()]).copied().collect();

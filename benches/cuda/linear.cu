@@ -46,9 +46,11 @@ __global__ void exact(Layer w, const unsigned short* x, int columns, double* y, 
   for (int k = lane; k < columns; k += 32) {
     size_t word = (size_t)r * (columns * BITS / 32) + k / (32 / BITS), group = (size_t)r * (columns / GROUP) + k / GROUP;
     unsigned q = w.words[word] >> BITS * (k % (32 / BITS)) & ((1 << BITS) - 1);
-    double scale = number<T>(w.scales[group]), bias = number<T>(w.biases[group]), of = number<T>(x[(size_t)b * columns + k]);
-    sum += (scale * q + bias) * of;
-    all += (fabs(scale * q) + fabs(bias)) * fabs(of);
+    bool plain = BITS == 16;
+    double scale = plain ? number<T>(q) : number<T>(w.scales[group]), bias = plain ? 0 : number<T>(w.biases[group]);
+    double product = plain ? scale : scale * q, of = number<T>(x[(size_t)b * columns + k]);
+    sum += (product + bias) * of;
+    all += (fabs(product) + fabs(bias)) * fabs(of);
   }
   for (int i = 16; i; i /= 2) {
     sum += __shfl_xor_sync(~0u, sum, i);
@@ -128,7 +130,12 @@ Layers<LAYERS> make_layers(const std::vector<int>& rows, int columns, bool bias,
   Layers<LAYERS> layers;
   for (int l = 0; l < LAYERS; l++, seed += 4) {
     size_t n = (size_t)rows[l] * columns;
-    layers.of[l] = {make<unsigned>(n * BITS / 8, seed, ~0u, 0), numbers<T>(n / GROUP, seed + 1, BITS == 4 ? -8 : -12), numbers<T>(n / GROUP, seed + 2, -5), bias ? numbers<T>(rows[l], seed + 3, 0) : nullptr, rows[l]};
+    unsigned short* added = bias ? numbers<T>(rows[l], seed + 3, 0) : nullptr;
+    if (BITS == 16) {
+      layers.of[l] = {reinterpret_cast<unsigned*>(numbers<T>(n, seed, -5)), nullptr, nullptr, added, rows[l]};
+      continue;
+    }
+    layers.of[l] = {make<unsigned>(n * BITS / 8, seed, ~0u, 0), numbers<T>(n / GROUP, seed + 1, BITS == 4 ? -8 : -12), numbers<T>(n / GROUP, seed + 2, -5), added, rows[l]};
   }
   return layers;
 }
@@ -140,7 +147,7 @@ void run(std::vector<int> rows, int vectors, bool bias, int fewest = 1) {
   L launch(rows, vectors, fewest), alone(rows, 1);
   int width = launch.width;
   double bytes = 0;
-  for (int r : rows) bytes += (double)r * columns * BITS / 8 + (double)r * columns / GROUP * 4;
+  for (int r : rows) bytes += (double)r * columns * BITS / 8 + (BITS == 16 ? 0 : (double)r * columns / GROUP * 4);
   int copies = only_check ? 1 : std::max(2, int(400e6 / bytes));
   std::vector<Layers<LAYERS>> all(copies);
   for (int i = 0; i < copies; i++) all[i] = make_layers<BITS, GROUP, T, LAYERS>(rows, columns, bias, i * LAYERS * 4);
@@ -226,12 +233,12 @@ void shapes(int vectors) {
 }
 
 // The linear layers of a model's blocks, one after another as the program starts them.
-template <int D, int HEADS, int KV, int HIDDEN, int TILES, int WARPS, int STAGES, int BLOCKS>
+template <int BITS, int D, int HEADS, int KV, int HIDDEN, int TILES, int WARPS, int STAGES, int BLOCKS>
 void blocks(const char* name, int vectors) {
-  Launch<4, 64, BF, D, 3, false, true, TILES, WARPS, STAGES, BLOCKS> qkv({HEADS, KV, KV}, vectors);
-  Launch<4, 64, BF, HEADS, 1, false, false, TILES, WARPS, STAGES, BLOCKS> o({D}, vectors);
-  Launch<4, 64, BF, D, 2, true, true, TILES, WARPS, STAGES, BLOCKS> expansion({HIDDEN, HIDDEN}, vectors);
-  Launch<4, 64, BF, HIDDEN, 1, false, false, TILES, WARPS, STAGES, BLOCKS> down({D}, vectors);
+  Launch<BITS, 64, BF, D, 3, false, true, TILES, WARPS, STAGES, BLOCKS> qkv({HEADS, KV, KV}, vectors);
+  Launch<BITS, 64, BF, HEADS, 1, false, false, TILES, WARPS, STAGES, BLOCKS> o({D}, vectors);
+  Launch<BITS, 64, BF, D, 2, true, true, TILES, WARPS, STAGES, BLOCKS> expansion({HIDDEN, HIDDEN}, vectors);
+  Launch<BITS, 64, BF, HIDDEN, 1, false, false, TILES, WARPS, STAGES, BLOCKS> down({D}, vectors);
   constexpr int N = 12;
   static std::vector<Layers<3>> a;
   static std::vector<Layers<1>> b, d;
@@ -239,10 +246,10 @@ void blocks(const char* name, int vectors) {
   static unsigned short *x, *y, *h, *norm;
   if (a.empty()) {
     for (uint32_t i = 0; i < N; i++) {
-      a.push_back(make_layers<4, 64, BF, 3>({HEADS, KV, KV}, D, false, i * 100));
-      b.push_back(make_layers<4, 64, BF, 1>({D}, HEADS, false, i * 100 + 20));
-      c.push_back(make_layers<4, 64, BF, 2>({HIDDEN, HIDDEN}, D, false, i * 100 + 40));
-      d.push_back(make_layers<4, 64, BF, 1>({D}, HIDDEN, false, i * 100 + 60));
+      a.push_back(make_layers<BITS, 64, BF, 3>({HEADS, KV, KV}, D, false, i * 100));
+      b.push_back(make_layers<BITS, 64, BF, 1>({D}, HEADS, false, i * 100 + 20));
+      c.push_back(make_layers<BITS, 64, BF, 2>({HIDDEN, HIDDEN}, D, false, i * 100 + 40));
+      d.push_back(make_layers<BITS, 64, BF, 1>({D}, HIDDEN, false, i * 100 + 60));
     }
     x = numbers<BF>((size_t)32 * D, 99, -1), y = numbers<BF>((size_t)32 * HIDDEN, 98, -1), h = numbers<BF>((size_t)32 * (HEADS + 2 * KV), 97, -1);
     norm = numbers<BF>(D, 96, 0);
@@ -256,16 +263,16 @@ void blocks(const char* name, int vectors) {
       down.start(stream, d[i], y, x, true, added);
     }
   });
-  double bytes = ((double)D * (HEADS + 2 * KV) + (double)HEADS * D + 3.0 * D * HIDDEN) * 4.5 / 8;
-  std::printf("%s B %2d, %d x %d, %d stages, %d blocks: %7.2f us a block, %.2f TB/s, spans %d %d %d %d\n", name, vectors, TILES, WARPS, STAGES, BLOCKS, us / N, bytes * N / us / 1e6, qkv.spans, o.spans, expansion.spans, down.spans);
+  double bytes = ((double)D * (HEADS + 2 * KV) + (double)HEADS * D + 3.0 * D * HIDDEN) * (BITS == 16 ? 16 : BITS + 0.5) / 8;
+  std::printf("%s %d bits, B %2d, %d x %d, %d stages, %d blocks: %7.2f us a block, %.2f TB/s, spans %d %d %d %d\n", name, BITS, vectors, TILES, WARPS, STAGES, BLOCKS, us / N, bytes * N / us / 1e6, qkv.spans, o.spans, expansion.spans, down.spans);
   std::fflush(stdout);
 }
 
-template <int TILES, int WARPS, int STAGES, int BLOCKS>
+template <int BITS, int TILES, int WARPS, int STAGES, int BLOCKS>
 void models(int vectors) {
-  blocks<4096, 4096, 1024, 14336, TILES, WARPS, STAGES, BLOCKS>("Mistral-7B", vectors);
-  blocks<2560, 4096, 1024, 9728, TILES, WARPS, STAGES, BLOCKS>("Qwen3-4B  ", vectors);
-  blocks<2048, 2048, 512, 8192, TILES, WARPS, STAGES, BLOCKS>("Llama-1B  ", vectors);
+  blocks<BITS, 4096, 4096, 1024, 14336, TILES, WARPS, STAGES, BLOCKS>("Mistral-7B", vectors);
+  blocks<BITS, 2560, 4096, 1024, 9728, TILES, WARPS, STAGES, BLOCKS>("Qwen3-4B  ", vectors);
+  blocks<BITS, 2048, 2048, 512, 8192, TILES, WARPS, STAGES, BLOCKS>("Llama-1B  ", vectors);
 }
 
 int main(int argc, char** argv) {
@@ -283,11 +290,19 @@ int main(int argc, char** argv) {
   run<8, 64, BF, 4096, 2, true, false, 4, 8, 2, 1>({3000, 3000}, 27, true);
   run<4, 64, BF, 14336, 1, false, false, 4, 8, 2, 1>({600}, 30, false);
   run<4, 64, BF, 2560, 3, false, false, 2, 12, 2, 1>({256, 64, 64}, 16, false);
+  run<16, 64, BF, 960, 2, true, false, 1, 12, 2, 1>({1001, 1001}, 8, true);
+  run<16, 64, Type::F16, 64, 1, false, false, 1, 12, 2, 1>({96}, 3, true);
+  run<16, 64, BF, 14336, 1, false, false, 1, 12, 2, 1>({600}, 7, false);
+  run<16, 64, Type::F16, 4096, 3, false, false, 2, 12, 2, 1>({130, 7, 24}, 11, true, 2);
+  run<16, 64, BF, 2560, 1, false, false, 4, 8, 2, 1>({200}, 30, false);
   if (!only_check) {
-    for (int vectors : {1, 8}) models<1, 12, 2, 1>(vectors);
-    models<2, 12, 2, 1>(16);
-    models<4, 8, 2, 1>(32);
-    models<4, 12, 2, 1>(32);
+    for (int vectors : {1, 8}) models<16, 1, 12, 2, 1>(vectors);
+    models<16, 4, 8, 2, 1>(32);
+    run<16, 64, BF, 4096, 2, true, false, 1, 12, 2, 1>({14336, 14336}, 1, false);
+    for (int vectors : {1, 8}) models<4, 1, 12, 2, 1>(vectors);
+    models<4, 2, 12, 2, 1>(16);
+    models<4, 4, 8, 2, 1>(32);
+    models<4, 4, 12, 2, 1>(32);
     run<8, 64, BF, 4096, 2, true, false, 1, 12, 2, 1>({14336, 14336}, 1, false);
     run<4, 64, BF, 2048, 1, false, false, 1, 12, 2, 1>({128256}, 1, false);
     run<4, 64, BF, 4096, 1, false, false, 1, 12, 2, 1>({32768}, 1, false);

@@ -4,7 +4,7 @@
     mlx.launch -n 2 benches/ranks/exchange.py [--hidden-size 2048]
 
 Needs Python's mlx (tests/fixtures/requirements.txt). Prints, on rank 0, a line of JSON for each number of tokens: microseconds of one
-exchange of bf16 and the rate, medians of 9 chains of exchanges that each wait for the one before, as in a forward pass.
+exchange of bf16 and the rate, medians of 25 chains of exchanges that each wait for the one before, as in a forward pass.
 """
 
 import argparse
@@ -35,7 +35,7 @@ for tokens in args.tokens:
     x = mx.zeros((tokens, args.hidden_size), dtype=mx.bfloat16)
     length = max(8, 128 // tokens)
     chain(x, length)
-    seconds = statistics.median(chain(x, length) for _ in range(9))
+    seconds = statistics.median(chain(x, length) for _ in range(25))
     if group.rank() == 0:
         rate = (group.size() - 1) * x.nbytes * 8 / seconds / 1e9
         print(json.dumps({"ranks": group.size(), "tokens": tokens, "bytes": x.nbytes,

@@ -7,11 +7,13 @@
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 # Layers, hidden size, vocabulary, and of the 4-bit weights (4.5 bits each) bytes a decode step reads and weights a prompt multiplies by.
 SHAPES = {
     "1B": dict(layers=16, hidden=2048, vocabulary=128256, step_gb=0.695, weights=0.973e9),
+    "4B": dict(layers=36, hidden=2560, vocabulary=151936, step_gb=2.26, weights=3.63e9),
     "7B": dict(layers=32, hidden=4096, vocabulary=32000, step_gb=4.0, weights=6.98e9),
     "70B": dict(layers=80, hidden=8192, vocabulary=128256, step_gb=39.1, weights=68.5e9),
 }
@@ -43,28 +45,35 @@ def tables(memory_gb_per_s, tflops, latencies):
         print(f"{title}, tokens per second:\n")
         print("| | network | " + " | ".join(f"{n} machine{'s' * (n > 1)}" for n in MACHINES) + " |")
         print("|---|---|" + "---:|" * len(MACHINES))
-        for name, shape in SHAPES.items():
+        for name, shape in ((name, SHAPES[name]) for name in ("1B", "7B", "70B")):
             if phase is decode:
                 alone, tokens = shape["step_gb"] / memory_gb_per_s, 1
             else:
                 alone, tokens = 2 * shape["weights"] * CHUNK / (tflops * 1e12), CHUNK
             for gbit, latency in zip(NETWORKS, latencies):
                 cells = [tokens / phase(shape, n, alone, latency * 1e-6, gbit) for n in MACHINES]
-                print(f"| {name} | {gbit} Gbit/s | " + " | ".join(f"{cell:.3g}" for cell in cells) + " |")
+                print(f"| {name} | {gbit} Gbit/s | " + " | ".join(f"{cell:,.{0 if cell >= 100 else 1}f}" for cell in cells) + " |")
         print()
 
 
 def check():
+    """The latency is that with which the first model's decoding comes out right; all else follows."""
     measured = json.loads((Path(__file__).parent / "measured.json").read_text())
-    shape = SHAPES["1B"]
-    one = measured["one_rank_one_thread"]
-    exchange = {row["tokens"]: row["exchange_us"] * 1e-6 for row in measured["exchanges"]}
-    sums = 2 * shape["layers"] + 1
+    first = measured["bench"][0]
+    bytes_of_512 = 2 * SHAPES[first["model"]]["hidden"] * 512
+    mean = statistics.mean
+    waited = 1 / mean(first["two_ranks"]["decode_tps"]) - 1 / first["one_thread"]["decode_tps"] / 2
+    latency = waited / (2 * SHAPES[first["model"]]["layers"] + 2)
+    seconds = statistics.median(measured["exchange_us"]["512 tokens"]) * 1e-6
+    gbit_per_s = bytes_of_512 * 8 / (seconds - latency) / 1e9
+    print(f"latency {latency * 1e6:.0f} us, {gbit_per_s:.1f} Gbit/s\n")
     print("| | computed | measured |\n|---|---:|---:|")
-    predicted = 1 / (1 / one["decode_tps"] / 2 + (sums + 1) * exchange[1])
-    print(f"| decode, tokens per second | {predicted:.1f} | {measured['two_ranks']['decode_tps']:.1f} |")
-    predicted = CHUNK / (CHUNK / one["prefill_tps"] / 2 + sums * exchange[CHUNK])
-    print(f"| prefill {CHUNK} | {predicted:.0f} | {measured['two_ranks']['prefill_tps']:.0f} |")
+    for row in measured["bench"]:
+        shape, one, two, prompt = SHAPES[row["model"]], row["one_thread"], row["two_ranks"], row["prompt"]
+        token = decode(shape, 2, 1 / one["decode_tps"], latency, gbit_per_s)
+        print(f"| {row['model']}, decode | {1 / token:.1f} | {mean(two['decode_tps']):.1f} |")
+        chunk = prefill(shape, 2, prompt / one["prefill_tps"], latency, gbit_per_s, prompt)
+        print(f"| {row['model']}, prefill {prompt} | {prompt / chunk:.0f} | {mean(two['prefill_tps']):.0f} |")
 
 
 if __name__ == "__main__":

@@ -37,9 +37,20 @@ impl Packing {
 
 /// A matrix `[output, input]`.
 #[derive(Debug, Clone)]
-pub(crate) enum Weight {
+pub enum Weight {
+    /// Its numbers.
     Dense(Array),
-    Affine { packed: Array, scales: Array, biases: Array, packing: Packing },
+    /// Quantized, as MLX packs it.
+    Affine {
+        /// `[output, input · bits / 32]`, u32.
+        packed: Array,
+        /// `[output, input / group_size]`.
+        scales: Array,
+        /// As `scales`.
+        biases: Array,
+        /// How `packed` is to be read.
+        packing: Packing,
+    },
 }
 
 impl Weight {
@@ -69,8 +80,10 @@ impl Weight {
 
 /// `x · Wᵀ (+ bias)`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Linear<'a> {
+pub struct Linear<'a> {
+    /// W.
     pub weight: &'a Weight,
+    /// `[output]`.
     pub bias: Option<&'a Array>,
 }
 

@@ -27,6 +27,9 @@ use super::process::{SUCCESS, Usage};
 /// What is read to measure the bandwidth: far more than caches hold.
 const READ_BYTES: usize = 512 << 20;
 
+/// Tokens of sequences together that are not timed, after the first.
+const WARM_UP: usize = 2;
+
 pub fn bench(args: BenchArgs) -> Result<u8> {
     set_device(args.device)?;
     let started = Instant::now();
@@ -36,7 +39,8 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
     // Any ids do: what they are does not change the work.
     let ids = |n: usize| -> Vec<u32> { (0..n as u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab_size).collect() };
     let (depth, prompt) = (ids(args.depth), ids(args.depth + args.prompt));
-    let room = i32::try_from(prompt.len() + args.gen_tokens + 1)?;
+    // An eviction would take longer than all tokens after it.
+    let room = i32::try_from(prompt.len() + 1 + WARM_UP + args.gen_tokens)?;
 
     let filled = match depth.len() {
         0 => None,
@@ -166,7 +170,7 @@ fn decode_together(model: &Model, read: &KvCache, n: usize, args: &BenchArgs) ->
     let mut step = pass(None)?;
     for warm_up in [true, false] {
         let started = Instant::now();
-        for _ in 0..if warm_up { 2 } else { args.gen_tokens } {
+        for _ in 0..if warm_up { WARM_UP } else { args.gen_tokens } {
             let next = pass(Some(&step))?;
             step.read(model)?;
             step = next;

@@ -55,7 +55,7 @@ pub struct LaunchArgs {
     #[arg(long, value_name = "PATH")]
     pub program: Option<PathBuf>,
     /// The first port that ranks listen on, one more for each [default: free ones where all ranks are here, else 32323]
-    #[arg(long, short = 'P', value_name = "PORT")]
+    #[arg(long, short = 'p', value_name = "PORT")]
     pub starting_port: Option<u16>,
     /// Connections of the ring for each address
     #[arg(long, value_name = "N", default_value = "1", value_parser = ranks)]

@@ -45,8 +45,18 @@ pub fn main<C: Parser>(run: fn(C) -> Result<u8>) -> ! {
     {
         code = code.max(report(&error.into()));
     }
+    if let Some(ranks) = mlx_lm::ranks::current().filter(|_| is_of_mpi()) {
+        // MPI takes a process that just ends for a failed one; MLX leaves it in a destructor.
+        ranks.leave();
+        std::process::exit(code.into());
+    }
     // Not `exit`, which would run the destructors of MLX's statics while its threads may still be at work.
     signal_hook::low_level::exit(code.into())
+}
+
+/// Whether `mpirun` started this process.
+pub fn is_of_mpi() -> bool {
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].into_iter().any(|name| std::env::var_os(name).is_some())
 }
 
 fn parse_and_run<C: Parser>(run: fn(C) -> Result<u8>) -> Result<u8> {

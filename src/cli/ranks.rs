@@ -15,14 +15,14 @@ use signal_hook::consts::SIGINT;
 
 use super::args::{Cli, Command};
 use super::generate::set_device;
-use super::process::{FAILURE, SUCCESS, Usage};
+use super::process::{FAILURE, SUCCESS, Usage, is_of_mpi};
 
 /// Whether this process was started as one of several.
 fn are_there() -> bool {
     let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let of_mlx =
         is_set("MLX_RANK") && (hostfile().is_some() || is_set("MLX_JACCL_COORDINATOR") || is_set("NCCL_HOST_IP"));
-    of_mlx || is_set("OMPI_COMM_WORLD_SIZE") || is_set("PMI_SIZE")
+    of_mlx || is_of_mpi()
 }
 
 /// What `MLX_HOSTFILE` holds: of each rank the addresses that it listens at. Empty for a rank that is alone.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
 use mlx_rs::ops::zeros;
+use mlx_rs::transforms::async_eval;
 
 use super::generator::CLEAR_CACHE_EVERY;
 use super::kv_cache::KvCache;
@@ -31,6 +32,8 @@ pub fn follow(ranks: &Ranks, load: impl Fn(&Source) -> Result<Model>) -> Result<
     let mut steps = Steps::default();
     // What was described and not computed yet.
     let mut described: Vec<Array> = Vec::new();
+    // What a GPU computes while the next pass is described.
+    let mut begun: Vec<Array> = Vec::new();
     let mut computed = 0;
     loop {
         match ranks.next() {
@@ -53,8 +56,13 @@ pub fn follow(ranks: &Ranks, load: impl Fn(&Source) -> Result<Model>) -> Result<
                 described.push(model.logits(hidden_states, tokens, phase)?);
             }
             Message::Compute { check } => {
-                ops::evaluate(&described)?;
-                described.clear();
+                if ops::is_on_gpu() {
+                    async_eval(&described)?;
+                    ops::evaluate(&std::mem::take(&mut begun))?;
+                    begun.append(&mut described);
+                } else {
+                    ops::evaluate(&std::mem::take(&mut described))?;
+                }
                 if check.is_some() {
                     ranks.reply_computed(&steps);
                 }
@@ -64,6 +72,7 @@ pub fn follow(ranks: &Ranks, load: impl Fn(&Source) -> Result<Model>) -> Result<
                 }
             }
             Message::End | Message::Failed { .. } => {
+                ops::evaluate(&begun)?;
                 ranks.reply_done();
                 return Ok(());
             }

@@ -6,7 +6,7 @@ use ureq::http::header::{CONTENT_LENGTH, ETAG};
 
 use super::client::Client;
 use super::name::{is_commit, is_file_name, is_hex};
-use crate::checkpoint::{Index, WEIGHTS, WEIGHTS_INDEX, is_shard};
+use crate::checkpoint::{Index, WEIGHTS, WEIGHTS_INDEX, weights_among};
 use crate::error::{Error, HubProblem, Result};
 use crate::mlxpack::{TEXTS, is_about};
 
@@ -90,7 +90,7 @@ impl Listing {
             let file = self.describe(client, name)?;
             files.extend(Some(file).filter(|file| file.size <= MAX_ABOUT_BYTES));
         }
-        let weights = self.weights(index);
+        let weights = weights_among(&self.names().collect::<Vec<_>>(), index);
         if weights.is_empty() {
             return Err(client.error(HubProblem::NoModel { file: WEIGHTS }));
         }
@@ -104,19 +104,8 @@ impl Listing {
         Ok(files)
     }
 
-    fn weights(&self, index: Option<Index>) -> Vec<String> {
-        let mut names: Vec<String> = match index {
-            Some(index) if !index.weight_map.is_empty() => index.weight_map.into_values().collect(),
-            _ if self.has(WEIGHTS) => vec![WEIGHTS.to_owned()],
-            _ => self.names().filter(|name| is_shard(name)).map(str::to_owned).collect(),
-        };
-        names.sort();
-        names.dedup();
-        names
-    }
-
     fn check(&self) -> Result<(), HubProblem> {
-        if !self.has(WEIGHTS_INDEX) && !self.names().any(|name| name == WEIGHTS || is_shard(name)) {
+        if !self.has(WEIGHTS_INDEX) && weights_among(&self.names().collect::<Vec<_>>(), None).is_empty() {
             let like = |endings: &[&str]| self.names().find(|name| endings.iter().any(|end| name.ends_with(end)));
             return Err(match (like(&PICKLED), like(&[".gguf"])) {
                 (Some(name), _) => HubProblem::NoSafetensors {

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_rs::{Array, Device, StreamOrDevice};
@@ -61,6 +62,17 @@ impl Group {
     pub fn size(&self) -> i32 {
         // SAFETY: the group lives.
         unsafe { sys::mlx_distributed_group_size(self.0.0) }
+    }
+
+    /// The most that a process has of `n` things that are shared out.
+    pub fn largest_share(&self, n: i32) -> i32 {
+        (n + self.size() - 1) / self.size()
+    }
+
+    /// What this process has of them; the last ones may have fewer.
+    pub fn share(&self, n: i32) -> Range<i32> {
+        let (rank, each) = (self.rank(), self.largest_share(n));
+        (rank * each).min(n)..((rank + 1) * each).min(n)
     }
 
     /// The arrays `[N, …]` of all ranks, in their order: `[size · N, …]`.

@@ -63,7 +63,7 @@ impl Leading {
 
     /// Tell the others of logits that are about to be described.
     pub fn describe_logits(&self, tokens: Range<i32>, phase: Phase) {
-        self.ranks.queue(&ranks::Message::Logits { model: self.model, tokens, phase });
+        self.ranks.send(&ranks::Message::Logits { model: self.model, tokens, phase });
         self.is_described.store(true, Ordering::Relaxed);
     }
 

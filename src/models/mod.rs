@@ -86,7 +86,7 @@ impl Model {
             let config = read_config(checkpoint)?;
             let files = checkpoint.weight_files()?;
             let identity = checkpoint.identity(&files)?;
-            let group = ranks::current().map(Ranks::group).cloned();
+            let group = ranks::current().and_then(Ranks::group);
             let model = Model::build(config, &files, identity, group, watch)?;
             model.check_files()?;
             Ok(model)
@@ -114,7 +114,7 @@ impl Model {
                 let config = read_fields(&Fields::new("<synthetic>".as_ref(), &map))?;
                 let identity = format!("synthetic {}, {bits} bits", architecture.name());
                 let weights = synthetic::weights(&config, bits)?;
-                let group = ranks::current().map(Ranks::group).cloned();
+                let group = ranks::current().and_then(Ranks::group);
                 Model::build(config, &[weights], identity, group, &mut Watch::none())
             },
         )
@@ -260,7 +260,12 @@ impl Model {
         }
         let is_all = tokens == (0..hidden_states.dim(0));
         let some = if is_all { hidden_states.clone() } else { hidden_states.try_index((tokens, ..))? };
-        self.decoder.logits(&some, phase)
+        let logits = self.decoder.logits(&some, phase)?;
+        // Whoever chooses a token may wait for them without asking the model.
+        if let Some(leading) = &self.leading {
+            leading.compute();
+        }
+        Ok(logits)
     }
 }
 

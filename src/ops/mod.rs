@@ -26,7 +26,6 @@ use crate::backend::{
 use crate::error::Result;
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::distributed::Group;
-use crate::weights::Split;
 
 static CPU: OnceLock<Option<InstructionSet>> = OnceLock::new();
 
@@ -75,9 +74,14 @@ pub fn description() -> String {
     backend().map_or_else(|| "MLX's own".to_owned(), |backend| backend.describe())
 }
 
+/// Whether MLX's device is a GPU.
+pub(crate) fn is_on_gpu() -> bool {
+    matches!(device_type(), Some(DeviceType::Gpu))
+}
+
 fn backend() -> Option<&'static dyn Backend> {
     #[cfg(cuda_kernels)]
-    if matches!(device_type(), Some(DeviceType::Gpu)) {
+    if is_on_gpu() {
         return Gpu::get().filter(|_| *GPU.get_or_init(|| true)).map(|gpu| gpu as &dyn Backend);
     }
     chosen().map(|kernels| kernels as &dyn Backend)
@@ -216,7 +220,7 @@ pub(crate) fn all_sum(x: &Array, group: &Group) -> Result<Array> {
 /// Columns of all ranks one after another: `[N, share]` each, of which the last may be narrower, to `[N, width]`.
 pub(crate) fn all_columns(x: &Array, width: i32, group: &Group) -> Result<Array> {
     let size = group.size();
-    let (n, share) = (x.dim(0), Split::share(width, 0, size).len() as i32);
+    let (n, share) = (x.dim(0), group.largest_share(width));
     let x = match share - x.dim(1) {
         0 => x.clone(),
         missing => concatenate(&[x, &zeros_dtype(&[n, missing], x.dtype())?], 1)?,

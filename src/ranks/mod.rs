@@ -42,7 +42,10 @@ pub fn current() -> Option<&'static Ranks> {
 /// This process among those that compute together.
 #[derive(Debug)]
 pub struct Ranks {
-    group: Group,
+    rank: i32,
+    size: i32,
+    /// Until this process [leaves](Ranks::leave).
+    group: Mutex<Option<Group>>,
     role: Role,
     /// Called with what happened when a rank is lost or fails; this process is of no use then, and it should end it.
     on_loss: fn(&str),
@@ -59,8 +62,6 @@ enum Role {
 struct First {
     /// One connection for each other rank.
     streams: Mutex<Vec<TcpStream>>,
-    /// Messages that are sent with the next that is waited for.
-    queued: Mutex<Vec<u8>>,
     loaded: Mutex<Receiver<(i32, String)>>,
     next_model: AtomicU64,
     steps: Mutex<Steps>,
@@ -128,7 +129,6 @@ pub fn join(host: &str, arguments: &[String], on_loss: fn(&str)) -> Result<&'sta
         let (loaded, received) = channel();
         let first = First {
             streams: Mutex::new(streams.into_iter().map(|(_, stream)| stream).collect()),
-            queued: Mutex::default(),
             loaded: Mutex::new(received),
             next_model: AtomicU64::new(0),
             steps: Mutex::default(),
@@ -156,7 +156,8 @@ pub fn join(host: &str, arguments: &[String], on_loss: fn(&str)) -> Result<&'sta
         let start = move |ranks: &'static Ranks| drop(thread::spawn(move || ranks.listen(Reader::new(reader), &to)));
         (Role::Other(Other { stream: Mutex::new(stream), messages: Mutex::new(messages) }), Box::new(start))
     };
-    CURRENT.set(Ranks { group, role, on_loss }).map_err(|_| Error::Ranks("this process has joined already".into()))?;
+    let ranks = Ranks { rank, size: group.size(), group: Some(group).into(), role, on_loss };
+    CURRENT.set(ranks).map_err(|_| Error::Ranks("this process has joined already".into()))?;
     let ranks = CURRENT.get().expect("it was just set");
     start(ranks);
     Ok(ranks)
@@ -269,17 +270,23 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Ranks {
     /// This process, from 0 on.
     pub fn rank(&self) -> i32 {
-        self.group.rank()
+        self.rank
     }
 
     /// How many processes there are.
     pub fn size(&self) -> i32 {
-        self.group.size()
+        self.size
     }
 
     /// Over which numbers are exchanged.
-    pub(crate) fn group(&self) -> &Group {
-        &self.group
+    pub(crate) fn group(&self) -> Option<Group> {
+        locked(&self.group).clone()
+    }
+
+    /// Let go of MLX's group, for which nothing is to be computed any more. When all models are dropped too, MLX's destructors
+    /// leave it properly.
+    pub fn leave(&self) {
+        locked(&self.group).take();
     }
 
     fn first(&self) -> &First {
@@ -348,20 +355,13 @@ impl Ranks {
         }
     }
 
-    /// Rank 0: tell the others with the next message that is [sent](Ranks::send).
-    pub(crate) fn queue(&self, message: &Message) {
-        message::write(&mut *locked(&self.first().queued), message).expect("memory can be written");
-    }
-
     /// Rank 0: tell the others.
     pub(crate) fn send(&self, message: &Message) {
-        self.queue(message);
-        let first = self.first();
-        let (mut streams, mut queued) = (locked(&first.streams), locked(&first.queued));
-        for stream in &mut *streams {
-            let _ = stream.write_all(&queued); // whoever hears it tells that it is gone
+        let mut line = Vec::new();
+        message::write(&mut line, message).expect("memory can be written");
+        for stream in &mut *locked(&self.first().streams) {
+            let _ = stream.write_all(&line); // whoever hears it tells that it is gone
         }
-        queued.clear();
     }
 
     /// Rank 0: let the others load a model too; what messages call it.
@@ -387,10 +387,11 @@ impl Ranks {
         Ok(())
     }
 
-    /// Rank 0: a pass over `spans`, of which so many tokens were ever seen, is described.
+    /// Rank 0: a pass over `spans`, of which so many tokens were ever seen, is about to be described. A GPU computes parts of it
+    /// before all of it is described, so the others hear of it first.
     pub(crate) fn describe(&self, model: u64, spans: Vec<SpanOf>, seen: &[u64], released: Vec<u64>) {
         locked(&self.first().steps).add(&spans, seen);
-        self.queue(&Message::Pass { model, spans, released });
+        self.send(&Message::Pass { model, spans, released });
     }
 
     /// Rank 0: the others compute what was described.
@@ -455,9 +456,9 @@ impl Ranks {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::backend::Phase;
-    use crate::generate::kv_cache::CacheLimits;
 
     #[test]
     fn another_version_is_told_by_name() {
@@ -468,8 +469,11 @@ mod tests {
 
     #[test]
     fn whatever_differs_in_a_pass_is_seen_from_then_on() {
-        let limits = CacheLimits { context_size: 64, num_sink_tokens: 4, eviction_batch_percent: 10 };
-        let span = |cache, len, tokens| SpanOf { cache, copy_of: None, len, limits, tokens, phase: Phase::Decode };
+        let span = |cache: u64, len: i32, tokens: i32| -> SpanOf {
+            let limits = json!({"context_size": 64, "num_sink_tokens": 4, "eviction_batch_percent": 10});
+            let span = json!({"cache": cache, "copy_of": null, "len": len, "limits": limits, "tokens": tokens, "phase": "Decode"});
+            serde_json::from_value(span).unwrap()
+        };
         let after = |spans: &[SpanOf], seen: u64| {
             let mut steps = Steps::default();
             steps.add(spans, &vec![seen; spans.len()]);

@@ -4,8 +4,8 @@
 //! `make test-cuda` runs both where there is one.
 
 use half::{bf16, f16};
-use mlx_lm::backend::cuda::{Affine, Fused, Gpu};
-use mlx_lm::backend::{Activation, Epilogue, Packing};
+use mlx_lm::backend::cuda::{Fused, Gpu};
+use mlx_lm::backend::{Activation, Epilogue, Linear, Packing, Weight};
 use mlx_rs::{Array, Device, Dtype};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -41,16 +41,26 @@ fn uniform(rng: &mut StdRng, n: i32, size: f64) -> Vec<f64> {
 struct Layer {
     rows: i32,
     columns: i32,
-    packing: Packing,
-    packed: Array,
-    scales: Array,
-    biases: Array,
+    weight: Weight,
     bias: Option<(Array, Vec<f64>)>,
     values: Vec<(f64, f64)>,
 }
 
 impl Layer {
-    fn new(rng: &mut StdRng, rows: i32, columns: i32, packing: Packing, dtype: Dtype, has_bias: bool) -> Self {
+    /// Dense without a `packing`.
+    fn new(rng: &mut StdRng, rows: i32, columns: i32, packing: Option<Packing>, dtype: Dtype, has_bias: bool) -> Self {
+        let (weight, values) = match packing {
+            Some(packing) => Layer::packed(rng, rows, columns, packing, dtype),
+            None => {
+                let (weight, values) = numbers(uniform(rng, rows * columns, 0.5), &[rows, columns], dtype);
+                (Weight::Dense(weight), values.into_iter().map(|value| (value, value.abs())).collect())
+            }
+        };
+        let bias = has_bias.then(|| numbers(uniform(rng, rows, 1.0), &[rows], dtype));
+        Layer { rows, columns, weight, bias, values }
+    }
+
+    fn packed(rng: &mut StdRng, rows: i32, columns: i32, packing: Packing, dtype: Dtype) -> (Weight, Vec<(f64, f64)>) {
         let Packing { group_size, bits } = packing;
         let words: Vec<u32> = (0..rows * columns * bits / 32).map(|_| rng.random()).collect();
         let shape = [rows, columns / group_size];
@@ -67,13 +77,11 @@ impl Layer {
         };
         let values = (0..rows * columns).map(value).collect();
         let packed = Array::from_slice(&words, &[rows, columns * bits / 32]);
-        let bias = has_bias.then(|| numbers(uniform(rng, rows, 1.0), &[rows], dtype));
-        Layer { rows, columns, packing, packed, scales, biases, bias, values }
+        (Weight::Affine { packed, scales, biases, packing }, values)
     }
 
-    fn operand(&self) -> Affine<'_> {
-        let Layer { packed, scales, biases, packing, .. } = self;
-        Affine { packed, scales, biases, bias: self.bias.as_ref().map(|(bias, _)| bias), packing: *packing }
+    fn operand(&self) -> Linear<'_> {
+        Linear { weight: &self.weight, bias: self.bias.as_ref().map(|(bias, _)| bias) }
     }
 
     /// Output `row` for `x`, and how far from it a sum in f32 of vectors of 16 bits may be: each group's numbers are whole
@@ -82,7 +90,7 @@ impl Layer {
         let (mut sum, mut allowed) = self.bias.as_ref().map_or((0.0, 0.0), |(_, bias)| (bias[row as usize], 0.0));
         let from = (row * self.columns) as usize;
         let values = &self.values[from..from + self.columns as usize];
-        let size = self.packing.group_size as usize;
+        let size = self.weight.packing().map_or(64, |packing| packing.group_size as usize);
         for (values, x) in values.chunks(size).zip(x.chunks(size)) {
             let step = x.iter().fold(0.0, |most: f64, x| most.max(x.abs())) / 32639.0;
             for ((value, magnitude), x) in values.iter().zip(x) {
@@ -116,8 +124,8 @@ fn compute(gpu: &Gpu, x: &Array, layers: &[Layer], epilogue: Epilogue) -> Option
 }
 
 fn compute_fused(gpu: &Gpu, x: &Array, layers: &[Layer], epilogue: Epilogue, fused: Fused) -> Option<Vec<f64>> {
-    let operands: Vec<Affine> = layers.iter().map(Layer::operand).collect();
-    let y = gpu.affine(x, &operands, epilogue, fused)?.unwrap();
+    let operands: Vec<Linear> = layers.iter().map(Layer::operand).collect();
+    let y = gpu.linear_fused(x, &operands, epilogue, fused)?.unwrap();
     let dtype = y.dtype();
     y.eval().unwrap();
     Some(match dtype {
@@ -128,7 +136,7 @@ fn compute_fused(gpu: &Gpu, x: &Array, layers: &[Layer], epilogue: Epilogue, fus
 
 /// Layers of these rows with one to 17 vectors: each number as near as its type allows, and each vector's bit by bit the
 /// same alone and among others.
-fn check(gpu: &Gpu, seed: u64, (rows, columns): (&[i32], i32), packing: Packing, dtype: Dtype, has_bias: bool) {
+fn check(gpu: &Gpu, seed: u64, (rows, columns): (&[i32], i32), packing: Option<Packing>, dtype: Dtype, has_bias: bool) {
     let rng = &mut StdRng::seed_from_u64(seed);
     let layers: Vec<Layer> =
         rows.iter().map(|&rows| Layer::new(rng, rows, columns, packing, dtype, has_bias)).collect();
@@ -176,27 +184,38 @@ fn linear_layers_are_exact_and_do_not_depend_on_company() {
         for group_size in [32, 64, 128] {
             seed += 1;
             let dtype = if seed % 2 == 0 { Dtype::Bfloat16 } else { Dtype::Float16 };
-            check(gpu, seed, (&[100, 100], 896), Packing { group_size, bits }, dtype, seed % 3 == 0);
+            check(gpu, seed, (&[100, 100], 896), Some(Packing { group_size, bits }), dtype, seed % 3 == 0);
         }
     }
     let [bf16, f16] = [Dtype::Bfloat16, Dtype::Float16];
-    let packing = Packing::DEFAULT;
+    let packing = Some(Packing::DEFAULT);
     check(gpu, 100, (&[2432], 896), packing, bf16, true);
     check(gpu, 101, (&[64, 24, 7], 4096), packing, bf16, true);
     check(gpu, 102, (&[40], 14336), packing, bf16, false);
     check(gpu, 103, (&[33, 33], 4096), packing, f16, false);
     check(gpu, 104, (&[17], 64), packing, f16, true);
-    check(gpu, 105, (&[50, 50], 96), Packing { group_size: 32, bits: 8 }, bf16, true);
-    check(gpu, 106, (&[40], 11008), Packing { group_size: 128, bits: 8 }, f16, false);
+    check(gpu, 105, (&[50, 50], 96), Some(Packing { group_size: 32, bits: 8 }), bf16, true);
+    check(gpu, 106, (&[40], 11008), Some(Packing { group_size: 128, bits: 8 }), f16, false);
+    check(gpu, 107, (&[64, 24, 7], 4096), None, bf16, true);
+    check(gpu, 108, (&[33, 33], 4096), None, f16, false);
+    check(gpu, 109, (&[40], 14336), None, bf16, false);
+    check(gpu, 110, (&[17], 192), None, f16, true);
 }
 
 /// The input normalised, and something added to the output: of three vectors, and of the last alone.
 #[test]
 fn norm_and_residual_are_those_of_separate_operations() {
     let Some(gpu) = gpu() else { return };
-    for (seed, columns, dtype) in [(1, 896, Dtype::Bfloat16), (2, 4096, Dtype::Float16), (3, 14336, Dtype::Bfloat16)] {
+    let (bf16s, f16s, packed) = (Dtype::Bfloat16, Dtype::Float16, Some(Packing::DEFAULT));
+    for (seed, columns, dtype, packing) in [
+        (1, 896, bf16s, packed),
+        (2, 4096, f16s, packed),
+        (3, 14336, bf16s, packed),
+        (4, 832, f16s, None),
+        (5, 14336, bf16s, None),
+    ] {
         let rng = &mut StdRng::seed_from_u64(seed);
-        let layers = [Layer::new(rng, 50, columns, Packing::DEFAULT, dtype, true)];
+        let layers = [Layer::new(rng, 50, columns, packing, dtype, true)];
         let (weight, weights) = numbers(uniform(rng, columns, 2.0), &[columns], dtype);
         let (_, xs) = numbers(uniform(rng, 3 * columns, 3.0), &[3, columns], dtype);
         let (_, residuals) = numbers(uniform(rng, 150, 2.0), &[3, 50], dtype);
@@ -233,7 +252,7 @@ fn norm_and_residual_are_those_of_separate_operations() {
 fn numbers_that_are_none_stay_so() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(7);
-    let layers = [Layer::new(rng, 32, 128, Packing::DEFAULT, Dtype::Bfloat16, false)];
+    let layers = [Layer::new(rng, 32, 128, Some(Packing::DEFAULT), Dtype::Bfloat16, false)];
     for odd in [f64::NAN, f64::INFINITY] {
         let mut x = uniform(rng, 256, 1.0);
         x[200] = odd;
@@ -249,8 +268,10 @@ fn numbers_that_are_none_stay_so() {
 fn what_is_not_done_is_declined() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(8);
-    let layer =
-        |rng: &mut StdRng, bits| Layer::new(rng, 16, 128, Packing { group_size: 64, bits }, Dtype::Bfloat16, false);
+    let layer = |rng: &mut StdRng, bits| {
+        let packing = (bits < 16).then_some(Packing { group_size: 64, bits });
+        Layer::new(rng, 16, 128, packing, Dtype::Bfloat16, false)
+    };
     let x = |n: i32, dtype| Array::from_slice(&vec![1f32; (n * 128) as usize], &[n, 128]).as_dtype(dtype).unwrap();
     let four = [layer(rng, 4)];
     assert!(compute(gpu, &x(8, Dtype::Bfloat16), &four, Epilogue::Concat).is_some());
@@ -258,6 +279,9 @@ fn what_is_not_done_is_declined() {
     assert!(compute(gpu, &x(1, Dtype::Float32), &four, Epilogue::Concat).is_none());
     assert!(compute(gpu, &x(1, Dtype::Float16), &four, Epilogue::Concat).is_none());
     assert!(compute(gpu, &x(1, Dtype::Bfloat16), &[layer(rng, 2)], Epilogue::Concat).is_none());
-    let mixed = [layer(rng, 4), layer(rng, 8)];
-    assert!(compute(gpu, &x(1, Dtype::Bfloat16), &mixed, Epilogue::Concat).is_none());
+    assert!(compute(gpu, &x(1, Dtype::Float16), &[layer(rng, 16)], Epilogue::Concat).is_none());
+    for others in [8, 16] {
+        let mixed = [layer(rng, 4), layer(rng, others)];
+        assert!(compute(gpu, &x(1, Dtype::Bfloat16), &mixed, Epilogue::Concat).is_none());
+    }
 }

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use mlx_lm::backend::Phase;
+use mlx_lm::backend::cpu::set_threads;
 use mlx_lm::convert::{Change, ConvertOptions, FloatType, QuantizeOptions, convert};
 use mlx_lm::generate::follow;
 use mlx_lm::generate::kv_cache::{CacheLimits, KvCache};
@@ -173,6 +174,7 @@ fn logits(model: &Model) -> Vec<Vec<f32>> {
 fn a_rank() {
     let (Ok(models), Ok(output)) = (std::env::var("TEST_MODELS"), std::env::var("TEST_OUTPUT")) else { return };
     compute_on_cpu();
+    set_threads(1);
     let arguments = std::env::var("TEST_ARGUMENTS").map_or(Vec::new(), |text| vec![text]);
     let ranks = match ranks::join("127.0.0.1", &arguments, |problem| {
         eprintln!("{problem}");

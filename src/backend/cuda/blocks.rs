@@ -4,11 +4,11 @@ use mlx_rs::ops::{multiply, zeros_dtype};
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
+use super::Gpu;
 use super::attention::{self, HeadNorm, Sequence, Sizes};
 use super::gemv::{self, Plan, Shared, SharedBytes, weights};
 use super::kernel::Kernel;
 use super::node::{Held, Memory, When, is_own, node};
-use super::{Affine, Gpu};
 use crate::backend::{Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Residual, Rotations, make_room};
 use crate::error::Result;
 
@@ -37,7 +37,7 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
     for (layer, planned) in planned.iter().enumerate() {
         make_caches(layer, planned.sizes, x.dtype(), spans)?;
     }
-    take_over(spans)?;
+    take_over(x.dtype(), spans)?;
     let sequences: Vec<Vec<Sequence>> = (blocks.iter().enumerate())
         .map(|(layer, block)| {
             let sequence = |span: &CachedSpan| {
@@ -129,7 +129,7 @@ fn compute(x: &Array, blocks: &[Block], planned: Vec<Planned>, spans: &mut [Cach
 /// The arrays of a block's weights, in the order in which its kernels take them.
 fn block_weights<'a>(block: &Block<'a>) -> impl Iterator<Item = &'a Array> {
     fn arrays<'a, const N: usize>(layers: [Linear<'a>; N], norm: Option<Norm<'a>>) -> Vec<&'a Array> {
-        weights(&affine(layers).expect("it was planned"), norm.map(|norm| norm.weight))
+        weights(&layers, norm.map(|norm| norm.weight))
     }
     let norms = block.qk_norm.iter().flatten().map(|norm| norm.weight).collect::<Vec<_>>();
     [
@@ -141,11 +141,6 @@ fn block_weights<'a>(block: &Block<'a>) -> impl Iterator<Item = &'a Array> {
     ]
     .into_iter()
     .flatten()
-}
-
-fn affine<'a, const N: usize>(layers: [Linear<'a>; N]) -> Option<[Affine<'a>; N]> {
-    let layers: Vec<_> = layers.iter().map(Affine::of).collect::<Option<_>>()?;
-    layers.try_into().ok()
 }
 
 /// Linear layers, and what computes them.
@@ -178,10 +173,9 @@ impl Planned {
         let (vectors, d, dtype) = (x.dim(0), x.dim(1), x.dtype());
         let head_dim = block.head_dim;
         let is_head_norm = |norm: Norm| norm.weight.dtype() == dtype && norm.weight.shape() == [head_dim];
-        let projections = affine(block.projections)?;
-        let [o_proj, down_proj] = affine([block.o_proj, block.down_proj])?;
-        let expansion = affine([block.gate_proj, block.up_proj])?;
-        let outputs = |layer: &Affine| layer.packed.dim(0);
+        let (projections, o_proj, down_proj) = (block.projections, block.o_proj, block.down_proj);
+        let expansion = [block.gate_proj, block.up_proj];
+        let outputs = |layer: &Linear| layer.weight.arrays()[0].dim(0);
         let [n_heads, n_kv_heads, n_values] = projections.each_ref().map(|layer| outputs(layer) / head_dim);
         let is_done = n_values == n_kv_heads
             && projections.iter().all(|layer| outputs(layer) % head_dim == 0)
@@ -195,12 +189,14 @@ impl Planned {
                 .iter()
                 .all(|norms| norms.before.is_some() && norms.after.is_none())
             && block.softcap.is_none()
-            && block.residual == Residual::SUM;
+            && block.residual == Residual::SUM
+            // Nothing here adds up what several ranks have.
+            && block.summed_over.is_none();
         if !is_done {
             return None;
         }
         let sizes = Sizes { n_heads, n_kv_heads, head_dim };
-        let plan = |columns: i32, layers: &[Affine], epilogue, norm: Option<Norm>| {
+        let plan = |columns: i32, layers: &[Linear], epilogue, norm: Option<Norm>| {
             let norm = norm.as_ref().map(|norm| (norm.weight, norm.eps));
             Plan::new(gpu, (vectors, columns, dtype), layers, epilogue, norm, norm.is_none())
         };
@@ -246,15 +242,15 @@ fn make_caches(layer: usize, sizes: Sizes, dtype: Dtype, spans: &mut [CachedSpan
 
 /// Make the caches' memory the spans' own, so that kernels may write to it: what others have a handle of is copied. A part of
 /// a cache that others read lies before the new tokens, or is of a sequence that has gone back, and they have read it by then.
-fn take_over(spans: &mut [CachedSpan]) -> Result<()> {
+fn take_over(dtype: Dtype, spans: &mut [CachedSpan]) -> Result<()> {
     // What is not computed yet is not known to be ours.
     for copies in [false, true] {
+        // MLX's own copy shares the memory, so a copy is a product with this.
+        let one = copies.then(|| Array::from_int(1).as_dtype(dtype)).transpose()?;
         let mut started = Vec::new();
         let caches = spans.iter_mut().flat_map(|span| span.layers.iter_mut().flatten());
         for array in caches.flat_map(|(keys, values)| [keys, values]).filter(|array| !is_own(array)) {
-            if copies {
-                // MLX's own copy shares the memory.
-                let one = Array::from_int(1).as_dtype(array.dtype())?;
+            if let Some(one) = &one {
                 *array = multiply(&*array, one)?;
             }
             started.push(&*array);

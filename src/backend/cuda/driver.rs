@@ -66,6 +66,7 @@ library!(Driver {
     cuDevicePrimaryCtxRetain(*mut Context, c_int);
     cuCtxSetCurrent(Context);
     cuThreadExchangeStreamCaptureMode(*mut c_int);
+    cuMemAdvise(u64, usize, c_int, c_int);
     cuModuleLoadData(*mut ModuleHandle, *const c_void);
     cuModuleGetFunction(*mut FunctionHandle, ModuleHandle, *const c_char);
     cuFuncSetAttribute(FunctionHandle, c_int, c_int);
@@ -156,6 +157,26 @@ fn in_context() -> Result<&'static Driver> {
     // SAFETY: the context is alive, or null, which takes the thread's away.
     done("using it", unsafe { (driver.cuCtxSetCurrent)(context.0) })?;
     Ok(driver)
+}
+
+/// `CU_MEM_ADVISE_SET_PREFERRED_LOCATION` and `CU_MEM_ADVISE_SET_ACCESSED_BY`.
+const PREFERRED_LOCATION: c_int = 3;
+const ACCESSED_BY: c_int = 5;
+
+/// `CU_DEVICE_CPU`.
+const HOST: c_int = -1;
+
+/// Let managed memory be the host's, and the GPU reach it from afar: otherwise its page moves to whoever looks at it, and a kernel waits
+/// for that some hundred microseconds.
+pub(super) fn keep_on_host(words: &[u32]) {
+    if let Ok(driver) = in_context() {
+        // SAFETY: advice about memory that is alive. Where it is of no use, as for memory that never moves, an error says so.
+        unsafe {
+            let at = words.as_ptr() as u64;
+            (driver.cuMemAdvise)(at, size_of_val(words), PREFERRED_LOCATION, HOST);
+            (driver.cuMemAdvise)(at, size_of_val(words), ACCESSED_BY, 0);
+        }
+    }
 }
 
 /// What tells one compiler's results from another's.

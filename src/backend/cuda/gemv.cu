@@ -1,19 +1,21 @@
-//! Products of up to 32 vectors with matrices of 4- or 8-bit weights, as MLX packs them: y = x · Wᵀ, on the tensor cores of any
-//! NVIDIA GPU from compute capability 8.0 on. `gemv.rs` writes the kernels that call this, behind `numbers.cu`.
+//! Products of up to 32 vectors with matrices of 4- or 8-bit weights, as MLX packs them, or of numbers of the vectors' type: y = x · Wᵀ,
+//! on the tensor cores of any NVIDIA GPU from compute capability 8.0 on. `gemv.rs` writes the kernels that call this, behind
+//! `numbers.cu` and `tensor.cu`.
 //!
 //! A weight is scale · q + bias with q in whole numbers, so a unit's share of a product, a unit being columns with one scale, is
 //! scale · Σ q x + bias · Σ x. Four bits beside those of 128 (bf16) or 1024 (f16) are a number of the vectors' type, so that
 //! Σ (128 + q) x is made by `mma.m16n8k16` without a conversion, and exactly but for the sum's rounding; 128 Σ x is taken off
 //! with the bias. Eight bits are two such numbers. A weight is unpacked once for all vectors.
 //!
-//! The columns of a row in 512 bytes, a segment, are added up by one warp, and the sums of segments in their order. So the order of all roundings depends on the matrix alone: a vector's product is the same,
-//! bit for bit, alone and among others, and however many multiprocessors there are.
+//! The columns of a row in 512 bytes, or 1024 of 16-bit numbers, a segment, are added up by one warp, and the sums of segments in their
+//! order. So the order of all roundings depends on the matrix alone: a vector's product is the same, bit for bit, alone and among
+//! others, and however many multiprocessors there are.
 
 namespace mlx_lm {
 
 struct Layer {
   const unsigned* words;          // [rows, columns · bits / 32]
-  const unsigned short* scales;   // [rows, columns / group], as biases
+  const unsigned short* scales;   // [rows, columns / group], as biases; of 16 bits there are none
   const unsigned short* biases;
   const unsigned short* bias;     // [rows], or null
   int rows;
@@ -43,21 +45,23 @@ struct GemvArguments {
   int span;                 // segments of a block
 };
 
-// How a matrix lies in memory, and what a lane has of it. Four lanes share a row.
+// How a matrix lies in memory, and what a lane has of it. Four lanes share a row. A GROUP of 16-bit numbers is 64 columns.
 template <int BITS, int GROUP, int COLUMNS>
 struct Packed {
   static constexpr int CHUNK = 2048 / BITS;               // columns
   static constexpr int CHUNKS = (COLUMNS + CHUNK - 1) / CHUNK;
-  static constexpr int SEGMENT = 2, SEGMENTS = (CHUNKS + 1) / SEGMENT;  // chunks; in a row
+  static constexpr bool PLAIN = BITS == 16;
+  static constexpr int SEGMENT = PLAIN ? 4 : 2, SEGMENTS = (CHUNKS + SEGMENT - 1) / SEGMENT;  // chunks; in a row
   static constexpr int UNIT = smaller(GROUP, 64);         // columns with one scale
   static constexpr int UNITS = CHUNK / UNIT;              // in a chunk
   static constexpr int LANE = UNIT / 4;                   // columns of a lane in a unit
   static constexpr int WORDS = LANE * BITS / 32;          // which are so many words
-  static constexpr int SCALES = CHUNK / GROUP * 2;        // bytes of a chunk of a row
-  static constexpr int ROW_SCALES = COLUMNS / GROUP * 2;  // bytes of a row
+  static constexpr int SCALES = PLAIN ? 0 : CHUNK / GROUP * 2;        // bytes of a chunk of a row
+  static constexpr int ROW_SCALES = PLAIN ? 0 : COLUMNS / GROUP * 2;  // bytes of a row
   static constexpr int COPY = smaller(16, smaller(SCALES, ROW_SCALES & -ROW_SCALES));  // bytes of scales that are copied at once
+  static constexpr int SUMMED = PLAIN ? 0 : UNITS;        // of a chunk, units of the vectors that are added up
   // Bytes from row to row, and from vector to vector beyond a multiple of 128: so that lanes of different rows read different banks.
-  static constexpr int PITCH = 256 + 16 * WORDS, PAD = LANE == 8 ? 64 : 16;
+  static constexpr int PITCH = 256 + (PLAIN ? 16 : 16 * WORDS), PAD = LANE == 8 ? 64 : 16;
   static constexpr int STAGE = 16 * PITCH + 32 * SCALES;  // bytes of a chunk of 16 rows
 
   __host__ __device__ static constexpr int chunks(int span) { return smaller(span * SEGMENT, CHUNKS); }
@@ -73,7 +77,7 @@ template <int BITS, int GROUP, int COLUMNS>
 __host__ __device__ constexpr int shared_bytes(int vectors, int tiles, int warps, int stages, int span, bool norm) {
   using P = Packed<BITS, GROUP, COLUMNS>;
   int chunks = P::chunks(span);
-  return warps * stages * P::STAGE + 128 + (norm ? 8 * tiles * (COLUMNS / P::UNIT + 1) * 4 : 0) + chunks * P::UNITS * 8 * tiles * 4 +
+  return warps * stages * P::STAGE + 128 + (norm ? 8 * tiles * (COLUMNS / P::UNIT + 1) * 4 : 0) + chunks * P::SUMMED * 8 * tiles * 4 +
          (span == P::SEGMENTS ? BUFFERS * span * vectors * SUMS_PITCH * 4 : 0) + vectors * (chunks * P::CHUNK * 2 + P::PAD);
 }
 
@@ -110,7 +114,7 @@ struct Gemv {
   }
 
   // Shared memory: the warps' stages; barriers; where NORM, the factors of the vectors [VECTORS], and the squares of units of the
-  // vectors, added up, [columns / UNIT, VECTORS]; sums of units of the vectors, [chunks · UNITS, VECTORS]; where there is one span, sums
+  // vectors, added up, [columns / UNIT, VECTORS]; sums of units of the vectors, [chunks · SUMMED, VECTORS]; where there is one span, sums
   // of tiles, [BUFFERS, segments, vectors, SUMS_PITCH]; and the vectors, [vectors, pitch].
   static constexpr int BARRIERS = WARPS * STAGES * STAGE, FACTORS = BARRIERS + 128, SQUARES = FACTORS + VECTORS * 4;
   static constexpr int UNIT_SUMS = NORM ? SQUARES + COLUMNS / P::UNIT * VECTORS * 4 : FACTORS;
@@ -122,7 +126,7 @@ struct Gemv {
   __device__ float* squares() const { return reinterpret_cast<float*>(shared + SQUARES); }
   __device__ float* unit_sums() const { return reinterpret_cast<float*>(shared + UNIT_SUMS); }
   __device__ float* sums(int buffer) const {
-    return unit_sums() + P::chunks(a.span) * (P::UNITS * VECTORS) + buffer * a.span * vectors * SUMS_PITCH;
+    return unit_sums() + P::chunks(a.span) * (P::SUMMED * VECTORS) + buffer * a.span * vectors * SUMS_PITCH;
   }
   __device__ unsigned char* numbers() const { return reinterpret_cast<unsigned char*>(sums(spans > 1 ? 0 : BUFFERS)); }
   __device__ int pitch() const { return P::chunks(a.span) * (P::CHUNK * 2) + P::PAD; }
@@ -196,6 +200,7 @@ struct Gemv {
       const char* from = reinterpret_cast<const char*>(layer.words) + (is_there ? number(lane / 16 + 2 * i) * ROW_BYTES + byte : 0);
       copy_async<16>(to + 2 * i * P::PITCH, from, is_there ? 16 : 0);
     }
+    if constexpr (P::PLAIN) return;
     int r = lane % 16;
     if (SWIGLU) layer = r < 8 ? layers[0] : layers[LAYERS - 1];
     const char* from = reinterpret_cast<const char*>(lane < 16 ? layer.scales : layer.biases);
@@ -250,7 +255,10 @@ struct Gemv {
           commit_copies();
           advance(next);
           ahead = slot;
-          multiply(stages + slot * STAGE, at.segment * P::SEGMENT + i, sums);
+          if constexpr (P::PLAIN)
+            multiply_plain(stages + slot * STAGE, at.segment * P::SEGMENT + i, sums);
+          else
+            multiply(stages + slot * STAGE, at.segment * P::SEGMENT + i, sums);
           slot = slot + 1 == STAGES ? 0 : slot + 1;
         }
         if (spans > 1)
@@ -317,14 +325,18 @@ struct Gemv {
         unsigned lanes = ((1u << OF_UNIT) - 1) << (lane / OF_UNIT * OF_UNIT);
 #pragma unroll
         for (int i = 1; i < OF_UNIT; i *= 2) {
-          if (WRITE) sum = __fadd_rn(sum, __shfl_xor_sync(lanes, sum, i));
+          if (WRITE && !P::PLAIN) sum = __fadd_rn(sum, __shfl_xor_sync(lanes, sum, i));
           if (NORM && SQUARE) square = __fadd_rn(square, __shfl_xor_sync(lanes, square, i));
         }
         bool is_first = ats[k] % OF_UNIT == 0;
         if (NORM && SQUARE && is_first && (WHOLE || first * EIGHTS + ats[k] < COLUMNS / 8))
           squares()[(first * EIGHTS + ats[k]) / OF_UNIT * VECTORS + of[k]] = square;
         if (!WRITE) continue;
-        if (is_first) unit_sums()[ats[k] / OF_UNIT * VECTORS + of[k]] = sum;
+        if (is_first && !P::PLAIN) unit_sums()[ats[k] / OF_UNIT * VECTORS + of[k]] = sum;
+        if constexpr (P::PLAIN) {
+          *reinterpret_cast<uint4*>(numbers() + of[k] * pitch() + ats[k] * 16) = {x[0], x[1], x[2], x[3]};
+          continue;
+        }
         // Four bits unpack as columns 0, 4, 1, 5, 2, 6, 3, 7; eight as 0, 2, 1, 3, 4, 6, 5, 7.
         constexpr int OTHER = BITS == 4 ? 2 : 1;
         int low = BITS == 4 ? 1 : 2;
@@ -358,18 +370,41 @@ struct Gemv {
     return __frsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(COLUMNS)), fused.eps));
   }
 
-  // Add a chunk's products to the sums of a tile, of all vectors.
+  // What a lane multiplies in a chunk: a column of the matrix instruction, that is a vector, of each eight. Lanes whose vector is not
+  // there see the first one. What becomes of it nobody reads.
+  __device__ void find_vectors(int chunk, const unsigned char* (&x)[TILES]) const {
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+      int vector = i * 8 + row < vectors ? i * 8 + row : 0;
+      x[i] = numbers() + vector * pitch() + chunk * (P::CHUNK * 2) + t * (P::LANE * 2);
+    }
+  }
+
+  // Add a chunk's products to the sums of a tile, of all vectors, where weights are numbers of the vectors' type.
+  __device__ void multiply_plain(const unsigned char* stage, int chunk, float (&sums)[TILES][4]) const {
+    const unsigned char* x[TILES];
+    find_vectors(chunk, x);
+    stage += row * P::PITCH + t * (P::LANE * 2);
+#pragma unroll
+    for (int eight = 0; eight < P::UNITS * P::LANE / 8; eight++) {
+      int at = eight / (P::LANE / 8) * (P::UNIT * 2) + eight % (P::LANE / 8) * 16;
+      uint4 low = *reinterpret_cast<const uint4*>(stage + at), high = *reinterpret_cast<const uint4*>(stage + 8 * P::PITCH + at);
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+        uint4 b = *reinterpret_cast<const uint4*>(x[i] + at);
+        multiply_add<T>(sums[i], false, low.x, high.x, low.y, high.y, b.x, b.y);
+        multiply_add<T>(sums[i], false, low.z, high.z, low.w, high.w, b.z, b.w);
+      }
+    }
+  }
+
+  // The same of weights that are packed.
   __device__ void multiply(const unsigned char* stage, int chunk, float (&sums)[TILES][4]) const {
     constexpr int PART = P::UNITS / 2;  // units
     Words<P::SCALES / 2> scales[2], biases[2];
     const unsigned char* all_scales = stage + 16 * P::PITCH + row * P::SCALES;
-    // Lanes whose vector is not there see the first one. What becomes of it nobody reads.
     const unsigned char* x[TILES];
-#pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      int vector = i * 8 + row < vectors ? i * 8 + row : 0;
-      x[i] = numbers() + vector * this->pitch() + chunk * (P::CHUNK * 2) + t * (P::LANE * 2);
-    }
+    find_vectors(chunk, x);
     stage += row * P::PITCH + t * (P::WORDS * 4);
     const float* unit_sums = this->unit_sums() + chunk * (P::UNITS * VECTORS) + 2 * t;
 #pragma unroll

@@ -5,20 +5,19 @@ use mlx_rs::{Array, Dtype};
 use super::driver::Stream;
 use super::kernel::{Compiled, Kernel, Launch};
 use super::node::{Memory, When, node};
-use super::{Affine, Epilogue, Fused, Gpu};
-use crate::backend::{Activation, Packing};
+use super::{Epilogue, Fused, Gpu, Linear, Weight};
+use crate::backend::Activation;
 use crate::error::Result;
 
 /// As many layers with one input: q, k and v.
 const MAX_LAYERS: usize = 3;
 /// As many vectors are multiplied in one launch.
 const AT_ONCE: i32 = 32;
-/// `BUFFERS`, `ADDERS` and `SUMS_PITCH` of gemv.cu, and `SEGMENT` of its `Packed`.
+/// `BUFFERS`, `ADDERS` and `SUMS_PITCH` of gemv.cu.
 const BUFFERS: i32 = 8;
 const ADDERS: i32 = 4;
 const SUMS_PITCH: i32 = 20;
-const SEGMENT: i32 = 2;
-/// Chunks that a warp asks for ahead, and the one that it multiplies.
+/// The fewest `stages`.
 const STAGES: i32 = 2;
 
 /// `n / of`, rounded up; both positive.
@@ -29,7 +28,10 @@ fn divided_up(n: i32, of: i32) -> i32 {
 /// What is compiled: everything but the number of rows and, up to a set, of vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Form {
-    packing: Packing,
+    /// Of a weight: 4 or 8, or 16 of one that is not packed.
+    bits: i32,
+    /// Columns with one scale. Where there is none they are taken 64 at a time.
+    group_size: i32,
     is_bf16: bool,
     columns: i32,
     layers: usize,
@@ -42,8 +44,10 @@ pub(super) struct Form {
     has_residual: bool,
     /// How many matrix instructions, for eight vectors each, use a weight once it is unpacked.
     tiles: i32,
-    /// Warps of a block that multiply. No number depends on it.
+    /// Warps of a block that multiply, and chunks that each asks for ahead, with the one that it multiplies. No number depends on
+    /// them.
     warps: i32,
+    stages: i32,
     /// Bytes of shared memory that a launch may have.
     room: i32,
 }
@@ -52,34 +56,53 @@ pub(super) struct Form {
 impl Form {
     /// Columns in 256 bytes of a row.
     fn chunk(&self) -> i32 {
-        2048 / self.packing.bits
+        2048 / self.bits
     }
 
     fn chunks(&self) -> i32 {
         divided_up(self.columns, self.chunk())
     }
 
+    /// Chunks of a segment.
+    fn segment(&self) -> i32 {
+        if self.is_plain() { 4 } else { 2 }
+    }
+
     fn segments(&self) -> i32 {
-        divided_up(self.chunks(), SEGMENT)
+        divided_up(self.chunks(), self.segment())
     }
 
     /// Columns with one scale.
     fn unit(&self) -> i32 {
-        self.packing.group_size.min(64)
+        self.group_size.min(64)
+    }
+
+    fn is_plain(&self) -> bool {
+        self.bits == 16
+    }
+
+    /// Arrays that a layer's weight is made of.
+    fn arrays(&self) -> usize {
+        if self.is_plain() { 1 } else { 3 }
     }
 
     /// `shared_bytes` of gemv.cu.
     fn shared(&self, vectors: i32, span: i32) -> i32 {
-        let chunks = (span * SEGMENT).min(self.chunks());
-        let words = self.unit() / 4 * self.packing.bits / 32;
-        let stage = 16 * (256 + 16 * words) + 32 * (self.chunk() / self.packing.group_size * 2);
+        let chunks = (span * self.segment()).min(self.chunks());
+        let words = self.unit() / 4 * self.bits / 32;
+        let (stage, summed) = if self.is_plain() {
+            (16 * (256 + 16), 0)
+        } else {
+            let scales = self.chunk() / self.group_size * 2;
+            (16 * (256 + 16 * words) + 32 * scales, self.chunk() / self.unit())
+        };
         let norm = if self.has_norm { 8 * self.tiles * (self.columns / self.unit() + 1) * 4 } else { 0 };
         let sums = if span == self.segments() { BUFFERS * span * vectors * SUMS_PITCH * 4 } else { 0 };
         let pad = if self.unit() == 32 { 64 } else { 16 };
-        self.warps * STAGES * stage
+        self.warps * self.stages * stage
             + 128
             + norm
-            + chunks * (self.chunk() / self.unit()) * 8 * self.tiles * 4
+            + chunks * summed * 8 * self.tiles * 4
             + sums
             + vectors * (chunks * self.chunk() * 2 + pad)
     }
@@ -97,8 +120,11 @@ impl Form {
         // More sums leave fewer registers.
         let most = if self.tiles == 4 { 8 } else { 12 };
         (1..=most / 2).rev().find_map(|half| {
-            self.warps = 2 * half;
-            Some((self, self.span(vectors)?))
+            (self.warps, self.stages) = (2 * half, STAGES);
+            let span = self.span(vectors)?;
+            // Weights that need no unpacking are waited for, if there is not more of them under way.
+            let ahead = Form { stages: STAGES + 1, ..self };
+            Some((if self.is_plain() && ahead.span(vectors) == Some(span) { ahead } else { self }, span))
         })
     }
 }
@@ -126,12 +152,12 @@ impl super::kernel::Form for Form {
             "extern __shared__ __align__(128) unsigned char shared[];\n\
              const mlx_lm::Layer layers[] = {{{}}};\n\
              const mlx_lm::Fused fused = {{{}, a.fused.eps, {}}};\n\
-             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}, {STAGES}>(a, layers, fused, shared).run();",
+             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}, {}>(a, layers, fused, shared).run();",
             (0..self.layers).map(layer).collect::<Vec<_>>().join(", "),
             if_has(self.has_norm, "a.fused.norm"),
             if_has(self.has_residual, "a.fused.residual"),
-            self.packing.bits,
-            self.packing.group_size,
+            self.bits,
+            self.group_size,
             if self.is_bf16 { "BF16" } else { "F16" },
             self.columns,
             self.layers,
@@ -139,6 +165,7 @@ impl super::kernel::Form for Form {
             self.has_norm,
             self.tiles,
             self.warps,
+            self.stages,
         );
         ("mlx_lm::GemvArguments".to_owned(), body)
     }
@@ -227,7 +254,7 @@ pub(super) struct Plan {
 pub(super) struct Addresses<'a> {
     pub x: u64,
     pub y: u64,
-    /// Each layer's words, scales and biases, and its bias if it has one; then the norm, if there is one.
+    /// Each layer's arrays, and its bias if it has one; then the norm, if there is one.
     pub weights: &'a [u64],
     pub residual: Option<u64>,
     pub shared: Shared,
@@ -238,7 +265,7 @@ impl Plan {
     pub fn new(
         gpu: &Gpu,
         (vectors, columns, dtype): (i32, i32, Dtype),
-        layers: &[Affine],
+        layers: &[Linear],
         epilogue: Epilogue,
         norm: Option<(&Array, f32)>,
         has_residual: bool,
@@ -248,20 +275,24 @@ impl Plan {
             Epilogue::Gated(Activation::Silu) => true,
             Epilogue::Gated(Activation::GeluTanh) => return None,
         };
-        let packing = layers.first()?.packing;
+        let packing = layers.first()?.weight.packing();
+        let (bits, group_size) = packing.map_or((16, 64), |packing| (packing.bits, packing.group_size));
         let is_number = |numbers: &Array| numbers.dtype() == dtype;
-        let fits = |layer: &Affine| {
-            let numbers = [Some(layer.scales), Some(layer.biases), layer.bias];
-            layer.packing == packing
-                && layer.packed.shape()[1..] == [columns * packing.bits / 32]
-                && numbers.into_iter().flatten().all(is_number)
+        let fits = |layer: &Linear| {
+            let is_as_wide = match layer.weight {
+                Weight::Dense(values) => is_number(values) && values.dim(1) == columns,
+                Weight::Affine { packed, scales, biases, .. } => {
+                    is_number(scales) && is_number(biases) && packed.dim(1) == columns * bits / 32
+                }
+            };
+            layer.weight.packing() == packing && is_as_wide && layer.bias.is_none_or(is_number)
         };
         if layers.len() > MAX_LAYERS {
             return None;
         }
         let (mut rows, mut biases) = ([0; MAX_LAYERS], [false; MAX_LAYERS]);
         for (i, layer) in layers.iter().enumerate() {
-            (rows[i], biases[i]) = (layer.packed.dim(0), layer.bias.is_some());
+            (rows[i], biases[i]) = (layer.weight.arrays()[0].dim(0), layer.bias.is_some());
         }
         let mut width = rows.iter().sum::<i32>();
         let mut tiles = rows.iter().map(|&rows| divided_up(rows, 16)).sum::<i32>();
@@ -269,10 +300,10 @@ impl Plan {
             width /= 2;
             tiles = divided_up(width, 8);
         }
-        let is_done = matches!(packing.bits, 4 | 8)
+        let is_done = matches!(bits, 4 | 8 | 16)
             && matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
             && vectors > 0
-            && columns % packing.group_size == 0
+            && columns % group_size == 0
             && layers.iter().all(fits)
             && (!swiglu || layers.len() == 2 && rows[0] == rows[1])
             && norm.is_none_or(|(weight, _)| is_number(weight) && weight.shape() == [columns]);
@@ -280,7 +311,8 @@ impl Plan {
             return None;
         }
         let form = Form {
-            packing,
+            bits,
+            group_size,
             is_bf16: dtype == Dtype::Bfloat16,
             columns,
             layers: layers.len(),
@@ -290,6 +322,7 @@ impl Plan {
             has_residual,
             tiles: 1,
             warps: 1,
+            stages: STAGES,
             room: gpu.shared_memory,
         };
         let (form, span) = form.fit(vectors.min(AT_ONCE))?;
@@ -322,7 +355,7 @@ impl Plan {
     /// How many addresses of weights a launch takes.
     pub fn weights(&self) -> usize {
         let biases = self.form.biases.iter().filter(|&&has_bias| has_bias).count();
-        3 * self.form.layers + biases + usize::from(self.form.has_norm)
+        self.form.arrays() * self.form.layers + biases + usize::from(self.form.has_norm)
     }
 
     /// Start the plan's `kernel`.
@@ -334,7 +367,8 @@ impl Plan {
         let mut next = || weights.next().expect("an address for each weight");
         let mut arguments = Arguments { eps: self.eps, shared: at.shared, span: self.span, ..Arguments::default() };
         for (i, layer) in arguments.layers.iter_mut().enumerate().take(self.form.layers) {
-            let [words, scales, biases] = [next(), next(), next()];
+            let words = next();
+            let [scales, biases] = if self.form.is_plain() { [0; 2] } else { [next(), next()] };
             let bias = if self.form.biases[i] { next() } else { 0 };
             *layer = LayerArguments { words, scales, biases, bias, rows: self.rows[i] };
         }
@@ -358,17 +392,15 @@ impl Plan {
 }
 
 /// The arrays of layers and norm as [`Addresses::weights`] has them.
-pub(super) fn weights<'a>(layers: &[Affine<'a>], norm: Option<&'a Array>) -> Vec<&'a Array> {
-    let arrays =
-        layers.iter().flat_map(|layer| [Some(layer.packed), Some(layer.scales), Some(layer.biases), layer.bias]);
-    arrays.chain([norm]).flatten().collect()
+pub(super) fn weights<'a>(layers: &[Linear<'a>], norm: Option<&'a Array>) -> Vec<&'a Array> {
+    layers.iter().flat_map(|layer| layer.weight.arrays().into_iter().chain(layer.bias)).chain(norm).collect()
 }
 
-/// See [`Gpu::affine`].
+/// See [`Gpu::linear_fused`].
 pub(super) fn linear(
     gpu: &Gpu,
     x: &Array,
-    layers: &[Affine],
+    layers: &[Linear],
     epilogue: Epilogue,
     fused: Fused,
 ) -> Option<Result<Array>> {

@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 
 use mlx_rs::Array;
 
-use super::{Backend, Block, CachedSpan, Choice, Epilogue, Linear, Norm, Packing, Phase, Weight};
+use super::{Backend, Block, CachedSpan, Choice, Epilogue, Linear, Norm, Phase, Weight};
 use crate::error::Result;
 use driver::Attribute;
 
@@ -47,8 +47,14 @@ impl Gpu {
         .as_ref()
     }
 
-    /// As [`Backend::linear`], of layers that are packed, with what else is done on the way.
-    pub fn affine(&self, x: &Array, layers: &[Affine], epilogue: Epilogue, fused: Fused) -> Option<Result<Array>> {
+    /// As [`Backend::linear`] for few vectors, with what else is done on the way.
+    pub fn linear_fused(
+        &self,
+        x: &Array,
+        layers: &[Linear],
+        epilogue: Epilogue,
+        fused: Fused,
+    ) -> Option<Result<Array>> {
         gemv::linear(self, x, layers, epilogue, fused)
     }
 }
@@ -62,37 +68,14 @@ pub struct Fused<'a> {
     pub residual: Option<&'a Array>,
 }
 
-/// A linear layer with a quantized weight, as MLX packs it.
-#[derive(Debug, Clone, Copy)]
-pub struct Affine<'a> {
-    /// `[output, input · bits / 32]`, u32.
-    pub packed: &'a Array,
-    /// `[output, input / group_size]`.
-    pub scales: &'a Array,
-    /// As `scales`.
-    pub biases: &'a Array,
-    /// `[output]`.
-    pub bias: Option<&'a Array>,
-    /// How `packed` is to be read.
-    pub packing: Packing,
-}
-
-impl<'a> Affine<'a> {
-    fn of(layer: &Linear<'a>) -> Option<Self> {
-        let Weight::Affine { packed, scales, biases, packing } = layer.weight else { return None };
-        Some(Affine { packed, scales, biases, bias: layer.bias, packing: *packing })
-    }
-}
-
 impl Backend for Gpu {
     fn blocks(&self, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Option<Result<Array>> {
         blocks::blocks(self, x, blocks, spans)
     }
 
     fn linear(&self, x: &Array, layers: &[Linear], epilogue: Epilogue, phase: Phase) -> Option<Result<Array>> {
-        let layers: Vec<Affine> = layers.iter().map(Affine::of).collect::<Option<_>>()?;
-        match (phase, &layers[..], epilogue) {
-            (Phase::Decode, layers, _) => self.affine(x, layers, epilogue, Fused::default()),
+        match (phase, layers, epilogue) {
+            (Phase::Decode, ..) => self.linear_fused(x, layers, epilogue, Fused::default()),
             (Phase::Prefill, [layer], Epilogue::Concat) => rows::linear_of_prompt(self, x, layer),
             (Phase::Prefill, ..) => None,
         }

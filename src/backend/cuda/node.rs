@@ -16,7 +16,7 @@ use mlx_rs::ops::{multiply, zeros_dtype};
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype, StreamOrDevice};
 
-use super::driver::{Event, Stream};
+use super::driver::{self, Event, Stream};
 use crate::backend::Rotation;
 use crate::error::{Error, Result, panic_message};
 
@@ -223,8 +223,23 @@ impl Memory {
         MEMORY.with_borrow_mut(run)
     }
 
-    /// An array for a node's result, which nobody uses.
+    /// An array for a node's numbers, which nobody uses.
     pub fn result(&mut self, shape: &[i32], dtype: Dtype) -> Result<Array> {
+        self.result_of(shape, dtype, || made(shape, dtype))
+    }
+
+    /// As [`Memory::result`], of words `[n]` that the host will read. MLX moves an array for that, when nobody else may use it, to memory
+    /// that moves between host and GPU, whichever looks at it; this stays where the host is.
+    pub fn read_by_host(&mut self, n: i32) -> Result<Array> {
+        self.result_of(&[n], Dtype::Uint32, || {
+            let array = made(&[n], Dtype::Uint32)?;
+            array.eval()?;
+            driver::keep_on_host(array.as_slice::<u32>());
+            Ok(array)
+        })
+    }
+
+    fn result_of(&mut self, shape: &[i32], dtype: Dtype, make: impl FnOnce() -> Result<Array>) -> Result<Array> {
         // SAFETY: the handle is valid.
         let is_free = |array: &Array| unsafe { mlx_lm_cuda_is_free(array.as_ptr()) };
         let fits = |array: &&Array| array.dtype() == dtype && array.shape() == shape && is_free(array);
@@ -234,17 +249,9 @@ impl Memory {
         if self.results.len() == KEPT {
             self.results.remove(0);
         }
-        let made = made(shape, dtype)?;
+        let made = make()?;
         self.results.push(made.clone());
         Ok(made)
-    }
-
-    /// As [`Memory::result`], of words `[n]` that the host will read: MLX moves an array for that, when nobody else may use it.
-    pub fn read_by_host(&mut self, n: i32) -> Result<Array> {
-        let array = self.result(&[n], Dtype::Uint32)?;
-        array.eval()?;
-        let _moved = array.as_slice::<u32>();
-        Ok(array)
     }
 
     /// At least `bytes` for a purpose, which were zeros once.

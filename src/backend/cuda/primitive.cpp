@@ -1,6 +1,7 @@
 // A node of MLX's graph whose kernels Rust starts on MLX's stream: the C++ half of node.rs, which documents it.
 
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -49,6 +50,11 @@ extern "C" struct mlx_lm_cuda_closure {
 };
 
 namespace {
+
+// MLX keeps the graphs that it has captured, by their shape. Without this it counts how often a shape is new, over the whole life of a
+// stream, and refuses to compute from twice the cache's size on: prompts of all lengths reach that after some hundred requests. It
+// reads the variable when it makes a stream's encoder, so this runs before any thread does. A user's own setting stays.
+__attribute__((constructor)) void never_refuse() { setenv("MLX_ENABLE_CACHE_THRASHING_CHECK", "0", 0); }
 
 // How many handles there are to an array: a private member, which an explicit instantiation may name.
 template <auto Member>

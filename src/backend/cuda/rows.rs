@@ -4,10 +4,10 @@
 use mlx_rs::ops::{add, matmul};
 use mlx_rs::{Array, Dtype};
 
+use super::Gpu;
 use super::kernel::{self, Compiled, Launch};
 use super::node::{Memory, When, node};
-use super::{Affine, Gpu};
-use crate::backend::{Norm, Packing, Weight};
+use crate::backend::{Linear, Norm, Packing, Weight};
 use crate::error::Result;
 
 const THREADS: i32 = 512;
@@ -137,8 +137,9 @@ pub(super) fn embedding(gpu: &Gpu, ids: &Array, weight: &Weight) -> Option<Resul
 }
 
 /// A linear layer for the tokens of a prompt: its matrix, unpacked, in front of MLX's product.
-pub(super) fn linear_of_prompt(gpu: &Gpu, x: &Array, layer: &Affine) -> Option<Result<Array>> {
-    let Affine { packed, scales, biases, bias, packing } = *layer;
+pub(super) fn linear_of_prompt(gpu: &Gpu, x: &Array, layer: &Linear) -> Option<Result<Array>> {
+    let Weight::Affine { packed, scales, biases, packing } = layer.weight else { return None };
+    let (packing, bias) = (*packing, layer.bias);
     let (rows, columns) = (packed.dim(0), scales.dim(1) * packing.group_size);
     let numbers = [Some(scales), Some(biases), bias];
     if !matches!(packing.bits, 2 | 4 | 8)

@@ -32,7 +32,7 @@ fn to_f64(array: &Array) -> Vec<f64> {
     array.as_slice::<f16>().iter().map(|x| x.to_f64()).collect()
 }
 
-/// A packed matrix, and its values.
+/// A matrix, and its values.
 struct Matrix {
     weight: Weight,
     bias: (Array, Vec<f64>),
@@ -41,7 +41,19 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn new(rng: &mut StdRng, rows: i32, columns: i32, packing: Packing) -> Self {
+    fn new(rng: &mut StdRng, rows: i32, columns: i32, packing: Option<Packing>) -> Self {
+        let (weight, values) = match packing {
+            Some(packing) => Matrix::packed(rng, rows, columns, packing),
+            None => {
+                let (weight, values) = numbers(rng, &[rows, columns], 2.0 / f64::from(columns).sqrt(), 0.0);
+                (Weight::Dense(weight), values)
+            }
+        };
+        let bias = numbers(rng, &[rows], 0.5, 0.0);
+        Matrix { weight, bias, columns: columns as usize, values }
+    }
+
+    fn packed(rng: &mut StdRng, rows: i32, columns: i32, packing: Packing) -> (Weight, Vec<f64>) {
         let Packing { group_size, bits } = packing;
         let words: Vec<u32> = (0..rows * columns * bits / 32).map(|_| rng.random()).collect();
         let step = 4.0 / f64::from(1 << bits) / f64::from(columns).sqrt();
@@ -53,8 +65,7 @@ impl Matrix {
         };
         let values = (0..rows * columns).map(value).collect();
         let packed = Array::from_slice(&words, &[rows, columns * bits / 32]);
-        let bias = numbers(rng, &[rows], 0.5, 0.0);
-        Matrix { weight: Weight::Affine { packed, scales, biases, packing }, bias, columns: columns as usize, values }
+        (Weight::Affine { packed, scales, biases, packing }, values)
     }
 
     fn operand(&self, has_bias: bool) -> Linear<'_> {
@@ -97,8 +108,7 @@ fn normed(x: &[f64], weight: &[f64]) -> Vec<f64> {
 type Seen = Vec<(Vec<f64>, Vec<f64>)>;
 
 impl Model {
-    fn new(rng: &mut StdRng, window: Option<i32>, odd: bool) -> Self {
-        let packing = Packing { group_size: if odd { 32 } else { 64 }, bits: if odd { 8 } else { 4 } };
+    fn new(rng: &mut StdRng, window: Option<i32>, packing: Option<Packing>, odd: bool) -> Self {
         let mut matrix = |rows, columns| Matrix::new(rng, rows, columns, packing);
         let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
         let matrices = [
@@ -141,6 +151,7 @@ impl Model {
             activation: Activation::Silu,
             down_proj: down,
             residual: Residual::SUM,
+            summed_over: None,
         }
     }
 
@@ -255,7 +266,11 @@ fn distance(found: &[f64], wanted: &[f64]) -> f64 {
 fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(1);
-    let models = [Model::new(rng, None, false), Model::new(rng, Some(70), true), Model::new(rng, Some(9), false)];
+    let models = [
+        Model::new(rng, None, Some(Packing::DEFAULT), false),
+        Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), true),
+        Model::new(rng, Some(9), None, false),
+    ];
     let lengths = [(0, 0), (1, 0), (69, 4), (70, 4), (300, 4), (64, 0), (129, 3)];
     // More than one launch multiplies.
     let mut sequences: Vec<Sequence> = (lengths.into_iter().cycle().take(35).enumerate())
@@ -290,7 +305,7 @@ fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
 fn a_cache_that_others_hold_is_not_written_to() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(2);
-    let models = [Model::new(rng, None, false)];
+    let models = [Model::new(rng, None, Some(Packing::DEFAULT), false)];
     let mut sequence = Sequence::new(rng, 1, 20, 0, 7);
     let (x, _) = numbers(rng, &[1, D], 1.0, 0.0);
     let held = sequence.caches[0].clone().unwrap();
@@ -309,7 +324,7 @@ fn rows_are_those_of_f64() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(3);
     for bits in [2, 4, 8] {
-        let matrix = Matrix::new(rng, 50, 192, Packing { group_size: 64, bits });
+        let matrix = Matrix::new(rng, 50, 192, Some(Packing { group_size: 64, bits }));
         let ids = [3u32, 49, 0, 50, NO_TOKEN];
         let found = to_f64(&rows::embedding(gpu, &Array::from_slice(&ids, &[5]), &matrix.weight).unwrap().unwrap());
         for (found, id) in found.chunks(192).zip(ids) {
@@ -333,10 +348,10 @@ fn a_prompt_is_multiplied_as_f64_does() {
     let rng = &mut StdRng::seed_from_u64(5);
     for (bits, group_size) in [(2, 32), (4, 64), (4, 128), (8, 32)] {
         // Two of one shape, of which the second takes the memory of the first.
-        let [first, second] = [(); 2].map(|()| Matrix::new(rng, 50, 384, Packing { group_size, bits }));
+        let [first, second] = [(); 2].map(|()| Matrix::new(rng, 50, 384, Some(Packing { group_size, bits })));
         let (x, values) = numbers(rng, &[70, 384], 1.0, 0.0);
         let compute = |matrix: &Matrix| {
-            let layer = super::Affine::of(&matrix.operand(true)).expect("it is packed");
+            let layer = matrix.operand(true);
             rows::linear_of_prompt(gpu, &x, &layer).expect("not declined").unwrap()
         };
         let found = [(compute(&first), &first), (compute(&second), &second)];
