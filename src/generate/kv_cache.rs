@@ -20,7 +20,7 @@
 //!
 //! A layer whose tokens see a window alone holds what they see and little more, however long the context is. Behind the sinks it
 //! has a [`Gap`], positions that no token sees any more: those that are older than the window by [`TRIMMABLE`] tokens. It grows by
-//! [`STEP`] tokens or more at a time, and the rows behind it move up:
+//! 256 tokens or more at a time, and the rows behind it move up:
 //!
 //! ```text
 //! positions   0 1 2 3 | 4 … 4479 | 4480 … 6100        a window of 512
@@ -336,7 +336,7 @@ impl KvCache {
     /// `evicted + len` seen in all, of which the last eviction kept `untrimmable`.
     ///
     /// # Panics
-    /// When they are more than the limits allow, or a layer does not [fit](KvCache::fits).
+    /// When they are more than the limits allow, or a layer has not the rows of such a cache.
     pub fn restore(&mut self, layers: Vec<(Array, Array)>, len: i32, evicted: u64, untrimmable: i32) {
         assert!(len <= self.limits.context_size && untrimmable <= len && layers.len() == self.layers.len());
         let first = self.limits.num_sink_tokens;
