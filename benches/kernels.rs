@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, InstructionSet, Layer, Matrix, Span, Turns, Values};
-use mlx_lm::backend::{Epilogue, Filter, Phase, Residual};
+use mlx_lm::backend::{Epilogue, Filter, Gap, Phase, Residual};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -113,7 +113,7 @@ fn attention(c: &mut Criterion) {
             group.bench_function(kernels.name(), |b| {
                 b.iter(|| {
                     let (queries, keys, values) = black_box((heads(&q, 32), heads(&k, 8), heads(&v, 8)));
-                    let span = Span { queries, keys, values, window: None, sinks: 0 };
+                    let span = Span { queries, keys, values, window: None, sinks: 0, gap: Gap::default() };
                     kernels.attention(&[span], 0.125, None, phase, FloatsMut::Bf16(&mut y));
                 })
             });

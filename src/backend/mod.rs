@@ -188,8 +188,6 @@ pub struct Positions {
     pub sinks: i32,
     /// How many tokens the sequence's cache ever holds.
     pub context_size: i32,
-    /// How many tokens the buffers have room for from now on.
-    pub capacity: i32,
 }
 
 impl Positions {
@@ -199,10 +197,54 @@ impl Positions {
     }
 }
 
-/// Keys and values of a layer, `[1, n_kv_heads, capacity, head_dim]` each, keys rotated; `None` before the first token.
+/// Keys of one block of attention. Blocks begin at positions that are multiples of it.
+pub const KEY_BLOCK: i32 = 64;
+
+/// Positions that a layer's buffers do not hold, since no token sees them any more. The rows of those behind follow the rows of
+/// those before. It ends where a block of keys begins, so that sums over blocks are those of a cache that holds all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them.
+    pub first: i32,
+    /// How many there are.
+    pub len: i32,
+}
+
+impl Gap {
+    /// The first position behind it.
+    pub fn end(&self) -> i32 {
+        self.first + self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether a position is not held.
+    pub fn contains(&self, position: i32) -> bool {
+        (self.first..self.end()).contains(&position)
+    }
+
+    /// The row of a position; of one that is not held, that of the first behind the gap.
+    pub fn row(&self, position: i32) -> i32 {
+        if position < self.end() { position.min(self.first) } else { position - self.len }
+    }
+}
+
+/// What the buffers of a layer are, from the tokens of a span on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Which positions are not held.
+    pub gap: Gap,
+    /// Rows that they have room for.
+    pub capacity: i32,
+}
+
+/// Keys and values of a layer, `[1, n_kv_heads, rows, head_dim]` each, keys rotated; `None` before the first token.
 pub type LayerCache = Option<(Array, Array)>;
 
-/// Make a buffer of keys or values as large as `capacity` tokens, if it is not.
+/// Make a buffer of keys or values as large as `capacity` rows, if it is not.
 pub(crate) fn make_room(buffer: &mut Array, capacity: i32) -> Result<()> {
     let missing = capacity - buffer.dim(2);
     if missing > 0 {
@@ -218,6 +260,8 @@ pub(crate) struct CachedSpan<'a> {
     pub positions: Positions,
     /// For each block of the pass.
     pub layers: &'a mut [LayerCache],
+    /// What each has room for when the block is computed.
+    pub held: &'a [Held],
 }
 
 /// The weights and settings of a transformer block: attention, then a gated MLP, each added to the hidden states.
@@ -335,6 +379,11 @@ pub(crate) trait Backend: Sync {
     /// An array over a part of a mapped file, which it keeps mapped; `None` where it must be copied.
     fn borrow(&self, _map: &Arc<Mapped>, _bytes: &[u8], _shape: &[i32], _dtype: Dtype) -> Option<Array> {
         None
+    }
+
+    /// Whether it is fast only with caches of which each layer holds all positions, whatever its window hides.
+    fn holds_all(&self) -> bool {
+        false
     }
 
     /// Whether a pass over so many tokens is computed block by block, for whoever looks on.

@@ -72,8 +72,8 @@ pub fn bench(args: BenchArgs) -> Result<u8> {
     let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
     let bandwidth = if on_cpu { read_bandwidth_of_cpu() } else { read_bandwidth_of_gpu()? };
     let median = |rates: &Value| rates["median"].as_f64().unwrap_or(0.0);
-    let cached = (prompt.len() + args.gen_tokens / 2) as u64;
-    let step_bytes = model.step_bytes() as f64 + (cached * model.cache_bytes_per_token()) as f64;
+    let cached = prompt.len() + args.gen_tokens / 2;
+    let step_bytes = model.step_bytes() as f64 + model.step_cache_bytes(cached) as f64;
     let result = json!({
         "model": name,
         "n_prompt": args.prompt,

@@ -27,16 +27,29 @@ pub(super) struct Prefix {
 }
 
 impl Prefix {
-    /// How many of its last tokens can be forgotten.
-    fn trimmable(&self) -> usize {
-        (self.cache.len() - self.cache.untrimmable()) as usize
+    /// How many of its last tokens are not the first `n`.
+    fn rest(&self, n: usize) -> i32 {
+        (self.ids.len() - n) as i32
     }
 
-    /// A cache that has seen its first `n` tokens.
-    fn trimmed(&self, n: usize) -> KvCache {
-        let mut cache = self.cache.clone();
-        cache.trim((self.ids.len() - n) as i32).expect("so many can be forgotten");
-        cache
+    /// Whether the cache can be cut to its first `n` tokens, under these limits.
+    fn can_be_cut(&self, n: usize, limits: CacheLimits) -> bool {
+        let cache = &self.cache;
+        match cache.evicted() {
+            0 => cache.has_beginning(n as i32, limits),
+            // The last eviction is not undone.
+            _ => cache.limits() == limits && self.rest(n) <= cache.len() - cache.shortest(),
+        }
+    }
+
+    /// That cache.
+    fn cut(&self, n: usize, limits: CacheLimits) -> KvCache {
+        if self.cache.evicted() == 0 {
+            return self.cache.beginning(n as i32, limits);
+        }
+        let mut cut = self.cache.clone();
+        cut.trim(self.rest(n)).expect("so many can be forgotten");
+        cut
     }
 }
 
@@ -45,15 +58,14 @@ impl Prefix {
 pub(super) struct PrefixCache {
     entries: VecDeque<Prefix>,
     most: usize,
-    bytes_per_token: u64,
     /// Only what was prefilled is given out.
     deterministic: bool,
 }
 
 impl PrefixCache {
     /// Of at most `most` sequences.
-    pub fn new(most: usize, bytes_per_token: u64, deterministic: bool) -> Self {
-        PrefixCache { entries: VecDeque::new(), most, bytes_per_token, deterministic }
+    pub fn new(most: usize, deterministic: bool) -> Self {
+        PrefixCache { entries: VecDeque::new(), most, deterministic }
     }
 
     /// Only what was prefilled is given out, and nothing for a prompt that is longer than the context: what its tokens see
@@ -65,13 +77,8 @@ impl PrefixCache {
     fn usable(&self, prefix: &Prefix, prompt: &[u32], limits: CacheLimits) -> usize {
         let most = if self.deterministic { prefix.prefilled } else { prefix.ids.len() };
         let shared = common(&prefix.ids[..most.min(prefix.ids.len())], prompt);
-        match prefix.cache.evicted() {
-            0 if !prefix.cache.rotates_as(limits) => 0,
-            0 => shared.min(limits.context_size as usize),
-            // The last eviction is not undone.
-            _ if prefix.cache.limits() == limits && prefix.ids.len() - shared <= prefix.trimmable() => shared,
-            _ => 0,
-        }
+        let shared = if prefix.cache.evicted() == 0 { shared.min(limits.context_size as usize) } else { shared };
+        if prefix.can_be_cut(shared, limits) { shared } else { 0 }
     }
 
     /// How many first tokens of `prompt` an entry has.
@@ -86,16 +93,13 @@ impl PrefixCache {
         let shared = length(&best);
         let mut entry = self.entries.remove(best).expect("it is there");
         entry.uses += 1;
-        let cache = match entry.cache.evicted() {
-            0 => entry.cache.beginning(shared as i32, limits),
-            _ => entry.trimmed(shared),
-        };
+        let cache = entry.cut(shared, limits);
         let found = (cache, entry.prefilled.min(shared));
         self.entries.push_back(entry);
         Some(found)
     }
 
-    /// Keep what a sequence left. An entry that is the beginning of it goes, unless tokens were evicted since.
+    /// Keep what a sequence left. An entry that is the beginning of it goes, unless it can no longer be cut there.
     pub fn put(&mut self, mut prefix: Prefix) {
         let evicted = prefix.cache.evicted() > 0;
         if prefix.ids.len() < WORTHWHILE || evicted && self.deterministic {
@@ -103,7 +107,11 @@ impl PrefixCache {
         }
         self.entries.retain(|entry| {
             let is_beginning = common(&entry.ids, &prefix.ids) == entry.ids.len();
-            let goes = is_beginning && evicted == (entry.cache.evicted() > 0);
+            let has_it = || match evicted {
+                true => entry.cache.evicted() > 0,
+                false => prefix.cache.has_beginning(entry.ids.len() as i32, entry.cache.limits()),
+            };
+            let goes = is_beginning && has_it();
             prefix.uses += if goes { entry.uses } else { 0 };
             !goes
         });
@@ -112,7 +120,10 @@ impl PrefixCache {
 
     /// What was prefilled of the entries that were of use, the most used first, at most so many.
     pub fn most_used(&self, model: &Model, most: usize) -> Vec<PromptCache> {
-        let is_used = |entry: &&Prefix| entry.uses > 0 && entry.prefilled >= WORTHWHILE && entry.cache.evicted() == 0;
+        let is_used = |entry: &&Prefix| {
+            let (prefilled, limits) = (entry.prefilled, entry.cache.limits());
+            entry.uses > 0 && prefilled >= WORTHWHILE && entry.cache.has_beginning(prefilled as i32, limits)
+        };
         let mut used: Vec<&Prefix> = self.entries.iter().filter(is_used).collect();
         used.sort_by_key(|entry| std::cmp::Reverse(entry.uses));
         let kept = |entry: &&Prefix| {
@@ -123,7 +134,7 @@ impl PrefixCache {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.entries.iter().map(|entry| u64::from(entry.cache.capacity().unsigned_abs()) * self.bytes_per_token).sum()
+        self.entries.iter().map(|entry| entry.cache.bytes()).sum()
     }
 
     /// Let go until what is left takes at most so many bytes.

@@ -1,8 +1,9 @@
 //! A prompt that was prefilled once, kept in a file for later generations that begin with it.
 //!
-//! The file is safetensors: `layers.N.keys` and `layers.N.values`, `[1, n_kv_heads, len, head_dim]`, as they lie in the
+//! The file is safetensors: `layers.N.keys` and `layers.N.values`, `[1, n_kv_heads, rows, head_dim]`, as they lie in the
 //! cache, and in `__metadata__` under `mlx_lm.prompt_cache` a JSON object with the token ids, the counts, the limits, the
-//! model's identity and a hash of all of it.
+//! model's identity and a hash of all of it. A layer whose tokens see a window may have fewer rows than there are tokens: those
+//! that lack are its gap, behind the sinks.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -233,32 +234,37 @@ impl PromptCache {
         if !counts_fit || metadata.ids.iter().any(|&id| i64::from(id) >= i64::from(config.vocab_size)) {
             return Err(invalid(&"its counts contradict each other"));
         }
-        let shape = [1, config.num_key_value_heads, len as i32, config.head_dim];
-        let names =
-            (0..config.num_hidden_layers).flat_map(|i| [format!("layers.{i}.keys"), format!("layers.{i}.values")]);
-        let views = names
-            .map(|name| {
+        let len = len as i32;
+        let mut cache = model.new_cache(limits);
+        let views = (0..2 * cache.n_layers())
+            .map(|i| {
+                let (layer, part) = (i / 2, ["keys", "values"][i % 2]);
+                let keys = tensors.tensor(&format!("layers.{layer}.keys")).map_err(|e| invalid(&e))?;
+                let rows = keys.shape().get(2).and_then(|&rows| i32::try_from(rows).ok());
+                let rows = rows.filter(|rows| cache.fits(layer, len, *rows));
+                let shape = [1, config.num_key_value_heads, rows.unwrap_or(len), config.head_dim];
+                let name = format!("layers.{layer}.{part}");
                 let view = tensors.tensor(&name).map_err(|e| invalid(&e))?;
                 let fits = view.shape().iter().copied().eq(shape.iter().map(|&dim| dim as usize));
                 match mlx_dtype(view.dtype()) {
-                    Some(dtype) if fits => Ok((dtype, view)),
+                    Some(dtype) if fits => Ok((dtype, shape, view)),
                     _ => Err(Error::tensor(path, &name, format!("is not {shape:?} of F32, F16 or BF16"))),
                 }
             })
             .collect::<Result<Vec<_>>>()?;
-        if metadata.sha256 != metadata.hash(views.iter().map(|(_, view)| (view.dtype(), view.data()))) {
+        if metadata.sha256 != metadata.hash(views.iter().map(|(_, _, view)| (view.dtype(), view.data()))) {
             return Err(Error::malformed(path, "is damaged (SHA-256 differs); make it again"));
         }
-        let arrays = views.iter().map(|(dtype, view)| array_from_bytes(view.data(), &shape, *dtype));
+        let arrays = views.iter().map(|(dtype, shape, view)| array_from_bytes(view.data(), shape, *dtype));
         let mut arrays = arrays.collect::<Result<Vec<_>>>()?.into_iter();
         file.check()?;
         let layers = std::iter::from_fn(|| Some((arrays.next()?, arrays.next()?))).collect();
-        let mut cache = model.new_cache(limits);
-        cache.restore(layers, metadata.evicted, metadata.untrimmable);
+        cache.restore(layers, len, metadata.evicted, metadata.untrimmable);
         Ok(PromptCache { model: metadata.model, ids: metadata.ids, cache })
     }
 
-    /// A cache with `limits` that holds what this one shares with the beginning of `prompt`, but not its last token.
+    /// A cache with `limits` that holds what this one shares with the beginning of `prompt`, but not its last token; nothing, where
+    /// this one cannot be cut there.
     ///
     /// # Errors
     /// When it was made with another model; when tokens were evicted and what is left is not what such a cache would hold for
@@ -267,15 +273,41 @@ impl PromptCache {
         self.require(model)?;
         let most = prompt.len() - 1;
         let shared = self.ids.iter().zip(&prompt[..most]).take_while(|(a, b)| a == b).count();
+        let cache = match self.cache.evicted() {
+            0 => self.beginning(model, limits, shared)?,
+            _ => self.going_on(limits, prompt, shared)?,
+        };
+        if (cache.seen() as usize) < self.ids.len().min(most) {
+            log::warn!("of the {} cached tokens, only the first {} serve this prompt", self.ids.len(), cache.seen());
+        }
+        Ok(cache)
+    }
+
+    /// Where nothing was evicted: what it holds of the first `shared` tokens.
+    fn beginning(&self, model: &Model, limits: CacheLimits, shared: usize) -> Result<KvCache> {
+        if shared > limits.context_size as usize {
+            return Err(Error::Input(format!(
+                "the prompt cache holds {shared} tokens, but the context only {}",
+                limits.context_size
+            )));
+        }
+        match shared > 0 && self.cache.has_beginning(shared as i32, limits) {
+            true => Ok(self.cache.beginning(shared as i32, limits)),
+            false => Ok(model.new_cache(limits)),
+        }
+    }
+
+    /// Where tokens were evicted: itself, without its last tokens if the prompt goes on otherwise after `shared`.
+    fn going_on(&self, limits: CacheLimits, prompt: &[u32], shared: usize) -> Result<KvCache> {
         let mut cache = self.cache.clone();
-        if cache.evicted() > 0 && prompt.len() <= limits.context_size as usize {
+        if prompt.len() <= limits.context_size as usize {
             return Err(Error::Input(format!(
                 "the prompt cache evicted tokens, but this prompt of {} fits into the context of {}; leave the cache out",
                 prompt.len(),
                 limits.context_size
             )));
         }
-        if cache.evicted() > 0 && cache.limits() != limits {
+        if cache.limits() != limits {
             let CacheLimits { context_size, num_sink_tokens, eviction_batch_percent } = cache.limits();
             return Err(Error::Input(format!(
                 "the prompt cache evicted tokens with a context size of {context_size}, {num_sink_tokens} sinks and batches of {eviction_batch_percent} percent; use the same here"
@@ -284,22 +316,7 @@ impl PromptCache {
         cache.trim((self.ids.len() - shared) as i32).map_err(|error| {
             Error::Input(format!("this prompt and the cached one part after {shared} tokens, and the cache {error}"))
         })?;
-        if cache.len() > limits.context_size {
-            return Err(Error::Input(format!(
-                "the prompt cache holds {} tokens, but the context only {}",
-                cache.len(),
-                limits.context_size
-            )));
-        }
-        if shared < self.ids.len().min(most) {
-            log::warn!("of the {} cached tokens, only the first {shared} begin this prompt", self.ids.len());
-        }
-        let mut resumed = model.new_cache(limits);
-        if !cache.is_empty() {
-            let layers = (0..cache.n_layers()).map(|i| Ok(cache.layer(i)?.expect("it holds tokens")));
-            resumed.restore(layers.collect::<Result<Vec<_>>>()?, cache.evicted(), cache.untrimmable());
-        }
-        Ok(resumed)
+        Ok(cache)
     }
 }
 

@@ -13,7 +13,7 @@ use super::Prepared;
 use super::constraint::{Accepted, Constraint};
 use super::engine::{Command, EngineOptions, Event, Events, Finished, Link, Load, PATIENCE, Submission, panicked};
 use super::generator::{CLEAR_CACHE_EVERY, Step, Token, choose_constrained, submit};
-use super::kv_cache::{CacheLimits, STEP};
+use super::kv_cache::CacheLimits;
 use super::output::{FinishReason, Output, Stats};
 use super::prefix::{Prefix, PrefixCache, WORTHWHILE, common};
 use super::scheduler::{Id, Plan, Scheduler, SchedulerOptions};
@@ -62,7 +62,6 @@ pub(super) struct Worker<'t> {
     tokenizer: &'t Tokenizer,
     stop: Arc<AtomicBool>,
     cache_memory: u64,
-    bytes_per_token: u64,
     scheduler: Scheduler,
     next_id: Id,
     waiting: Vec<(Id, Submission)>,
@@ -77,19 +76,17 @@ impl<'t> Worker<'t> {
     pub fn new(model: &'t Model, tokenizer: &'t Tokenizer, options: &EngineOptions) -> Self {
         let EngineOptions { parallel, prefill_budget, cache_memory, prefixes, deterministic, ref stop } = *options;
         let cache_memory = cache_memory.unwrap_or_else(free_memory);
-        let bytes_per_token = model.cache_bytes_per_token();
         let (parallel, prefill_budget) = (parallel.max(1), prefill_budget.max(1));
         Worker {
             model,
             tokenizer,
             stop: Arc::clone(stop),
             cache_memory,
-            bytes_per_token,
             scheduler: Scheduler::new(SchedulerOptions { parallel, prefill_budget, cache_memory }),
             next_id: 0,
             waiting: Vec::new(),
             active: Vec::new(),
-            prefixes: PrefixCache::new(prefixes, bytes_per_token, deterministic),
+            prefixes: PrefixCache::new(prefixes, deterministic),
             last: None,
             passes: 0,
         }
@@ -129,18 +126,17 @@ impl<'t> Worker<'t> {
 
     fn load(&self) -> Load {
         let (waiting, running) = self.scheduler.load();
-        let tokens = self.active.iter().map(|active| u64::from(active.sequence.cache.capacity().unsigned_abs()));
-        let cache_bytes = tokens.sum::<u64>() * self.bytes_per_token + self.prefixes.bytes();
-        Load { waiting, running, cache_bytes }
+        let of_active: u64 = self.active.iter().map(|active| active.sequence.cache.bytes()).sum();
+        Load { waiting, running, cache_bytes: of_active + self.prefixes.bytes() }
     }
 
     fn queue(&mut self, submission: Submission) {
         let id = self.next_id;
         self.next_id += 1;
         let Prepared { read, limits, max_tokens, .. } = &submission.prepared;
-        let tokens = read.len().saturating_add(*max_tokens).min(limits.context_size as usize);
-        let tokens = tokens.next_multiple_of(STEP as usize);
-        match self.scheduler.queue(id, tokens as u64 * self.bytes_per_token) {
+        let tokens = read.len().saturating_add(*max_tokens);
+        let at_once = limits.chunk_size(read.len(), submission.options.prefill_step);
+        match self.scheduler.queue(id, self.model.cache_bytes(*limits, tokens, at_once)) {
             Ok(()) => self.waiting.push((id, submission)),
             Err(error) => refuse(&submission, error),
         }
@@ -265,15 +261,15 @@ impl<'t> Worker<'t> {
                 continue;
             }
             let prompt = &active.sequence.prompt[..active.sequence.prompt.len() - 1];
-            // What another has read, and will have read.
-            let shared = |other: &Active| common(&other.sequence.prompt[..other.prefilled], prompt);
+            // What another will have read, where its cache can be cut there, and has read.
+            let shared = |other: &Active| {
+                let n = common(&other.sequence.prompt[..other.prefilled], prompt);
+                let read = n.min(other.sequence.read());
+                if other.sequence.cache.has_beginning(read as i32, active.limits) { n } else { 0 }
+            };
             let read = |other: &Active| shared(other).min(other.sequence.read());
             let shares = active.shares();
-            let is_like = |other: &Active| {
-                let cache = &other.sequence.cache;
-                other.shares() && cache.evicted() == 0 && cache.rotates_as(active.limits)
-            };
-            let others = || before.iter().filter(|other| shares && is_like(other));
+            let others = || before.iter().filter(|other| shares && other.shares());
             let kept = self.prefixes.longest(prompt, active.limits);
             let best = others().max_by_key(|other| read(other));
             let now = best.map_or(0, read).max(kept);

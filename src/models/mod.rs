@@ -150,7 +150,8 @@ impl Model {
 
     /// An empty cache of this model's shape.
     pub fn new_cache(&self, limits: CacheLimits) -> KvCache {
-        KvCache::new(limits, Arc::clone(&self.cache_layers))
+        let cache = KvCache::new(limits, Arc::clone(&self.cache_layers));
+        if ops::holds_all() { cache.holding_all() } else { cache }
     }
 
     /// The type that hidden states, keys and values have.
@@ -179,13 +180,26 @@ impl Model {
         self.decoder.is_shared_out()
     }
 
-    /// Bytes that the cache of a sequence takes for each token, of which each rank has its share.
-    pub fn cache_bytes_per_token(&self) -> u64 {
+    /// Bytes that a cache with these limits comes to take with so many tokens, `at_once` of them in one pass at most; of which each
+    /// rank has its share.
+    pub fn cache_bytes(&self, limits: CacheLimits, tokens: usize, at_once: usize) -> u64 {
+        self.row_bytes() * self.new_cache(limits).most_rows(tokens, at_once)
+    }
+
+    /// What a decode step reads of keys and values, in bytes, with so many tokens in the cache; of which each rank reads its share.
+    pub fn step_cache_bytes(&self, tokens: usize) -> u64 {
+        let seen =
+            |layer: &CacheLayer| layer.sliding_window.map_or(tokens, |window| tokens.min(window as usize)) as u64;
+        self.row_bytes() * self.cache_layers.iter().map(seen).sum::<u64>()
+    }
+
+    /// Bytes of keys and values of a token in a layer.
+    fn row_bytes(&self) -> u64 {
         let config = &self.config;
         let heads = config.num_key_value_heads / ranks::current().map_or(1, Ranks::size);
         let numbers = 2 * i64::from(heads) * i64::from(config.head_dim);
         let size = if self.dtype() == Dtype::Float32 { 4 } else { 2 };
-        numbers as u64 * config.num_hidden_layers as u64 * size
+        numbers as u64 * size
     }
 
     /// The tokens of a batch to hidden states `[N, D]`, which are described, not computed: see [`Model::evaluate`].

@@ -87,6 +87,11 @@ fn backend() -> Option<&'static dyn Backend> {
     chosen().map(|kernels| kernels as &dyn Backend)
 }
 
+/// See [`Backend::holds_all`].
+pub(crate) fn holds_all() -> bool {
+    backend().is_some_and(|backend| backend.holds_all())
+}
+
 /// What the backend makes of an operation, if there is one and it does not decline.
 fn on_backend(compute: impl FnOnce(&dyn Backend) -> Option<Result<Array>>) -> Option<Result<Array>> {
     backend().and_then(compute)

@@ -32,6 +32,7 @@ mod streaming;
 mod structured;
 mod tokenizer;
 mod tool_calls;
+mod windows;
 
 use std::path::{Path, PathBuf};
 

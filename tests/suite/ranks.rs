@@ -21,6 +21,7 @@ use mlx_lm::ranks::{self, Source};
 use mlx_lm::tensor_writer::{TensorHead, TensorWriter};
 use mlx_lm::{Checkpoint, Model, Watch};
 use mlx_rs::Array;
+use mlx_rs::ops::indexing::TryIndexOp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::StdRng;
@@ -145,6 +146,25 @@ fn logits(model: &Model) -> Vec<Vec<f32>> {
     keep(&prefill(model, &(40..58).collect::<Vec<_>>(), &mut a));
     assert!(a.evicted() > 0);
     keep(&together(&[1], vec![(&mut a, Phase::Decode)]));
+
+    // What windows hide goes on all ranks alike: while a prompt is read, in copies that were cut, and where tokens are evicted.
+    let has_window = |layer| model.config().layer(layer).sliding_window.is_some_and(|window| window < 100);
+    if !(0..a.n_layers()).any(has_window) {
+        return all;
+    }
+    let mut a = model.new_cache(CacheLimits { context_size: 2400, ..limits });
+    let mut b = a.clone();
+    for first in [0, 500, 1000, 1500, 2000] {
+        let ids: Vec<u32> = (first..first + 500).map(|i| (i * i * 7 + i / 90) % 131).collect();
+        keep(&prefill(model, &ids, &mut a).try_index((-1.., ..)).unwrap());
+        if first == 1500 {
+            b = a.clone();
+            b.trim(100).unwrap();
+        }
+    }
+    assert!(a.evicted() > 0 && b.evicted() == 0);
+    assert!((0..a.n_layers()).all(|layer| b.gap(layer).is_empty() != has_window(layer)));
+    keep(&together(&[12, 11], vec![(&mut a, Phase::Decode), (&mut b, Phase::Decode)]));
     all
 }
 

@@ -5,9 +5,10 @@ use crate::backend::cpu::isa::{Op, Simd, exp};
 use crate::backend::cpu::scratch::{Plain, Scratch};
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{Element, Floats, FloatsMut, Shared, load_all, store_all, typed};
+use crate::backend::{Gap, KEY_BLOCK};
 
 /// Keys of one block; their scores stay in the first-level cache.
-pub(super) const KEYS: usize = 64;
+pub(super) const KEYS: usize = KEY_BLOCK as usize;
 /// Queries times heads of one task, about.
 const ROWS: usize = 128;
 
@@ -39,7 +40,7 @@ impl Heads<'_> {
 pub struct Span<'a> {
     /// `[H, L, D]`.
     pub queries: Heads<'a>,
-    /// `[H / group, T, D]`.
+    /// `[H / group, T, D]`, without those of the gap.
     pub keys: Heads<'a>,
     /// Of the same shape.
     pub values: Heads<'a>,
@@ -47,12 +48,25 @@ pub struct Span<'a> {
     pub window: Option<usize>,
     /// How many first tokens it sees besides.
     pub sinks: usize,
+    /// Tokens that no query sees, and whose keys and values are not there. It ends where a block of keys begins.
+    pub gap: Gap,
 }
 
 impl Span<'_> {
     /// The first token that a window lets a query at this position see.
     fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// How many tokens there are.
+    fn tokens(&self) -> usize {
+        self.keys.shape[1] + self.gap.len as usize
+    }
+
+    /// The row of the first key of a block before `end`, and how many keys of the block follow one another from there on.
+    fn block(&self, from: usize, end: usize) -> (usize, usize) {
+        let [first, end] = [from, end.min(from + KEYS)].map(|position| self.gap.row(position as i32) as usize);
+        (first, end - first)
     }
 }
 
@@ -330,7 +344,7 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
         let Block { product, span, scale, softcap, y, kv_head, first, n } = self;
         let s = product.simd();
         let [n_heads, length, width] = span.queries.shape;
-        let (tokens, group) = (span.keys.shape[1], n_heads / span.keys.shape[0]);
+        let (tokens, group) = (span.tokens(), n_heads / span.keys.shape[0]);
         let padded = width.next_multiple_of(P::WIDTH);
         let rows = n * group;
         let rows_of = |heads: &Heads<'a>, head, token| Rows {
@@ -367,8 +381,11 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
             if from >= span.sinks && from + KEYS <= span.first_seen(position(0)) {
                 continue;
             }
-            let count = KEYS.min(end - from);
-            let (k_rows, v_rows) = (rows_of(&span.keys, kv_head, from), rows_of(&span.values, kv_head, from));
+            let (key, count) = span.block(from, end);
+            if count == 0 {
+                continue;
+            }
+            let (k_rows, v_rows) = (rows_of(&span.keys, kv_head, key), rows_of(&span.values, kv_head, key));
             product.columns(&k_rows, count, padded, &mut keys);
             product.rows(&v_rows, count, padded, &mut values);
             // Memory works while these are multiplied.

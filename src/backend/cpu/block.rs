@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::types::{Buffer, Kind};
 use super::{Floats, FloatsMut, Heads, InstructionSet, Layer, Span, Turns};
-use crate::backend::{Activation, Epilogue, Phase, Positions, Residual};
+use crate::backend::{Activation, Epilogue, Held, Phase, Positions, Residual};
 
 /// The weights and settings of [`crate::backend::Block`].
 pub(super) struct Block<'a> {
@@ -39,6 +39,7 @@ pub(super) struct Norms<'a> {
 /// A span's keys and values, `[n_kv_heads, capacity, head_dim]`.
 pub(super) struct SpanCache<'a> {
     pub positions: Positions,
+    pub held: Held,
     pub keys: FloatsMut<'a>,
     pub values: FloatsMut<'a>,
 }
@@ -144,10 +145,10 @@ impl InstructionSet {
         let turns = block.turns.map(|turns| (turns, 0));
         self.rope(heads(0, 0..n), norms[0], turns, queries.floats_mut(), [head_dim, n_heads * head_dim]);
         let mut token = 0;
-        for SpanCache { positions, keys, values } in spans.iter_mut() {
+        for SpanCache { positions, held, keys, values } in spans.iter_mut() {
             let tokens = token..token + positions.tokens as usize;
-            let strides = [positions.capacity as usize * head_dim, head_dim];
-            let from = positions.offset as usize * head_dim;
+            let strides = [held.capacity as usize * head_dim, head_dim];
+            let from = held.gap.row(positions.offset) as usize * head_dim;
             let turns = block.turns.map(|turns| (turns, token));
             let new_keys = heads(1, tokens.clone());
             self.rope(new_keys, norms[1], turns, keys.part(from..keys.len()), strides);
@@ -188,10 +189,10 @@ impl InstructionSet {
         for run in runs {
             let mut attending = Vec::with_capacity(run.spans.len());
             let mut first = run.tokens.start;
-            for SpanCache { positions, keys, values } in &spans[run.spans.clone()] {
-                let (tokens, capacity) = (positions.tokens as usize, positions.capacity as usize);
+            for SpanCache { positions, held, keys, values } in &spans[run.spans.clone()] {
+                let (tokens, capacity) = (positions.tokens as usize, held.capacity as usize);
                 let strides = [capacity * head_dim, head_dim];
-                let shape = [keys.len() / strides[0], positions.end() as usize, head_dim];
+                let shape = [keys.len() / strides[0], held.gap.row(positions.end()) as usize, head_dim];
                 let queries = queries.part(first * row..(first + tokens) * row);
                 attending.push(Span {
                     queries: Heads { values: queries, shape: [n_heads, tokens, head_dim], strides: [head_dim, row] },
@@ -199,6 +200,7 @@ impl InstructionSet {
                     values: Heads { values: values.floats(), shape, strides },
                     window: block.window,
                     sinks: positions.sinks as usize,
+                    gap: held.gap,
                 });
                 first += tokens;
             }

@@ -6,7 +6,9 @@ use super::bridge::{Output, View, node};
 use super::nodes::{Inputs, LayerAt, promoted};
 use super::types::{Buffer, convert};
 use super::{InstructionSet, Turns, block};
-use crate::backend::{Activation, Block, CachedSpan, LayerCache, Linear, Norm, Norms, Positions, Residual, Rotations};
+use crate::backend::{
+    Activation, Block, CachedSpan, Held, LayerCache, Linear, Norm, Norms, Positions, Residual, Rotations,
+};
 use crate::error::Result;
 
 /// Which inputs are a normalisation.
@@ -110,8 +112,9 @@ pub(super) fn added(x: Dtype, output: Dtype, norms: Norms) -> Dtype {
     promoted(x, normed(output, norms.after))
 }
 
-/// Which inputs of a node are the keys and values of a block, for each span that has any; two outputs for each span.
-pub(super) struct CachesAt(Vec<Option<(usize, usize)>>);
+/// Which inputs of a node are the keys and values of a block, for each span that has any, and what its outputs hold; two outputs
+/// for each span.
+pub(super) struct CachesAt(Vec<(Option<(usize, usize)>, Held)>);
 
 impl CachesAt {
     /// `taken` are the spans' caches, whose memory the outputs take over.
@@ -119,20 +122,19 @@ impl CachesAt {
         inputs: &mut Inputs<'a>,
         outputs: &mut Vec<Output>,
         (block, dtype): (&Block, Dtype),
-        positions: &[Positions],
-        taken: impl Iterator<Item = &'a LayerCache>,
+        taken: impl Iterator<Item = (&'a LayerCache, Held)>,
     ) -> Self {
         let n_kv_heads = block.projections[1].weight.arrays()[0].dim(0) / block.head_dim;
-        let place = |(positions, taken): (&Positions, &'a LayerCache)| {
-            let made = || Output::new(&[1, n_kv_heads, positions.capacity, block.head_dim], dtype);
+        let place = |(taken, held): (&'a LayerCache, Held)| {
+            let made = || Output::new(&[1, n_kv_heads, held.capacity, block.head_dim], dtype);
             let at = taken.as_ref().map(|(keys, values)| (inputs.push(keys), inputs.push(values)));
             outputs.extend(match at {
                 Some((keys, values)) => [made().in_place_of(keys), made().in_place_of(values)],
                 None => [made(), made()],
             });
-            at
+            (at, held)
         };
-        CachesAt(positions.iter().zip(taken).map(place).collect())
+        CachesAt(taken.map(place).collect())
     }
 
     /// With what is there already, to be written on.
@@ -143,17 +145,17 @@ impl CachesAt {
         positions: &[Positions],
     ) -> Vec<block::SpanCache<'a>> {
         let mut spans = Vec::with_capacity(positions.len());
-        for ((positions, at), outputs) in positions.iter().zip(&self.0).zip(outputs.chunks_exact_mut(2)) {
+        for ((positions, (at, held)), outputs) in positions.iter().zip(&self.0).zip(outputs.chunks_exact_mut(2)) {
             let [keys, values] = outputs else { unreachable!("two outputs a span") };
             if let Some((old_keys, old_values)) = at {
                 for (old, new) in [(&inputs[*old_keys], &mut *keys), (&inputs[*old_values], &mut *values)] {
                     if !new.is_at(old) {
-                        copy_rows(old, new, positions.offset as usize);
+                        copy_rows(old, new, held.gap.row(positions.offset) as usize);
                     }
                 }
             }
             let (keys, values) = (keys.floats_mut(), values.floats_mut());
-            spans.push(block::SpanCache { positions: *positions, keys, values });
+            spans.push(block::SpanCache { positions: *positions, held: *held, keys, values });
         }
         spans
     }
@@ -182,7 +184,8 @@ pub(super) fn blocks(kernels: InstructionSet, x: &Array, blocks: &[Block], spans
     for (i, block) in blocks.iter().enumerate() {
         let at = BlockAt::new(&mut inputs, block, &mut rotations);
         let keys = (block, cached(dtype, block));
-        let caches = CachesAt::new(&mut inputs, &mut outputs, keys, &positions, taken.iter().map(|taken| &taken[i]));
+        let taken = taken.iter().zip(&*spans).map(|(taken, span)| (&taken[i], span.held[i]));
+        let caches = CachesAt::new(&mut inputs, &mut outputs, keys, taken);
         dtype = added(dtype, attended(dtype, block), block.attention_norms);
         dtype = added(dtype, expanded(dtype, block), block.mlp_norms);
         places.push((at, caches));
@@ -221,7 +224,7 @@ pub(super) fn turns(rotations: &Rotations, positions: &[Positions]) -> Turns {
     turns
 }
 
-/// The first `n` tokens of each head of a cache to another, larger one.
+/// The first `n` rows of each head of a cache to another, larger one.
 fn copy_rows(from: &View, to: &mut View, n: usize) {
     let &[1, heads, capacity, head_dim] = to.shape() else { panic!("caches are [1, H, capacity, D]") };
     let (row, capacity) = (head_dim as usize, capacity as usize);

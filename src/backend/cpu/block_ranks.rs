@@ -9,7 +9,7 @@ use super::bridge::{Output, View, node};
 use super::nodes::Inputs;
 use super::types::convert;
 use super::{InstructionSet, Turns};
-use crate::backend::{Block, CachedSpan, LayerCache, Norms, Positions, Residual};
+use crate::backend::{Block, CachedSpan, Held, LayerCache, Norms, Positions, Residual};
 use crate::error::Result;
 use crate::mlx_rs_patch::distributed::Group;
 
@@ -32,7 +32,7 @@ pub(super) fn blocks(
     let ranks = group.size() as usize;
     let (mut x, mut given) = (x.clone(), None);
     for (i, block) in blocks.iter().enumerate() {
-        let taken: Vec<LayerCache> = spans.iter_mut().map(|span| span.layers[i].take()).collect();
+        let taken: Vec<_> = spans.iter_mut().map(|span| (span.layers[i].take(), span.held[i])).collect();
         let part = Part { kernels, ranks, positions: &positions };
         let mut made = part.node(&x, given.as_ref(), Some((block, Half::Attention(&taken))))?.into_iter();
         let mut next = || made.next().expect("an output for each that was asked for");
@@ -56,7 +56,7 @@ fn exchanged<'a>(part: &Array, norms: Norms<'a>, block: &Block, group: &Group) -
 #[derive(Clone, Copy)]
 enum Half<'a> {
     /// With the spans' caches.
-    Attention(&'a [LayerCache]),
+    Attention(&'a [(LayerCache, Held)]),
     Mlp,
 }
 
@@ -88,7 +88,8 @@ impl Part<'_> {
                 Half::Attention(taken) => {
                     outputs.push(given(attended(dtype, block)));
                     let keys = (block, cached(dtype, block));
-                    Some(CachesAt::new(&mut inputs, &mut outputs, keys, self.positions, taken.iter()))
+                    let taken = taken.iter().map(|(taken, held)| (taken, *held));
+                    Some(CachesAt::new(&mut inputs, &mut outputs, keys, taken))
                 }
                 Half::Mlp => {
                     outputs.push(given(expanded(dtype, block)));

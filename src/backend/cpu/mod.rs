@@ -37,7 +37,7 @@ use isa::amx;
 use isa::{Op, Simd};
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
-use super::{BITS, Epilogue, Filter, GROUP_SIZES, NO_TOKEN, Packing, Phase, Residual};
+use super::{BITS, Epilogue, Filter, GROUP_SIZES, KEY_BLOCK, NO_TOKEN, Packing, Phase, Residual};
 use crate::error::{Error, Result};
 
 /// What kernels are compiled for, the slowest first.
@@ -234,10 +234,11 @@ impl InstructionSet {
     /// When the sizes do not fit together.
     pub fn attention(self, spans: &[Span], scale: f32, softcap: Option<f32>, phase: Phase, y: FloatsMut) {
         let mut numbers = 0;
-        for Span { queries, keys, values, .. } in spans {
+        for Span { queries, keys, values, gap, .. } in spans {
             [queries, keys, values].into_iter().for_each(Heads::check);
             let ([h, l, d], [kv, t, _]) = (queries.shape, keys.shape);
             assert!(values.shape == keys.shape && keys.shape == [kv, t, d] && h % kv == 0 && l <= t);
+            assert!(gap.is_empty() || gap.end() % KEY_BLOCK == 0 && gap.first as usize + l <= t);
             numbers += h * l * d;
         }
         assert_eq!(y.len(), numbers);

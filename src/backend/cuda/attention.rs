@@ -216,14 +216,7 @@ mod tests {
         for offset in [0, 1, 7, 8, 9, 63, 64, 65, 1000, 5000, 300_000] {
             for sinks in [0, 1, 4, 8] {
                 for window in [None, Some(1), Some(8), Some(64), Some(4096)] {
-                    let at = Positions {
-                        phase: Phase::Decode,
-                        offset,
-                        tokens: 1,
-                        sinks,
-                        capacity: offset + 1,
-                        context_size: 1 << 20,
-                    };
+                    let at = Positions { phase: Phase::Decode, offset, tokens: 1, sinks, context_size: 1 << 20 };
                     let sequence = Sequence::new(&at, window, offset + 1);
                     let sees = |column: i32| window.is_none_or(|window| offset < column + window) || column < sinks;
                     let wanted: Vec<i32> = (0..=offset).filter(|&column| sees(column)).collect();

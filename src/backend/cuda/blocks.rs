@@ -9,15 +9,15 @@ use super::attention::{self, HeadNorm, Sequence, Sizes};
 use super::gemv::{self, Plan, Shared, SharedBytes, weights};
 use super::kernel::Kernel;
 use super::node::{Held, Memory, When, is_own, node};
-use crate::backend::{
-    Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Positions, Residual, Rotations, make_room,
-};
+use crate::backend::{Block, CachedSpan, Epilogue, LayerCache, Linear, Norm, Phase, Residual, Rotations, make_room};
 use crate::error::Result;
 
 /// See [`crate::backend::Backend::blocks`].
 pub(super) fn blocks(gpu: &Gpu, x: &Array, blocks: &[Block], spans: &mut [CachedSpan]) -> Option<Result<Array>> {
     let decodes = |span: &CachedSpan| span.positions.phase == Phase::Decode && span.positions.tokens == 1;
-    if blocks.is_empty() || !spans.iter().all(decodes) || x.dim(0) != spans.len() as i32 {
+    let holds_all = |span: &CachedSpan| span.held.iter().all(|held| held.gap.is_empty());
+    if blocks.is_empty() || !spans.iter().all(|span| decodes(span) && holds_all(span)) || x.dim(0) != spans.len() as i32
+    {
         return None;
     }
     // All blocks before anything changes the caches.
@@ -224,14 +224,15 @@ impl Planned {
 
 /// Caches of a layer with room for the spans' tokens.
 fn make_caches(layer: usize, sizes: Sizes, dtype: Dtype, spans: &mut [CachedSpan]) -> Result<()> {
-    for CachedSpan { positions: Positions { capacity, .. }, layers } in spans {
+    for CachedSpan { layers, held, .. } in spans {
+        let capacity = held[layer].capacity;
         match &mut layers[layer] {
             Some((keys, values)) => {
-                make_room(keys, *capacity)?;
-                make_room(values, *capacity)?;
+                make_room(keys, capacity)?;
+                make_room(values, capacity)?;
             }
             empty @ None => {
-                let zeros = || zeros_dtype(&[1, sizes.n_kv_heads, *capacity, sizes.head_dim], dtype);
+                let zeros = || zeros_dtype(&[1, sizes.n_kv_heads, capacity, sizes.head_dim], dtype);
                 *empty = Some((zeros()?, zeros()?));
             }
         }

@@ -94,6 +94,10 @@ impl Backend for Gpu {
         if is_greedy { rows::largest(self, logits) } else { None }
     }
 
+    fn holds_all(&self) -> bool {
+        true
+    }
+
     fn failure(&self) -> Result<()> {
         node::failure()
     }

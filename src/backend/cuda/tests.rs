@@ -7,8 +7,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Gpu, blocks, rows};
 use crate::backend::{
-    Activation, Block, CachedSpan, LayerCache, Linear, NO_TOKEN, Norm, Norms, Packing, Phase, Positions, Residual,
-    Rotation, Rotations, Weight,
+    Activation, Block, CachedSpan, Held, LayerCache, Linear, NO_TOKEN, Norm, Norms, Packing, Phase, Positions,
+    Residual, Rotation, Rotations, Weight,
 };
 
 fn gpu() -> Option<&'static Gpu> {
@@ -204,6 +204,7 @@ impl Model {
 /// A sequence that has seen some tokens: for each block the cache, and what is in it.
 struct Sequence {
     positions: Positions,
+    held: Vec<Held>,
     caches: Vec<LayerCache>,
     seen: Vec<Seen>,
 }
@@ -211,14 +212,8 @@ struct Sequence {
 impl Sequence {
     /// With room for `room` more tokens in its caches.
     fn new(rng: &mut StdRng, blocks: usize, tokens: i32, sinks: i32, room: i32) -> Self {
-        let positions = Positions {
-            phase: Phase::Decode,
-            offset: tokens,
-            tokens: 1,
-            sinks,
-            capacity: tokens + 7,
-            context_size: 1 << 20,
-        };
+        let positions = Positions { phase: Phase::Decode, offset: tokens, tokens: 1, sinks, context_size: 1 << 20 };
+        let held = vec![Held { capacity: tokens + 7, ..Held::default() }; blocks];
         let (mut caches, mut seen) = (Vec::new(), Vec::new());
         for _ in 0..blocks {
             let shape = [1, KV_HEADS, tokens + room, HEAD_DIM];
@@ -230,7 +225,7 @@ impl Sequence {
             seen.push((0..tokens).map(|i| (token(&keys.1, i), token(&values.1, i))).collect());
             caches.push((tokens > 0).then_some((keys.0, values.0)));
         }
-        Sequence { positions, caches, seen }
+        Sequence { positions, held, caches, seen }
     }
 
     fn copy(&self) -> Self {
@@ -244,14 +239,18 @@ impl Sequence {
             })
         };
         let caches = self.caches.iter().map(copy).collect();
-        Sequence { positions: self.positions, caches, seen: self.seen.clone() }
+        Sequence { positions: self.positions, held: self.held.clone(), caches, seen: self.seen.clone() }
     }
 }
 
 fn compute(gpu: &Gpu, x: &Array, models: &[Model], sequences: &mut [Sequence]) -> Vec<f64> {
     let operands: Vec<Block> = models.iter().map(Model::operand).collect();
     let mut spans: Vec<CachedSpan> = (sequences.iter_mut())
-        .map(|sequence| CachedSpan { positions: sequence.positions, layers: &mut sequence.caches })
+        .map(|sequence| CachedSpan {
+            positions: sequence.positions,
+            layers: &mut sequence.caches,
+            held: &sequence.held,
+        })
         .collect();
     to_f64(&blocks::blocks(gpu, x, &operands, &mut spans).expect("not declined").unwrap())
 }
