@@ -373,10 +373,8 @@ fn watch(mut ranks: Vec<Child>, terminated: &AtomicBool) -> Result<u8> {
             is_told = true;
             let _ = kill(Pid::from_raw(ranks[0].id() as i32), Signal::SIGTERM); // which may have ended
         }
-        if ended.iter().any(Option::is_some) {
-            if since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                break;
-            }
+        if ended.iter().any(Option::is_some) && since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            break;
         }
         thread::sleep(LOOK_EVERY);
     }

@@ -1,6 +1,6 @@
 //! The ranks that compute one model together: how they meet, and what rank 0 tells the others to compute.
 //!
-//! Numbers go over MLX's groups ([`Group`]); everything else, a few bytes a step, over a TCP connection of each rank with rank 0. It
+//! Numbers go over MLX's groups; everything else, a few bytes a step, over a TCP connection of each rank with rank 0. It
 //! also tells at once when a rank is gone, for which MLX has no word: whoever then waits for its numbers would wait forever.
 
 mod message;
