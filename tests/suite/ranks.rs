@@ -501,27 +501,24 @@ fn when_a_rank_dies_all_end_and_it_is_named() {
     let mut random = StdRng::seed_from_u64(7);
     let kills = std::env::var("MLX_LM_TEST_KILLS").map_or(12, |n| n.parse().unwrap());
     // A conversation waits for its next turn.
-    let command = ["chat", "--temp", "0", "-n", "160", "--ignore-eos", "--verbose"];
-    let right = SIZES.map(|size| {
-        let mut whole = launch(size, &command);
-        whole.stdin.take().unwrap().write_all(b"Hello\n").unwrap();
-        whole.wait_with_output().unwrap().stdout
-    });
+    let command = ["chat", "--temp", "0", "-n", "100", "--ignore-eos", "--verbose"];
+    let mut whole = launch(2, &command);
+    whole.stdin.take().unwrap().write_all(b"Hello\n").unwrap();
+    let right = whole.wait_with_output().unwrap().stdout;
+    assert!(right.len() > 200);
     for i in 0..kills {
-        let (size, right) = (SIZES[i % 2], &right[i % 2]);
-        assert!(right.len() > 300);
-        let rank = random.random_range(0..size);
+        let rank = i % 2;
         let moment = match i / 2 % 4 {
             0 => Moment::Started,
             1 => Moment::Loaded,
             2 => Moment::Written(random.random_range(1..right.len() / 2)),
             _ => Moment::Idle,
         };
-        let mut launcher = launch(size, &command);
+        let mut launcher = launch(2, &command);
         let mut stdin = launcher.stdin.take().unwrap();
         let mut stderr = BufReader::new(launcher.stderr.take().unwrap());
         let (mut said, mut written) = (String::new(), Vec::new());
-        while ranks_of(&launcher).len() < size {
+        while ranks_of(&launcher).len() < 2 {
             std::thread::yield_now();
         }
         if !matches!(moment, Moment::Started) {
@@ -547,7 +544,7 @@ fn when_a_rank_dies_all_end_and_it_is_named() {
         let code = ends(&mut launcher);
         stderr.read_to_string(&mut said).unwrap();
         stdout.read_to_end(&mut written).unwrap();
-        let context = format!("{moment:?}, rank {rank} of {size}: {said}");
+        let context = format!("{moment:?}, rank {rank}: {said}");
         assert_eq!(code, Some(1), "{context}");
         assert!(said.contains(&format!("error: rank {rank} ")), "{context}");
         assert!(right.starts_with(&written), "{context} {}", String::from_utf8_lossy(&written));
