@@ -370,14 +370,14 @@ fn ranks_of(launcher: &Child) -> Vec<Pid> {
     children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
 }
 
-/// How it ends, within five seconds.
+/// How it ends. It takes five seconds at most, on a machine that has nothing else to do.
 fn ends(launcher: &mut Child) -> Option<i32> {
     let begun = Instant::now();
     loop {
         if let Some(status) = launcher.try_wait().unwrap() {
             return status.code();
         }
-        if begun.elapsed() > Duration::from_secs(5) {
+        if begun.elapsed() > Duration::from_secs(30) {
             launcher.kill().unwrap();
             panic!("it goes on");
         }
