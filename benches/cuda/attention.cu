@@ -7,6 +7,7 @@
 #include "harness.h"
 
 #include "../../src/backend/cuda/numbers.cu"
+#include "../../src/backend/cuda/heads.cu"
 #include "../../src/backend/cuda/attention.cu"
 
 using namespace mlx_lm;

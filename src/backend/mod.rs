@@ -107,7 +107,7 @@ impl Epilogue {
 }
 
 /// What gates the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x · sigmoid(x)`.
     Silu,

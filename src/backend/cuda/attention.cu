@@ -1,4 +1,4 @@
-//! Attention of one token of each of several sequences over the keys and values in their caches, behind `numbers.cu`, out of the
+//! Attention of one token of each of several sequences over the keys and values in their caches, behind `numbers.cu` and `heads.cu`, out of the
 //! projection of queries, keys and values: heads normalised by the root of their mean square, and turned (arXiv 2104.09864);
 //! the token's key and value written to the cache.
 //!
@@ -8,11 +8,6 @@
 //! All orders depend on how many tokens the sequence sees, and on nothing else.
 
 namespace mlx_lm {
-
-struct HeadNorm {
-  const unsigned short* weight;  // [HEAD_DIM], or null
-  float eps;
-};
 
 // What the tokens of a sequence see: the first `sinks` positions, and from there on those behind `skip` more.
 struct Sequence {
@@ -44,7 +39,6 @@ struct Attention {
   static constexpr int THREADS = 128, WARPS = THREADS / 32;
   static constexpr int LANES = HEAD_DIM <= 64 ? 8 : HEAD_DIM <= 128 ? 16 : 32, TEAMS = THREADS / LANES;
   static constexpr int AT_ONCE = 4;
-  static constexpr int HALF = HEAD_DIM / 2, PAIRS = (HALF + 31) / 32;
   static constexpr int MAX_PARTS = 64;
   static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256);
 
@@ -70,40 +64,6 @@ struct Attention {
 
   __device__ static float infinity() { return __int_as_float(0x7f800000); }
 
-  // A head of the projection, normalised and turned: component i of a lane's, and that half a head further.
-  __device__ void load_head(const unsigned short* from, HeadNorm norm, bool turned, float (&values)[PAIRS][2]) const {
-    int lane = threadIdx.x % 32;
-    float squares = 0;
-#pragma unroll
-    for (int j = 0; j < PAIRS; j++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        int i = lane + 32 * j;
-        values[j][half] = i < HALF ? to_float<T>(from[i + half * HALF]) : 0;
-        squares = __fmaf_rn(values[j][half], values[j][half], squares);
-      }
-    if (norm.weight) {
-      float factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(sum_over_warp(squares), float(HEAD_DIM)), norm.eps));
-#pragma unroll
-      for (int j = 0; j < PAIRS; j++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          int i = lane + 32 * j;
-          if (i < HALF) values[j][half] = __fmul_rn(__fmul_rn(values[j][half], factor), to_float<T>(norm.weight[i + half * HALF]));
-        }
-    }
-    if (!turned || !a.turns) return;
-#pragma unroll
-    for (int j = 0; j < PAIRS; j++) {
-      int i = lane + 32 * j;
-      if (i >= HALF) continue;
-      float first = values[j][0], second = values[j][1];
-      float2 turn = a.turns[(size_t)sequence.position * HALF + i];
-      values[j][0] = __fmaf_rn(first, turn.x, -__fmul_rn(second, turn.y));
-      values[j][1] = __fmaf_rn(second, turn.x, __fmul_rn(first, turn.y));
-    }
-  }
-
   // The block's queries to shared memory; and the new key and value to the cache, by the block that sees them. Where several
   // blocks do, they write the same.
   __device__ void prepare(int kv_head, int first_head, bool sees_new) const {
@@ -120,20 +80,15 @@ struct Attention {
         for (int i = lane; i < HEAD_DIM; i += 32) sequence.values[at + i] = from[i];
         continue;
       }
-      float values[PAIRS][2];
-      load_head(from, is_key ? a.k_norm : a.q_norm, true, values);
-#pragma unroll
-      for (int j = 0; j < PAIRS; j++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          int i = lane + 32 * j;
-          if (i >= HALF) continue;
-          i += half * HALF;
-          if (is_key)
-            sequence.keys[at + i] = from_float<T>(values[j][half]);
-          else
-            shared.queries[head][i] = __fmul_rn(values[j][half], scale);
-        }
+      const float2* turns = a.turns ? a.turns + (size_t)sequence.position * (HEAD_DIM / 2) : nullptr;
+      Head<T, HEAD_DIM> loaded;
+      loaded.load(from, is_key ? a.k_norm : a.q_norm, turns);
+      loaded.each([&](int i, float value) {
+        if (is_key)
+          sequence.keys[at + i] = from_float<T>(value);
+        else
+          shared.queries[head][i] = __fmul_rn(value, scale);
+      });
     }
     __syncthreads();
   }

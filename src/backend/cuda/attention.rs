@@ -27,7 +27,7 @@ struct Form {
 }
 
 impl kernel::Form for Form {
-    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("attention.cu"));
+    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("heads.cu"), include_str!("attention.cu"));
 
     fn bounds(&self) -> (i32, i32) {
         // More heads take more registers.
@@ -46,7 +46,7 @@ impl kernel::Form for Form {
     }
 }
 
-/// `HeadNorm` of attention.cu.
+/// `HeadNorm` of heads.cu.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct HeadNorm {

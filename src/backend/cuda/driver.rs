@@ -188,15 +188,15 @@ pub(super) fn compiler_version() -> Result<(i32, i32)> {
     Ok(version)
 }
 
-/// CUDA C++ to machine code for a GPU of this compute capability.
+/// CUDA C++ to machine code for an architecture, `sm_80`.
 ///
 /// # Errors
 /// What the compiler says.
-pub(super) fn compile(source: &str, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
+pub(super) fn compile(source: &str, architecture: &str) -> Result<Vec<u8>> {
     let compiler = Compiler::get().ok_or_else(missing)?;
     let text = |text: String| CString::new(text).map_err(|_| Error::Internal("a kernel's source has a zero".into()));
     let source = text(source.to_owned())?;
-    let options = [text(format!("--gpu-architecture=sm_{major}{minor}"))?, text("--std=c++17".into())?];
+    let options = [text(format!("--gpu-architecture={architecture}"))?, text("--std=c++17".into())?];
     let pointers = options.each_ref().map(|option| option.as_ptr());
     let mut program = ptr::null_mut();
     // SAFETY: the strings live through the calls; each buffer has the size that was asked for just before; the program is

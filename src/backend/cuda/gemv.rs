@@ -10,7 +10,7 @@ use crate::backend::Activation;
 use crate::error::Result;
 
 /// As many layers with one input: q, k and v.
-const MAX_LAYERS: usize = 3;
+pub(super) const MAX_LAYERS: usize = 3;
 /// As many vectors are multiplied in one launch.
 const AT_ONCE: i32 = 32;
 /// `BUFFERS`, `ADDERS` and `SUMS_PITCH` of gemv.cu.
@@ -21,7 +21,7 @@ const SUMS_PITCH: i32 = 20;
 const STAGES: i32 = 2;
 
 /// `n / of`, rounded up; both positive.
-fn divided_up(n: i32, of: i32) -> i32 {
+pub(super) fn divided_up(n: i32, of: i32) -> i32 {
     (n + of - 1) / of
 }
 
@@ -79,11 +79,6 @@ impl Form {
 
     fn is_plain(&self) -> bool {
         self.bits == 16
-    }
-
-    /// Arrays that a layer's weight is made of.
-    fn arrays(&self) -> usize {
-        if self.is_plain() { 1 } else { 3 }
     }
 
     /// `shared_bytes` of gemv.cu.
@@ -171,22 +166,22 @@ impl super::kernel::Form for Form {
     }
 }
 
-/// `Layer` of gemv.cu; addresses.
+/// `Layer` of gemv.cu, and `GemmLayer` of gemm.cu; addresses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-struct LayerArguments {
-    words: u64,
-    scales: u64,
-    biases: u64,
-    bias: u64,
-    rows: i32,
+pub(super) struct LayerAddresses {
+    pub words: u64,
+    pub scales: u64,
+    pub biases: u64,
+    pub bias: u64,
+    pub rows: i32,
 }
 
 /// `GemvArguments` of gemv.cu; addresses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct Arguments {
-    layers: [LayerArguments; MAX_LAYERS],
+    layers: [LayerAddresses; MAX_LAYERS],
     norm: u64,
     eps: f32,
     residual: u64,
@@ -275,18 +270,7 @@ impl Plan {
             Epilogue::Gated(Activation::Silu) => true,
             Epilogue::Gated(Activation::GeluTanh) => return None,
         };
-        let packing = layers.first()?.weight.packing();
-        let (bits, group_size) = packing.map_or((16, 64), |packing| (packing.bits, packing.group_size));
-        let is_number = |numbers: &Array| numbers.dtype() == dtype;
-        let fits = |layer: &Linear| {
-            let is_as_wide = match layer.weight {
-                Weight::Dense(values) => is_number(values) && values.dim(1) == columns,
-                Weight::Affine { packed, scales, biases, .. } => {
-                    is_number(scales) && is_number(biases) && packed.dim(1) == columns * bits / 32
-                }
-            };
-            layer.weight.packing() == packing && is_as_wide && layer.bias.is_none_or(is_number)
-        };
+        let (bits, group_size) = packing(layers.first()?);
         if layers.len() > MAX_LAYERS {
             return None;
         }
@@ -304,9 +288,9 @@ impl Plan {
             && matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
             && vectors > 0
             && columns % group_size == 0
-            && layers.iter().all(fits)
+            && layers.iter().all(|layer| packing(layer) == (bits, group_size) && fits(layer, columns, dtype))
             && (!swiglu || layers.len() == 2 && rows[0] == rows[1])
-            && norm.is_none_or(|(weight, _)| is_number(weight) && weight.shape() == [columns]);
+            && norm.is_none_or(|(weight, _)| weight.dtype() == dtype && weight.shape() == [columns]);
         if !is_done {
             return None;
         }
@@ -352,12 +336,6 @@ impl Plan {
         self.width
     }
 
-    /// How many addresses of weights a launch takes.
-    pub fn weights(&self) -> usize {
-        let biases = self.form.biases.iter().filter(|&&has_bias| has_bias).count();
-        self.form.arrays() * self.form.layers + biases + usize::from(self.form.has_norm)
-    }
-
     /// Start the plan's `kernel`.
     ///
     /// # Safety
@@ -370,7 +348,7 @@ impl Plan {
             let words = next();
             let [scales, biases] = if self.form.is_plain() { [0; 2] } else { [next(), next()] };
             let bias = if self.form.biases[i] { next() } else { 0 };
-            *layer = LayerArguments { words, scales, biases, bias, rows: self.rows[i] };
+            *layer = LayerAddresses { words, scales, biases, bias, rows: self.rows[i] };
         }
         if self.form.has_norm {
             arguments.norm = next();
@@ -389,6 +367,23 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// The bits of a layer's weights, 16 of one that is not packed, with the columns of a scale.
+pub(super) fn packing(layer: &Linear) -> (i32, i32) {
+    layer.weight.packing().map_or((16, 64), |packing| (packing.bits, packing.group_size))
+}
+
+/// Whether a layer takes so many columns, and all its numbers are of this type.
+pub(super) fn fits(layer: &Linear, columns: i32, dtype: Dtype) -> bool {
+    let is_number = |numbers: &Array| numbers.dtype() == dtype;
+    let is_as_wide = match layer.weight {
+        Weight::Dense(values) => is_number(values) && values.dim(1) == columns,
+        Weight::Affine { packed, scales, biases, packing } => {
+            is_number(scales) && is_number(biases) && packed.dim(1) == columns * packing.bits / 32
+        }
+    };
+    is_as_wide && layer.bias.is_none_or(is_number)
 }
 
 /// The arrays of layers and norm as [`Addresses::weights`] has them.

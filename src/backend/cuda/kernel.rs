@@ -1,6 +1,6 @@
 //! Kernels by what they are compiled for: compiled at run time for the GPU at hand, several at once, and kept on disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::hash::Hash;
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ impl Kernel {
         let function = match kept.as_ref().and_then(Kept::read).and_then(|code| load(&code).ok()) {
             Some(function) => function,
             None => {
-                let code = driver::compile(&source, gpu.capability)?;
+                let code = driver::compile(&source, &gpu.architecture())?;
                 let function = load(&code)?;
                 if let Some(kept) = kept {
                     kept.write(&code);
@@ -96,10 +96,14 @@ impl<F: Form> Compiled<F> {
 
     /// The kernels of these forms, those that are not known yet compiled at once; `None` if one cannot be.
     pub fn get<const N: usize>(&self, forms: [&F; N], gpu: &Gpu) -> Option<[Kernel; N]> {
+        self.get_all(&forms, gpu)?.try_into().ok()
+    }
+
+    /// [`Compiled::get`] of any number.
+    pub fn get_all(&self, forms: &[&F], gpu: &Gpu) -> Option<Vec<Kernel>> {
         let mut kernels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kernels = kernels.get_or_insert_default();
-        let mut missing: Vec<&F> = forms.into_iter().filter(|form| !kernels.contains_key(form)).collect();
-        missing.dedup();
+        let missing: HashSet<&F> = forms.iter().copied().filter(|form| !kernels.contains_key(form)).collect();
         thread::scope(|scope| {
             let compile = |form| (form, scope.spawn(move || Kernel::new(form, gpu)));
             for (form, compiled) in missing.into_iter().map(compile).collect::<Vec<_>>() {
@@ -107,8 +111,7 @@ impl<F: Form> Compiled<F> {
                 kernels.insert(form.clone(), kernel);
             }
         });
-        let found: Vec<Kernel> = forms.iter().map(|form| kernels[form]).collect::<Option<_>>()?;
-        found.try_into().ok()
+        forms.iter().map(|form| kernels[form]).collect()
     }
 }
 
@@ -130,10 +133,9 @@ impl Kept {
         let home = || std::env::home_dir().map(|home| home.join(".cache"));
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         let folder = cache.or_else(home)?.join("mlx_lm").join("kernels");
-        let (major, minor) = gpu.capability;
         let compiler = driver::compiler_version().ok()?;
         let key = hex::encode(&Sha256::digest(format!("{compiler:?} {source}"))[..16]);
-        Some(Kept(folder.join(format!("{key}-sm{major}{minor}.cubin"))))
+        Some(Kept(folder.join(format!("{key}-{}.cubin", gpu.architecture()))))
     }
 
     fn read(&self) -> Option<Vec<u8>> {

@@ -6,10 +6,13 @@
 
 mod attention;
 mod blocks;
+mod decode;
 mod driver;
+mod gemm;
 mod gemv;
 mod kernel;
 mod node;
+mod prompt;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -45,6 +48,12 @@ impl Gpu {
             (gpu.capability >= (8, 0)).then_some(gpu)
         })
         .as_ref()
+    }
+
+    /// What kernels are compiled for; of Hopper, with what only it has.
+    fn architecture(&self) -> String {
+        let (major, minor) = self.capability;
+        format!("sm_{major}{minor}{}", if self.capability == (9, 0) { "a" } else { "" })
     }
 
     /// As [`Backend::linear`] for few vectors, with what else is done on the way.

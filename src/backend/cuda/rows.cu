@@ -1,4 +1,4 @@
-//! What a pass does with rows besides its blocks, behind `numbers.cu`: rows of an embedding, the numbers of a packed matrix, a
+//! What a pass does with rows besides its blocks, behind `numbers.cu` and `tensor.cu`: rows of an embedding, the numbers of a packed matrix, a
 //! normalisation, and the largest of a row.
 
 namespace mlx_lm {
@@ -62,8 +62,8 @@ __device__ void unpack(const RowsArguments& a) {
   }
 }
 
-// A block of THREADS for each row.
-template <Type T, int THREADS>
+// A block of THREADS for each row; y in the order of a product with weights of ORDER bits.
+template <Type T, int THREADS, int ORDER>
 __device__ void normalise(const RowsArguments& a) {
   __shared__ float sums[THREADS / 32];
   const unsigned short* x = static_cast<const unsigned short*>(a.x) + (size_t)blockIdx.x * a.columns;
@@ -79,9 +79,10 @@ __device__ void normalise(const RowsArguments& a) {
   sum = 0;
   for (int w = 0; w < THREADS / 32; w++) sum = __fadd_rn(sum, sums[w]);
   float factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(a.columns)), a.eps));
-  for (int i = threadIdx.x; i < a.columns; i += THREADS) {
+  for (int place = threadIdx.x; place < a.columns; place += THREADS) {
+    int i = place / 64 * 64 + column_at<ORDER>(place % 64);
     float weight = to_float<T>(static_cast<const unsigned short*>(a.weight)[i]);
-    y[i] = from_float<T>(__fmul_rn(__fmul_rn(to_float<T>(x[i]), factor), weight));
+    y[place] = from_float<T>(__fmul_rn(__fmul_rn(to_float<T>(x[i]), factor), weight));
   }
 }
 

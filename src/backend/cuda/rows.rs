@@ -5,7 +5,8 @@ use mlx_rs::ops::{add, matmul};
 use mlx_rs::{Array, Dtype};
 
 use super::Gpu;
-use super::kernel::{self, Compiled, Launch};
+use super::driver::Stream;
+use super::kernel::{self, Compiled, Kernel, Launch};
 use super::node::{Memory, When, node};
 use crate::backend::{Linear, Norm, Packing, Weight};
 use crate::error::Result;
@@ -26,8 +27,10 @@ enum Form {
         is_bf16: bool,
         packing: Packing,
     },
+    /// The bits of the weights that the rows are multiplied with next, 16 for columns as they are.
     Norm {
         is_bf16: bool,
+        order: i32,
     },
     Largest {
         is_bf16: bool,
@@ -39,7 +42,7 @@ fn kind(is_bf16: bool) -> &'static str {
 }
 
 impl kernel::Form for Form {
-    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("rows.cu"));
+    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("tensor.cu"), include_str!("rows.cu"));
 
     fn bounds(&self) -> (i32, i32) {
         (THREADS, 1)
@@ -51,7 +54,7 @@ impl kernel::Form for Form {
             Form::Unpacked { is_bf16, packing: Packing { group_size, bits } } => {
                 format!("unpack<{}, {bits}, {group_size}>", kind(is_bf16))
             }
-            Form::Norm { is_bf16 } => format!("normalise<{}, {THREADS}>", kind(is_bf16)),
+            Form::Norm { is_bf16, order } => format!("normalise<{}, {THREADS}, {order}>", kind(is_bf16)),
             Form::Largest { is_bf16 } => format!("largest<{}, {THREADS}>", kind(is_bf16)),
         };
         (
@@ -172,13 +175,41 @@ pub(super) fn rms_norm(gpu: &Gpu, x: &Array, Norm { weight, eps }: Norm) -> Opti
     if weight.dtype() != x.dtype() || weight.shape() != [columns] || rows == 0 {
         return None;
     }
-    let form = Form::Norm { is_bf16: is_bf16(x.dtype())? };
+    let form = Form::Norm { is_bf16: is_bf16(x.dtype())?, order: 16 };
     let dtype = x.dtype();
     let y = move |memory: &mut Memory| memory.result(&[rows, columns], dtype);
     launch(gpu, form, y, &[x, weight], [rows as u32, 1, 1], move |at| {
         let [y, x, weight] = *at else { unreachable!("three inputs") };
         Arguments { x, weight, y, columns, eps, ..Default::default() }
     })
+}
+
+/// Normalisation of rows in front of a product with a prompt's tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PromptNorm {
+    kernel: Kernel,
+    columns: i32,
+    eps: f32,
+}
+
+impl PromptNorm {
+    /// Of rows of `columns`, a multiple of 64, in the order for weights of so many bits.
+    pub fn new(gpu: &Gpu, columns: i32, dtype: Dtype, norm: Norm, order: i32) -> Option<Self> {
+        let is_done = columns % 64 == 0 && norm.weight.dtype() == dtype && norm.weight.shape() == [columns];
+        let [kernel] = KERNELS.get([&Form::Norm { is_bf16: is_bf16(dtype)?, order }], gpu)?;
+        is_done.then_some(PromptNorm { kernel, columns, eps: norm.eps })
+    }
+
+    /// Start it, behind another kernel of ours where it `follows`.
+    ///
+    /// # Safety
+    /// The addresses are of `rows` rows, of the weight, and of memory for the result.
+    pub unsafe fn launch(self, stream: Stream, follows: bool, rows: i32, [x, weight, y]: [u64; 3]) -> Result<()> {
+        let PromptNorm { kernel, columns, eps } = self;
+        let arguments = Arguments { x, weight, y, columns, eps, ..Default::default() };
+        // SAFETY: `Arguments` is `RowsArguments`, which the kernel takes; the rest is the caller's promise.
+        unsafe { kernel.launch(Launch { stream, grid: [rows as u32, 1, 1], shared: 0, follows }, &arguments) }
+    }
 }
 
 /// For each row of the logits `[N, V]` the first of the largest; see [`crate::backend::Backend::sample`].

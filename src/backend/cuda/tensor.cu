@@ -131,4 +131,37 @@ __device__ void multiply_add(float (&d)[4], bool begins, unsigned a0, unsigned a
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
+// Four 8 × 8 matrices of 16 bits; a lane has the address of a row.
+template <bool TRANSPOSED = false>
+__device__ void load_matrices(const unsigned char* at, unsigned (&of)[4]) {
+  unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(at));
+  if constexpr (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(of[0]), "=r"(of[1]), "=r"(of[2]), "=r"(of[3]) : "r"(from) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(of[0]), "=r"(of[1]), "=r"(of[2]), "=r"(of[3]) : "r"(from) : "memory");
+}
+
+// The column that is at a place of 64, in tokens that are multiplied with weights of so many bits. Sixteen places are one matrix
+// instruction's: a lane of four has two of the first eight, and two of the others.
+template <int BITS>
+__host__ __device__ constexpr int column_at(int place) {
+  int step = place / 16, half = place / 8 % 2, lane = place % 8 / 2, of_pair = place % 2;
+  if (BITS == 4) return 8 * (2 * lane + step / 2) + 2 * (step % 2) + half + 4 * of_pair;
+  if (BITS == 8) return 4 * (4 * lane + step) + half + 2 * of_pair;
+  return place;
+}
+
+// The place of a column.
+template <int BITS>
+__host__ __device__ constexpr int place_of(int column) {
+  if (BITS == 4) {
+    int word = column / 8, i = column % 4;
+    return (2 * (word % 2) + i / 2) * 16 + i % 2 * 8 + word / 2 * 2 + column % 8 / 4;
+  }
+  if (BITS == 8) return column / 4 % 4 * 16 + column % 2 * 8 + column / 16 * 2 + column % 4 / 2;
+  return column;
+}
+
 }  // namespace mlx_lm

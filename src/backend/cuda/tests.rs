@@ -301,6 +301,65 @@ fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
     }
 }
 
+/// Tokens of prompts, and tokens that are decoded, in one pass: each as f64 has it, and the same bit by bit however its prompt is cut, alone
+/// and with others.
+#[test]
+fn prompts_compute_what_f64_does_however_they_are_cut() {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut StdRng::seed_from_u64(6);
+    let models = [
+        Model::new(rng, None, Some(Packing::DEFAULT), false),
+        Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), true),
+        Model::new(rng, Some(9), None, false),
+    ];
+    // Tokens before, sinks, and tokens of the pass; of the first two, those are decoded.
+    let cases = [(5, 0, 1), (90, 4, 1), (0, 0, 1), (0, 4, 200), (64, 0, 64), (300, 4, 33), (70, 4, 150), (129, 3, 17)];
+    let mut sequences: Vec<Sequence> = (cases.iter().enumerate())
+        .map(|(i, &(before, sinks, tokens))| {
+            let mut sequence = Sequence::new(rng, models.len(), before, sinks, if i % 2 == 0 { 0 } else { tokens });
+            sequence.positions.tokens = tokens;
+            sequence.positions.phase = if i < 2 { Phase::Decode } else { Phase::Prefill };
+            sequence.held.iter_mut().for_each(|held| held.capacity = before + tokens + 3);
+            sequence
+        })
+        .collect();
+    let mut alone: Vec<Sequence> = sequences.iter().map(Sequence::copy).collect();
+    let n = cases.iter().map(|(_, _, tokens)| tokens).sum::<i32>();
+    let (x, values) = numbers(rng, &[n, D], 2.0, 0.0);
+    let found = compute(gpu, &x, &models, &mut sequences);
+    let (mut rows, mut all) = (values.chunks(D as usize), found.chunks(D as usize));
+    for (i, sequence) in sequences.iter_mut().enumerate() {
+        let tokens = sequence.positions.tokens as usize;
+        let x: Vec<&[f64]> = rows.by_ref().take(tokens).collect();
+        let found: Vec<&[f64]> = all.by_ref().take(tokens).collect();
+        for (token, x) in x.iter().enumerate() {
+            let at = Positions { offset: sequence.positions.offset + token as i32, ..sequence.positions };
+            let mut wanted = x.to_vec();
+            for (model, seen) in models.iter().zip(&mut sequence.seen) {
+                wanted = model.of(&wanted, seen, &at);
+            }
+            let change = |y: &[f64]| -> Vec<f64> { y.iter().zip(*x).map(|(y, x)| y - x).collect() };
+            let error = distance(&change(found[token]), &change(&wanted));
+            assert!(error < 6e-3, "sequence {i}, token {token}: {error}");
+        }
+        let alone = &mut alone[i];
+        let mut first = 0;
+        for cut in [1, 30, 64, 7, 1000] {
+            let part = first..(first + cut).min(tokens);
+            first = part.end;
+            if part.is_empty() {
+                break;
+            }
+            alone.positions.tokens = part.len() as i32;
+            let x: Vec<f16> = x[part.clone()].concat().into_iter().map(f16::from_f64).collect();
+            let x = Array::from_slice(&x, &[part.len() as i32, D]);
+            let by_itself = compute(gpu, &x, &models, std::slice::from_mut(alone));
+            assert_eq!(by_itself, found[part.clone()].concat(), "sequence {i}, tokens {part:?} alone");
+            alone.positions.offset += part.len() as i32;
+        }
+    }
+}
+
 #[test]
 fn a_cache_that_others_hold_is_not_written_to() {
     let Some(gpu) = gpu() else { return };

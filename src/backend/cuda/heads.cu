@@ -1,0 +1,64 @@
+//! A head out of the projection of queries, keys and values: normalised by the root of its mean square, and turned (arXiv 2104.09864).
+//! Behind `numbers.cu`.
+
+namespace mlx_lm {
+
+struct HeadNorm {
+  const unsigned short* weight;  // [HEAD_DIM], or null
+  float eps;
+};
+
+// A head as a warp has it: component `lane` + 32 j, and that half a head further.
+template <Type T, int HEAD_DIM>
+struct Head {
+  static constexpr int HALF = HEAD_DIM / 2, PAIRS = (HALF + 31) / 32;
+
+  float values[PAIRS][2];
+
+  // `turns` are the position's [HALF], or null.
+  __device__ void load(const unsigned short* from, HeadNorm norm, const float2* turns) {
+    int lane = threadIdx.x % 32;
+    float squares = 0;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        int i = lane + 32 * j;
+        values[j][half] = i < HALF ? to_float<T>(from[i + half * HALF]) : 0;
+        squares = __fmaf_rn(values[j][half], values[j][half], squares);
+      }
+    if (norm.weight) {
+      float factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(sum_over_warp(squares), float(HEAD_DIM)), norm.eps));
+#pragma unroll
+      for (int j = 0; j < PAIRS; j++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          int i = lane + 32 * j;
+          if (i < HALF) values[j][half] = __fmul_rn(__fmul_rn(values[j][half], factor), to_float<T>(norm.weight[i + half * HALF]));
+        }
+    }
+    if (!turns) return;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+      int i = lane + 32 * j;
+      if (i >= HALF) continue;
+      float first = values[j][0], second = values[j][1];
+      float2 turn = turns[i];
+      values[j][0] = __fmaf_rn(first, turn.x, -__fmul_rn(second, turn.y));
+      values[j][1] = __fmaf_rn(second, turn.x, __fmul_rn(first, turn.y));
+    }
+  }
+
+  // Calls `store` with each component that the lane has, and its value.
+  template <typename F>
+  __device__ void each(F store) const {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        if (lane + 32 * j < HALF) store(lane + 32 * j + half * HALF, values[j][half]);
+  }
+};
+
+}  // namespace mlx_lm
