@@ -157,12 +157,6 @@ impl Rotations {
             _ => &self.short,
         }
     }
-
-    /// The one rotation of all sequences, if there is no other.
-    #[cfg_attr(not(cuda_kernels), allow(dead_code))]
-    pub fn only(&self) -> Option<&Rotation> {
-        self.long.is_none().then_some(&self.short)
-    }
 }
 
 /// How tokens of a sequence are computed. It decides which kernels compute them, whatever else is computed with them, so

@@ -134,13 +134,17 @@ fn logits_are_those_of_the_reference() {
 
 #[test]
 fn greedy_ids_are_those_of_the_reference_however_the_prompt_is_chunked() {
+    let mut wrong = Vec::new();
     for case in Case::all() {
         for prefill_step in [2048, 5, 1] {
             let Reference { prompt, greedy, .. } = &case.reference;
             let ids = generated(&case.model, SamplerOptions::default(), prompt, greedy.len(), prefill_step);
-            assert_eq!(ids, *greedy, "{} in chunks of {prefill_step}", case.name);
+            if let Some(first) = (0..greedy.len()).find(|&i| ids.get(i) != greedy.get(i)) {
+                wrong.push(format!("{} in chunks of {prefill_step}, from token {first} on", case.name));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[derive(Deserialize)]

@@ -66,6 +66,7 @@ pub(super) struct Sequence {
     sinks: i32,
     skip: i32,
     part: i32,
+    turns: u64,
 }
 
 impl Sequence {
@@ -77,12 +78,12 @@ impl Sequence {
         let skip = first - sinks;
         let sees = end - skip;
         let part = (sees + MAX_PARTS * PART - 1) / (MAX_PARTS * PART) * PART;
-        Sequence { keys: 0, values: 0, position: at.offset, capacity, sees, sinks, skip, part }
+        Sequence { keys: 0, values: 0, position: at.offset, capacity, sees, sinks, skip, part, turns: 0 }
     }
 
-    /// With its keys and values at these addresses.
-    pub fn at(self, keys: u64, values: u64) -> Self {
-        Sequence { keys, values, ..self }
+    /// With its keys and values, and what turns heads, at these addresses.
+    pub fn at(self, [keys, values]: [u64; 2], turns: u64) -> Self {
+        Sequence { keys, values, turns, ..self }
     }
 
     fn parts(&self) -> i32 {
@@ -95,7 +96,6 @@ impl Sequence {
 #[derive(Debug, Clone, Copy, Default)]
 struct Arguments {
     projected: u64,
-    turns: u64,
     q_norm: HeadNorm,
     k_norm: HeadNorm,
     attended: u64,
@@ -103,32 +103,46 @@ struct Arguments {
     done: u64,
     n_heads: i32,
     n_kv_heads: i32,
+    turned: i32,
     scale: f32,
+    cap: f32,
     sequences: [Sequence; MAX_SEQUENCES],
 }
 
-/// How many heads there are, and how large.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sizes {
+/// The heads of a block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heads {
     pub n_heads: i32,
     pub n_kv_heads: i32,
     pub head_dim: i32,
+    /// Pairs of components that are turned.
+    pub turned: i32,
+    /// What scores are multiplied with.
+    pub scale: f32,
+    /// See [`crate::backend::Block::softcap`]; 0 where there is none.
+    pub cap: f32,
 }
 
-/// The kernel for heads of these sizes.
+impl Heads {
+    /// Of queries, keys and values together.
+    pub fn all(&self) -> i32 {
+        self.n_heads + 2 * self.n_kv_heads
+    }
+}
+
+/// The kernel for such heads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
-    sizes: Sizes,
+    of: Heads,
     kernel: Kernel,
+    /// Of a block.
     heads: i32,
-    scale: f32,
 }
 
-/// Where the numbers of a launch lie; `turns` and the norms' weights are 0 where there are none.
+/// Where the numbers of a launch lie; the norms' weights are 0 where there are none.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Addresses {
     pub projected: u64,
-    pub turns: u64,
     pub q_norm: HeadNorm,
     pub k_norm: HeadNorm,
     pub attended: u64,
@@ -139,9 +153,9 @@ pub(super) struct Addresses {
 
 impl Plan {
     /// `None` for what is not done here.
-    pub fn new(gpu: &Gpu, sizes: Sizes, dtype: Dtype, scale: f32) -> Option<Self> {
+    pub fn new(gpu: &Gpu, of: Heads, dtype: Dtype) -> Option<Self> {
         static KERNELS: Compiled<Form> = Compiled::new();
-        let Sizes { n_heads, n_kv_heads, head_dim } = sizes;
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = of;
         let is_done = matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
             && head_dim % 8 == 0
             && head_dim <= 256
@@ -154,19 +168,19 @@ impl Plan {
         let heads = (1..=MAX_HEADS.min(of_one_key)).rev().find(|heads| of_one_key % heads == 0)?;
         let form = Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, heads };
         let [kernel] = KERNELS.get([&form], gpu)?;
-        Some(Plan { sizes, kernel, heads, scale })
+        Some(Plan { of, kernel, heads })
     }
 
     /// Bytes for the parts of sequences.
-    pub fn partial_bytes(&self, sequences: &[Sequence]) -> usize {
-        let parts = sequences.iter().map(Sequence::parts).max().unwrap_or(1);
-        let at_once = sequences.len().min(MAX_SEQUENCES);
-        at_once * (self.sizes.n_heads * parts * (self.sizes.head_dim + 2)) as usize * 4
+    pub fn partial_bytes<'a>(&self, sequences: impl Iterator<Item = &'a Sequence> + Clone) -> usize {
+        let parts = sequences.clone().map(Sequence::parts).max().unwrap_or(1);
+        let at_once = sequences.count().min(MAX_SEQUENCES);
+        at_once * (self.of.n_heads * parts * (self.of.head_dim + 2)) as usize * 4
     }
 
     /// Bytes of counters, zeros before and after.
     pub fn done_bytes(&self) -> usize {
-        MAX_SEQUENCES * (self.sizes.n_heads / self.heads) as usize * 4
+        MAX_SEQUENCES * (self.of.n_heads / self.heads) as usize * 4
     }
 
     /// Start it for the sequences, whose new tokens are projected one after another.
@@ -174,13 +188,12 @@ impl Plan {
     /// # Safety
     /// The addresses are of arrays of the sizes that were planned; each sequence has its own caches, of its capacity.
     pub unsafe fn launch(&self, stream: Stream, sequences: &[Sequence], at: &Addresses) -> Result<()> {
-        let Sizes { n_heads, n_kv_heads, head_dim } = self.sizes;
+        let Heads { n_heads, n_kv_heads, head_dim, turned, scale, cap } = self.of;
         for (i, some) in sequences.chunks(MAX_SEQUENCES).enumerate() {
             let before = (i * MAX_SEQUENCES) as u64;
             let bytes_of = |heads: i32| u64::from((heads * head_dim) as u32) * 2 * before;
             let mut arguments = Arguments {
-                projected: at.projected + bytes_of(n_heads + 2 * n_kv_heads),
-                turns: at.turns,
+                projected: at.projected + bytes_of(self.of.all()),
                 q_norm: at.q_norm,
                 k_norm: at.k_norm,
                 attended: at.attended + bytes_of(n_heads),
@@ -188,7 +201,9 @@ impl Plan {
                 done: at.done,
                 n_heads,
                 n_kv_heads,
-                scale: self.scale,
+                turned,
+                scale,
+                cap,
                 sequences: [Sequence::default(); MAX_SEQUENCES],
             };
             arguments.sequences[..some.len()].copy_from_slice(some);

@@ -8,12 +8,16 @@ use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 
 use super::Gpu;
-use super::attention::{HeadNorm, Sequence, Sizes};
-use super::gemv::{Shared, SharedBytes, weights};
+use super::attention::{HeadNorm, Heads, Sequence};
+use super::driver::Stream;
+use super::gemv::{Added, Shared, SharedBytes, weights};
 use super::node::{Held, Memory, When, is_own, node};
 use super::prompt::Prompt;
+use super::rows::{RowAddresses, RowNorm};
 use super::{decode, prompt};
-use crate::backend::{Block, CachedSpan, LayerCache, Linear, Norm, Phase, Residual, Rotations, make_room};
+use crate::backend::{
+    Block, CachedSpan, LayerCache, Linear, Norm, Norms, Phase, Positions, Rotation, Rotations, make_room,
+};
 use crate::error::Result;
 
 /// See [`crate::backend::Backend::blocks`].
@@ -28,26 +32,26 @@ pub(super) fn blocks(gpu: &Gpu, x: &Array, blocks: &[Block], spans: &mut [Cached
         return None;
     }
     // All blocks before anything changes the caches.
-    let sizes: Vec<Sizes> = blocks.iter().map(|block| sizes(x, block)).collect::<Option<_>>()?;
-    let fits = |(cache, sizes): (&LayerCache, &Sizes)| {
-        let fits = |a: &Array| a.dtype() == x.dtype() && (a.dim(1), a.dim(3)) == (sizes.n_kv_heads, sizes.head_dim);
+    let heads: Vec<Heads> = blocks.iter().map(|block| heads(x, block)).collect::<Option<_>>()?;
+    let fits = |(cache, heads): (&LayerCache, &Heads)| {
+        let fits = |a: &Array| a.dtype() == x.dtype() && (a.dim(1), a.dim(3)) == (heads.n_kv_heads, heads.head_dim);
         cache.as_ref().is_none_or(|(keys, values)| fits(keys) && fits(values) && keys.dim(2) == values.dim(2))
     };
-    if !spans.iter().all(|span| span.layers.iter().zip(&sizes).all(fits)) {
+    if !spans.iter().all(|span| span.layers.iter().zip(&heads).all(fits)) {
         return None;
     }
-    let plan = |(block, &sizes): (&Block, &Sizes)| {
+    let plan = |(block, &heads): (&Block, &Heads)| {
         let plan = |pass: &Pass| {
             let of = (pass.rows, d, x.dtype());
             Some(match pass.phase {
-                Phase::Decode => Planned::Decode(decode::Planned::new(gpu, of, block, sizes)?),
-                Phase::Prefill => Planned::Prompt(prompt::Planned::new(gpu, of, block, sizes)?),
+                Phase::Decode => Planned::Decode(decode::Planned::new(gpu, of, block, heads)?),
+                Phase::Prefill => Planned::Prompt(prompt::Planned::new(gpu, of, block, heads)?),
             })
         };
         passes.iter().map(plan).collect::<Option<Vec<_>>>()
     };
-    let planned: Vec<Vec<Planned>> = blocks.iter().zip(&sizes).map(plan).collect::<Option<_>>()?;
-    Some(compute(x, blocks, &sizes, passes, planned, spans))
+    let planned: Vec<Vec<Planned>> = blocks.iter().zip(&heads).map(plan).collect::<Option<_>>()?;
+    Some(compute(x, blocks, &heads, passes, planned, spans))
 }
 
 /// Spans of one phase, one after another.
@@ -86,31 +90,31 @@ enum Planned {
     Prompt(prompt::Planned),
 }
 
-/// The sequences of a pass, in a layer.
+/// The sequences of a pass, in a layer, and whether each is turned as in a long context.
 enum Sequences {
-    Decode(Vec<Sequence>),
-    Prompt(Vec<Prompt>),
+    Decode(Vec<(Sequence, bool)>),
+    Prompt(Vec<(Prompt, bool)>),
 }
 
 impl Sequences {
-    fn new(pass: &Pass, spans: &[CachedSpan], layer: usize, window: Option<i32>) -> Self {
-        let spans = spans[pass.spans.clone()].iter();
-        let with_capacity = spans.map(|span| {
+    fn new(pass: &Pass, spans: &[CachedSpan], layer: usize, block: &Block) -> Self {
+        let spans = spans[pass.spans.clone()].iter().map(|span| {
             let capacity = span.layers[layer].as_ref().map_or(0, |(keys, _)| keys.dim(2));
-            (&span.positions, capacity)
+            let is_long = block.rotations.is_some_and(|rotations| rotations.is_long(span.positions.context_size));
+            (&span.positions, capacity, is_long)
         });
         match pass.phase {
-            Phase::Decode => {
-                Sequences::Decode(with_capacity.map(|(at, capacity)| Sequence::new(at, window, capacity)).collect())
-            }
+            Phase::Decode => Sequences::Decode(
+                spans.map(|(at, capacity, is_long)| (Sequence::new(at, block.window, capacity), is_long)).collect(),
+            ),
             Phase::Prefill => {
                 let mut first = 0;
-                let prompt = |(at, capacity)| {
-                    let prompt = Prompt::new(at, first, window, capacity);
+                let prompt = |(at, capacity, is_long): (&Positions, i32, bool)| {
+                    let prompt = Prompt::new(at, first, block.window, capacity);
                     first += at.tokens;
-                    prompt
+                    (prompt, is_long)
                 };
-                Sequences::Prompt(with_capacity.map(prompt).collect())
+                Sequences::Prompt(spans.map(prompt).collect())
             }
         }
     }
@@ -119,7 +123,9 @@ impl Sequences {
 impl Planned {
     fn room(&self, sequences: &Sequences) -> Room {
         match (self, sequences) {
-            (Planned::Decode(planned), Sequences::Decode(sequences)) => planned.room(sequences),
+            (Planned::Decode(planned), Sequences::Decode(sequences)) => {
+                planned.room(sequences.iter().map(|(of, _)| of))
+            }
             (Planned::Prompt(planned), _) => planned.room(),
             (Planned::Decode(_), Sequences::Prompt(_)) => unreachable!("of one pass"),
         }
@@ -170,8 +176,8 @@ pub(super) struct Numbers {
 /// Where a block's weights lie: of linear layers, as [`weights`] has them.
 #[derive(Debug)]
 pub(super) struct At {
-    /// 0 where heads are not turned.
-    pub turns: u64,
+    /// Of short and of long contexts; 0 where heads are not turned.
+    pub turns: [u64; 2],
     pub projections: Vec<u64>,
     pub o_proj: Vec<u64>,
     pub expansion: Vec<u64>,
@@ -183,17 +189,17 @@ pub(super) struct At {
 fn compute(
     x: &Array,
     blocks: &[Block],
-    sizes: &[Sizes],
+    heads: &[Heads],
     passes: Vec<Pass>,
     planned: Vec<Vec<Planned>>,
     spans: &mut [CachedSpan],
 ) -> Result<Array> {
-    for (layer, &sizes) in sizes.iter().enumerate() {
-        make_caches(layer, sizes, x.dtype(), spans)?;
+    for (layer, heads) in heads.iter().enumerate() {
+        make_caches(layer, heads, x.dtype(), spans)?;
     }
     take_over(x.dtype(), spans)?;
     let sequences: Vec<Vec<Sequences>> = (blocks.iter().enumerate())
-        .map(|(layer, block)| passes.iter().map(|pass| Sequences::new(pass, spans, layer, block.window)).collect())
+        .map(|(layer, block)| passes.iter().map(|pass| Sequences::new(pass, spans, layer, block)).collect())
         .collect();
     let rooms = planned.iter().flatten().zip(sequences.iter().flatten()).map(|(planned, of)| planned.room(of));
     let room = rooms.reduce(Room::max).unwrap_or_default();
@@ -213,15 +219,20 @@ fn compute(
             squares,
             counts,
         ];
-        let turns: Vec<Option<Array>> = (blocks.iter())
+        // Those of short and of long contexts.
+        let turns: Vec<Option<[Array; 2]>> = (blocks.iter())
             .map(|block| {
-                block.rotations.and_then(Rotations::only).map(|rotation| memory.turns(rotation, end)).transpose()
+                let turns = |rotations: &Rotations| {
+                    let [short, long] = [0, i32::MAX].map(|context| memory.turns(rotations.of(context), end));
+                    Ok([short?, long?])
+                };
+                block.rotations.map(turns).transpose()
             })
             .collect::<Result<_>>()?;
         let inputs: Vec<&Array> = own.iter().chain([x]).collect();
         let (mut others, mut layouts) = (Vec::new(), Vec::new());
         for (layer, (block, turns)) in blocks.iter().zip(&turns).enumerate() {
-            others.extend(turns);
+            others.extend(turns.iter().flatten());
             let linears = linears(block);
             layouts.push(Layout {
                 turns: turns.is_some(),
@@ -243,6 +254,7 @@ fn compute(
             let shared = Shared { sums, squares, counts };
             for (layer, (layout, of_passes)) in layouts.iter().zip(&sequences).enumerate() {
                 let at = layout.read(&mut next);
+                let mut caches = || [next(), next()];
                 for ((pass, planned), sequences) in passes.iter().zip(&planned[layer]).zip(of_passes) {
                     let before = pass.first as u64 * row_bytes;
                     let y = y + before;
@@ -255,11 +267,15 @@ fn compute(
                     unsafe {
                         match (planned, sequences) {
                             (Planned::Decode(planned), Sequences::Decode(sequences)) => {
-                                let sequences: Vec<_> = sequences.iter().map(|of| of.at(next(), next())).collect();
+                                let at_caches =
+                                    |(of, is_long): &(Sequence, bool)| of.at(caches(), at.turns[usize::from(*is_long)]);
+                                let sequences: Vec<_> = sequences.iter().map(at_caches).collect();
                                 planned.launch(stream, follows, &at, &numbers, &sequences)?;
                             }
                             (Planned::Prompt(planned), Sequences::Prompt(prompts)) => {
-                                let prompts: Vec<_> = prompts.iter().map(|of| of.at(next(), next())).collect();
+                                let at_caches =
+                                    |(of, is_long): &(Prompt, bool)| of.at(caches(), at.turns[usize::from(*is_long)]);
+                                let prompts: Vec<_> = prompts.iter().map(at_caches).collect();
                                 planned.launch(stream, follows, &at, &numbers, &prompts)?;
                             }
                             _ => unreachable!("of one pass"),
@@ -289,7 +305,7 @@ struct Layout {
 
 impl Layout {
     fn read(&self, mut next: impl FnMut() -> u64) -> At {
-        let turns = if self.turns { next() } else { 0 };
+        let turns = if self.turns { [next(), next()] } else { [0; 2] };
         let [projections, o_proj, expansion, down_proj] =
             self.linears.map(|n| (0..n).map(|_| next()).collect::<Vec<u64>>());
         let [q_norm, k_norm] = match self.norms {
@@ -300,45 +316,141 @@ impl Layout {
     }
 }
 
-/// The arrays of a block's linear layers, each group's with the norm before it.
+/// The arrays of a block's linear layers, each group's with the norm before it, or after it.
 fn linears<'a>(block: &Block<'a>) -> [Vec<&'a Array>; 4] {
     fn arrays<'a, const N: usize>(layers: [Linear<'a>; N], norm: Option<Norm<'a>>) -> Vec<&'a Array> {
         weights(&layers, norm.map(|norm| norm.weight))
     }
     [
         arrays(block.projections, block.attention_norms.before),
-        arrays([block.o_proj], None),
+        arrays([block.o_proj], block.attention_norms.after),
         arrays([block.gate_proj, block.up_proj], block.mlp_norms.before),
-        arrays([block.down_proj], None),
+        arrays([block.down_proj], block.mlp_norms.after),
     ]
 }
 
-/// The sizes of a block's heads; `None` for a block that is not done here, in any phase.
-fn sizes(x: &Array, block: &Block) -> Option<Sizes> {
+/// A block's heads; `None` for a block that is not done here, in any phase.
+fn heads(x: &Array, block: &Block) -> Option<Heads> {
     let (d, head_dim) = (x.dim(1), block.head_dim);
-    let is_head_norm = |norm: Norm| norm.weight.dtype() == x.dtype() && norm.weight.shape() == [head_dim];
     let outputs = |layer: &Linear| layer.weight.arrays()[0].dim(0);
     let [n_heads, n_kv_heads, n_values] = block.projections.each_ref().map(|layer| outputs(layer) / head_dim);
+    let pairs = |rotation: &Rotation| rotation.frequencies.len() as i32;
+    let turned = block.rotations.map_or(0, |rotations| pairs(rotations.of(0)));
     let is_done = n_values == n_kv_heads
         && block.projections.iter().all(|layer| outputs(layer) % head_dim == 0)
         && outputs(&block.o_proj) == d
         && outputs(&block.down_proj) == d
-        && block.qk_norm.is_none_or(|norms| norms.into_iter().all(is_head_norm))
-        && block.rotations.is_none_or(|rotations| {
-            rotations.only().is_some_and(|rotation| rotation.frequencies.len() as i32 == head_dim / 2)
-        })
-        && [block.attention_norms, block.mlp_norms]
-            .iter()
-            .all(|norms| norms.before.is_some() && norms.after.is_none())
-        && block.softcap.is_none()
-        && block.residual == Residual::SUM
+        && block.rotations.is_none_or(|rotations| pairs(rotations.of(i32::MAX)) == turned)
+        && turned <= head_dim / 2
         // Nothing here adds up what several ranks have.
         && block.summed_over.is_none();
-    is_done.then_some(Sizes { n_heads, n_kv_heads, head_dim })
+    let (scale, cap) = (block.scale, block.softcap.unwrap_or(0.0));
+    is_done.then_some(Heads { n_heads, n_kv_heads, head_dim, turned, scale, cap })
+}
+
+/// A part of a block whose output is added to the hidden states.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Attention,
+    Mlp,
+}
+
+/// What is done to rows by kernels of its own in some families' blocks: norms over all heads of queries and keys, and norms of what is
+/// added to the hidden states.
+#[derive(Debug)]
+pub(super) struct RowSteps {
+    width: i32,
+    heads: Heads,
+    /// Of queries and keys, over all heads.
+    of_all_heads: Option<[RowNorm; 2]>,
+    /// Of attention and of the MLP.
+    after: [Option<RowNorm>; 2],
+    added: Added,
+}
+
+/// A launch of [`RowSteps`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowLaunch {
+    pub stream: Stream,
+    pub rows: i32,
+    /// Memory for hidden states.
+    pub normed: u64,
+    /// Hidden states.
+    pub y: u64,
+}
+
+impl RowSteps {
+    /// Of hidden states of this width and type; `None` for what is not done here.
+    pub fn new(gpu: &Gpu, (width, dtype): (i32, Dtype), block: &Block, heads: Heads) -> Option<Self> {
+        let is_of_one = |norm: Norm| norm.weight.dtype() == dtype && norm.weight.shape() == [heads.head_dim];
+        let of_all_heads = match block.qk_norm.filter(|norms| !norms.iter().copied().all(is_of_one)) {
+            Some([q, k]) => {
+                let norm =
+                    |norm, heads_of: i32| RowNorm::new(gpu, heads_of * heads.head_dim, dtype, Some(norm), 16, false);
+                Some([norm(q, heads.n_heads)?, norm(k, heads.n_kv_heads)?])
+            }
+            None => None,
+        };
+        let after = |norms: Norms| match norms.after {
+            Some(norm) => RowNorm::new(gpu, width, dtype, Some(norm), 16, true).map(Some),
+            None => Some(None),
+        };
+        let after = [after(block.attention_norms)?, after(block.mlp_norms)?];
+        Some(RowSteps { width, heads, of_all_heads, after, added: Added::new(block.residual, dtype) })
+    }
+
+    /// Of hidden states.
+    pub fn width(&self) -> i32 {
+        self.width
+    }
+
+    /// Normalise projected queries and keys, if that is over all heads; the norms that are left, of each head.
+    ///
+    /// # Safety
+    /// `projected` are rows of all heads, and the weights those of the block.
+    pub unsafe fn normalise_heads(&self, launch: RowLaunch, at: &At, projected: u64) -> Result<[HeadNorm; 2]> {
+        let Some(norms) = self.of_all_heads else { return Ok([at.q_norm, at.k_norm]) };
+        let pitch = self.heads.all() * self.heads.head_dim;
+        let keys = projected + (self.heads.n_heads * self.heads.head_dim) as u64 * 2;
+        for (norm, (x, weight)) in norms.into_iter().zip([(projected, at.q_norm.weight), (keys, at.k_norm.weight)]) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                norm.launch(
+                    launch.stream,
+                    true,
+                    launch.rows,
+                    RowAddresses { x, weight, y: x, pitch },
+                    Added::default(),
+                )?;
+            }
+        }
+        Ok([HeadNorm::default(); 2])
+    }
+
+    /// What a part computes, of the address where it goes and of what it is added to there, added to `x`.
+    ///
+    /// # Safety
+    /// The addresses are of rows as wide as was said; `weights` are the part's, as [`At`] has them.
+    pub unsafe fn add(
+        &self,
+        launch: RowLaunch,
+        part: Part,
+        x: u64,
+        weights: &[u64],
+        compute: impl FnOnce(u64, Added) -> Result<()>,
+    ) -> Result<()> {
+        let RowLaunch { stream, rows, normed, y } = launch;
+        let Some(norm) = self.after[part as usize] else { return compute(y, self.added.at(x)) };
+        compute(normed, Added::default())?;
+        let weight = *weights.last().expect("a norm behind the layers");
+        let at = RowAddresses { x: normed, weight, y, pitch: self.width };
+        // SAFETY: the caller's promise.
+        unsafe { norm.launch(stream, true, rows, at, self.added.at(x)) }
+    }
 }
 
 /// Caches of a layer with room for the spans' tokens.
-fn make_caches(layer: usize, sizes: Sizes, dtype: Dtype, spans: &mut [CachedSpan]) -> Result<()> {
+fn make_caches(layer: usize, heads: &Heads, dtype: Dtype, spans: &mut [CachedSpan]) -> Result<()> {
     for CachedSpan { layers, held, .. } in spans {
         let capacity = held[layer].capacity;
         match &mut layers[layer] {
@@ -347,7 +459,7 @@ fn make_caches(layer: usize, sizes: Sizes, dtype: Dtype, spans: &mut [CachedSpan
                 make_room(values, capacity)?;
             }
             empty @ None => {
-                let zeros = || zeros_dtype(&[1, sizes.n_kv_heads, capacity, sizes.head_dim], dtype);
+                let zeros = || zeros_dtype(&[1, heads.n_kv_heads, capacity, heads.head_dim], dtype);
                 *empty = Some((zeros()?, zeros()?));
             }
         }

@@ -26,17 +26,9 @@ struct GemmArguments {
   GemmLayer layers[3];
   const unsigned short* x;         // [tokens, columns], in the order of the weights
   unsigned short* y;               // [tokens, width]
-  const unsigned short* residual;  // as y, and perhaps y; or null
+  Residual residual;               // which may be y
   int tokens, columns, width;      // columns: a multiple of 64
 };
-
-enum class Activation { NONE, SILU, GELU_TANH };
-
-// Both are x times a sigmoid.
-__device__ inline float activated(Activation activation, float x) {
-  float of = activation == Activation::SILU ? x : __fmul_rn(1.5957691216f, __fmaf_rn(__fmul_rn(0.044715f, x), __fmul_rn(x, x), x));
-  return __fdividef(x, __fadd_rn(1, __expf(-of)));
-}
 
 #ifdef MLX_LM_WGMMA
 
@@ -321,10 +313,10 @@ struct Gemm {
 
   template <int N>
   __device__ void write(const float (&sums)[N / 8][4]) const {
-    if (a.residual) {
+    if (a.residual.of) {
       each_chunk([&](unsigned char* tile, size_t at, int n) {
         // y and its rows may not be multiples of sixteen bytes.
-        for (int k = 0; k < n; k += 2) *reinterpret_cast<unsigned*>(tile + k * 2) = *reinterpret_cast<const unsigned*>(a.residual + at + k);
+        for (int k = 0; k < n; k += 2) *reinterpret_cast<unsigned*>(tile + k * 2) = *reinterpret_cast<const unsigned*>(a.residual.of + at + k);
       });
       __syncthreads();
     }
@@ -345,7 +337,7 @@ struct Gemm {
 #pragma unroll
         for (int half = 0; half < (GATED ? 1 : 2); half++) {
           unsigned short* place = reinterpret_cast<unsigned short*>(to) + (GATED ? warp * 8 : warp * 16 + half * 8) + row;
-          if (a.residual) values[half] = __fadd_rn(values[half], to_float<T>(*place));
+          if (a.residual.of) values[half] = a.residual.sum(values[half], to_float<T>(*place));
           *place = from_float<T>(values[half]);
         }
       }

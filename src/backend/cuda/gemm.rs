@@ -3,7 +3,7 @@
 use mlx_rs::Dtype;
 
 use super::driver::Stream;
-use super::gemv::{LayerAddresses, MAX_LAYERS, divided_up, fits, packing};
+use super::gemv::{Added, LayerAddresses, MAX_LAYERS, activation_name, divided_up, fits, packing};
 use super::kernel::{Compiled, Kernel, Launch};
 use super::{Epilogue, Gpu, Linear};
 use crate::backend::Activation;
@@ -87,11 +87,7 @@ impl super::kernel::Form for Form {
     fn entry(&self) -> (String, String) {
         let &Form { bits, group_size, layers, order, tile: Tile { rows, stages, .. }, .. } = self;
         let kind = if self.is_bf16 { "BF16" } else { "F16" };
-        let activation = match self.activation {
-            None => "NONE",
-            Some(Activation::Silu) => "SILU",
-            Some(Activation::GeluTanh) => "GELU_TANH",
-        };
+        let activation = activation_name(self.activation);
         let body = format!(
             "extern __shared__ __align__(1024) unsigned char shared[];\n\
              mlx_lm::Gemm<{bits}, {group_size}, mlx_lm::Type::{kind}, {layers}, mlx_lm::Activation::{activation}, {order}, {rows}, {stages}>\
@@ -108,7 +104,7 @@ struct Arguments {
     layers: [LayerAddresses; MAX_LAYERS],
     x: u64,
     y: u64,
-    residual: u64,
+    residual: Added,
     tokens: i32,
     columns: i32,
     width: i32,
@@ -135,7 +131,7 @@ pub(super) struct Addresses<'a> {
     pub y: u64,
     /// Each layer's arrays, and its bias if it has one; more is not looked at.
     pub weights: &'a [u64],
-    pub residual: Option<u64>,
+    pub residual: Added,
 }
 
 impl Plan {
@@ -206,8 +202,7 @@ impl Plan {
             *layer = LayerAddresses { words, scales, biases, bias: if has_bias { next() } else { 0 }, rows };
         }
         let Plan { tokens, columns, width, .. } = *self;
-        let arguments =
-            Arguments { layers, x: at.x, y: at.y, residual: at.residual.unwrap_or(0), tokens, columns, width };
+        let arguments = Arguments { layers, x: at.x, y: at.y, residual: at.residual, tokens, columns, width };
         let tiles = self.rows.iter().map(|&rows| divided_up(rows, form.tile.rows)).sum::<i32>();
         let grid = [divided_up(tokens, TOKENS) as u32, tiles as u32, 1];
         // SAFETY: `Arguments` is `GemmArguments`, which the kernel takes; the rest is the caller's promise.

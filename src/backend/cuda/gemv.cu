@@ -21,11 +21,11 @@ struct Layer {
   int rows;
 };
 
-// What else a kernel does. Both may be null.
+// What else a kernel does. Its norm may be null.
 struct Fused {
   const unsigned short* norm;      // [columns]: the vectors are normalised by the root of their mean square, and get these factors
   float eps;                       // added to the mean square
-  const unsigned short* residual;  // of y's shape, added to it
+  Residual residual;
 };
 
 // Where there are several spans: what their blocks tell each other.
@@ -81,16 +81,17 @@ __host__ __device__ constexpr int shared_bytes(int vectors, int tiles, int warps
          (span == P::SEGMENTS ? BUFFERS * span * vectors * SUMS_PITCH * 4 : 0) + vectors * (chunks * P::CHUNK * 2 + P::PAD);
 }
 
-// A kernel's blocks share the tiles of 16 rows of `layers`, which are concatenated in y [vectors, all rows]; or, for SWIGLU,
-// of eight rows of the first and the same of the second, of which y [vectors, rows] has silu(first) · second. Where shared
+// A kernel's blocks share the tiles of 16 rows of `layers`, which are concatenated in y [vectors, all rows]; or, with an
+// ACTIVATION, of eight rows of the first and the same of the second, of which y [vectors, rows] has activation(first) · second. Where shared
 // memory has no room for all columns of the vectors, a tile has several blocks, a group, each with a span of segments.
 //
 // WARPS of a block take the segments of its tiles in turn. Each asks for STAGES - 1 chunks ahead, also across tiles, and for the
 // first of all before it waits for the vectors. ADDERS more warps add up the sums of segments, each those of a tile.
-template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, bool SWIGLU, bool NORM, int TILES, int WARPS, int STAGES>
+template <int BITS, int GROUP, Type T, int COLUMNS, int LAYERS, Activation ACTIVATION, bool NORM, int TILES, int WARPS, int STAGES>
 struct Gemv {
   using P = Packed<BITS, GROUP, COLUMNS>;
-  static constexpr int VECTORS = 8 * TILES, THREADS = (WARPS + ADDERS) * 32, ROWS = SWIGLU ? 8 : 16;
+  static constexpr bool GATED = ACTIVATION != Activation::NONE;
+  static constexpr int VECTORS = 8 * TILES, THREADS = (WARPS + ADDERS) * 32, ROWS = GATED ? 8 : 16;
   static constexpr int ROW_BYTES = COLUMNS * BITS / 8, STAGE = P::STAGE;
   static constexpr bool WHOLE = COLUMNS % P::CHUNK == 0;
   static_assert(COLUMNS % GROUP == 0);
@@ -132,7 +133,7 @@ struct Gemv {
   __device__ int pitch() const { return P::chunks(a.span) * (P::CHUNK * 2) + P::PAD; }
 
   __device__ int tiles() const {
-    if (SWIGLU) return (layers[0].rows + 7) / 8;
+    if (GATED) return (layers[0].rows + 7) / 8;
     int n = 0;
 #pragma unroll
     for (int l = 0; l < LAYERS; l++) n += (layers[l].rows + 15) / 16;
@@ -145,7 +146,7 @@ struct Gemv {
   __device__ Layer layer_of(int& tile, int& before) const {
     Layer layer = layers[0];
     before = 0;
-    if (SWIGLU) return layer;
+    if (GATED) return layer;
     bool found = false;
 #pragma unroll
     for (int l = 0; l + 1 < LAYERS; l++) {
@@ -196,13 +197,13 @@ struct Gemv {
     unsigned char* to = stage + lane / 16 * P::PITCH + lane % 16 * 16;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      if (SWIGLU) layer = layers[i / 4 * (LAYERS - 1)];
+      if (GATED) layer = layers[i / 4 * (LAYERS - 1)];
       const char* from = reinterpret_cast<const char*>(layer.words) + (is_there ? number(lane / 16 + 2 * i) * ROW_BYTES + byte : 0);
       copy_async<16>(to + 2 * i * P::PITCH, from, is_there ? 16 : 0);
     }
     if constexpr (P::PLAIN) return;
     int r = lane % 16;
-    if (SWIGLU) layer = r < 8 ? layers[0] : layers[LAYERS - 1];
+    if (GATED) layer = r < 8 ? layers[0] : layers[LAYERS - 1];
     const char* from = reinterpret_cast<const char*>(lane < 16 ? layer.scales : layer.biases);
     const char* row = from + number(r) * P::ROW_SCALES;
     to = stage + 16 * P::PITCH + lane * P::SCALES;
@@ -492,7 +493,7 @@ struct Gemv {
   __device__ Place place_of(int output, int tile) const {
     int before, width = 0;
 #pragma unroll
-    for (int l = 0; l < (SWIGLU ? 1 : LAYERS); l++) width += layers[l].rows;
+    for (int l = 0; l < (GATED ? 1 : LAYERS); l++) width += layers[l].rows;
     Place place;
     place.layer = layer_of(tile, before);
     place.vector = output / ROWS, place.row = output % ROWS, place.number = tile * ROWS + place.row;
@@ -503,7 +504,7 @@ struct Gemv {
 
   // The sums of a tile, once the buffer is full, as numbers of y.
   __device__ void add_up(int turn, int buffer) const {
-    constexpr int HALVES = SWIGLU ? 2 : 1, AT_ONCE = 8;  // segments
+    constexpr int HALVES = GATED ? 2 : 1, AT_ONCE = 8;  // segments
     int tile = tile_of(turn);
     bool is_full = false;
     for (int output = lane; output < up_to(ROWS * vectors, 32); output += 32) {
@@ -528,21 +529,21 @@ struct Gemv {
   }
 
   __device__ unsigned short residual_of(const Place& place) const {
-    return fused.residual && place.is_there ? load_shared_by_all(fused.residual + place.at) : 0;
+    return fused.residual.of && place.is_there ? load_shared_by_all(fused.residual.of + place.at) : 0;
   }
 
   __device__ void write(const Place& place, const float (&totals)[2], float factor, unsigned short residual) const {
     if (!place.is_there) return;
     float values[2];
 #pragma unroll
-    for (int half = 0; half < (SWIGLU ? 2 : 1); half++) {
-      const Layer& layer = SWIGLU ? layers[half * (LAYERS - 1)] : place.layer;
+    for (int half = 0; half < (GATED ? 2 : 1); half++) {
+      const Layer& layer = GATED ? layers[half * (LAYERS - 1)] : place.layer;
       values[half] = NORM && T != Type::F16 ? __fmul_rn(totals[half], factor) : totals[half];
       if (layer.bias) values[half] = __fadd_rn(values[half], to_float<T>(layer.bias[place.number]));
     }
     float value = values[0];
-    if (SWIGLU) value = __fmul_rn(__fdividef(value, __fadd_rn(1, __expf(-value))), values[1]);
-    if (fused.residual) value = __fadd_rn(value, to_float<T>(residual));
+    if (GATED) value = __fmul_rn(activated(ACTIVATION, value), values[1]);
+    if (fused.residual.of) value = fused.residual.sum(value, to_float<T>(residual));
     a.y[place.at] = from_float<T>(value);
   }
 
@@ -568,7 +569,7 @@ struct Gemv {
 #pragma unroll
       for (int of = 0; of < P::SEGMENTS; of++) {
 #pragma unroll
-        for (int half = 0; half < (SWIGLU ? 2 : 1); half++)
+        for (int half = 0; half < (GATED ? 2 : 1); half++)
           totals[half] = __fadd_rn(totals[half], load_shared_by_all(a.shared.sums + ((size_t)tile * P::SEGMENTS + of) * (VECTORS * 16) + place.vector * 16 + place.row + 8 * half));
         if (NORM && T != Type::F16) squares = __fadd_rn(squares, load_shared_by_all(a.shared.squares + of * VECTORS + place.vector));
       }

@@ -1,12 +1,13 @@
 //! Linear layers with few vectors: which of the kernels that `gemv.cu` can make is meant, and its launch.
 
+use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 
 use super::driver::Stream;
 use super::kernel::{Compiled, Kernel, Launch};
 use super::node::{Memory, When, node};
 use super::{Epilogue, Fused, Gpu, Linear, Weight};
-use crate::backend::Activation;
+use crate::backend::{Activation, Residual};
 use crate::error::Result;
 
 /// As many layers with one input: q, k and v.
@@ -37,7 +38,7 @@ pub(super) struct Form {
     layers: usize,
     /// For each layer, whether it has a bias.
     biases: [bool; MAX_LAYERS],
-    swiglu: bool,
+    activation: Option<Activation>,
     /// Whether the vectors are normalised.
     has_norm: bool,
     /// Whether something is added to the result.
@@ -146,17 +147,17 @@ impl super::kernel::Form for Form {
         let body = format!(
             "extern __shared__ __align__(128) unsigned char shared[];\n\
              const mlx_lm::Layer layers[] = {{{}}};\n\
-             const mlx_lm::Fused fused = {{{}, a.fused.eps, {}}};\n\
-             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, {}, {}, {}, {}, {}>(a, layers, fused, shared).run();",
+             const mlx_lm::Fused fused = {{{}, a.fused.eps, {{{}, a.fused.residual.multiplier, a.fused.residual.most}}}};\n\
+             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, mlx_lm::Activation::{}, {}, {}, {}, {}>(a, layers, fused, shared).run();",
             (0..self.layers).map(layer).collect::<Vec<_>>().join(", "),
             if_has(self.has_norm, "a.fused.norm"),
-            if_has(self.has_residual, "a.fused.residual"),
+            if_has(self.has_residual, "a.fused.residual.of"),
             self.bits,
             self.group_size,
             if self.is_bf16 { "BF16" } else { "F16" },
             self.columns,
             self.layers,
-            self.swiglu,
+            activation_name(self.activation),
             self.has_norm,
             self.tiles,
             self.warps,
@@ -177,6 +178,54 @@ pub(super) struct LayerAddresses {
     pub rows: i32,
 }
 
+/// `Residual` of tensor.cu: what an output is added to.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Added {
+    /// An address, or 0 where nothing is added.
+    pub to: u64,
+    multiplier: f32,
+    most: f32,
+}
+
+impl Added {
+    /// As the block says, of numbers of this type; the address comes later.
+    pub fn new(residual: Residual, dtype: Dtype) -> Self {
+        let rounded = match dtype {
+            Dtype::Float16 => f16::from_f32(residual.multiplier).to_f32(),
+            _ => bf16::from_f32(residual.multiplier).to_f32(),
+        };
+        let saturates = residual.saturates && dtype == Dtype::Float16;
+        Added { to: 0, multiplier: rounded, most: if saturates { f16::MAX.to_f32() } else { f32::INFINITY } }
+    }
+
+    /// To what is at this address.
+    pub fn at(self, to: u64) -> Self {
+        Added { to, ..self }
+    }
+
+    /// As if what this adds to were so many bytes further.
+    fn behind(self, bytes: u64) -> Self {
+        if self.to == 0 { self } else { self.at(self.to + bytes) }
+    }
+}
+
+impl Default for Added {
+    /// Nothing.
+    fn default() -> Self {
+        Added { to: 0, multiplier: 1.0, most: f32::INFINITY }
+    }
+}
+
+/// `Activation` of tensor.cu.
+pub(super) fn activation_name(activation: Option<Activation>) -> &'static str {
+    match activation {
+        None => "NONE",
+        Some(Activation::Silu) => "SILU",
+        Some(Activation::GeluTanh) => "GELU_TANH",
+    }
+}
+
 /// `GemvArguments` of gemv.cu; addresses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -184,7 +233,7 @@ struct Arguments {
     layers: [LayerAddresses; MAX_LAYERS],
     norm: u64,
     eps: f32,
-    residual: u64,
+    residual: Added,
     x: u64,
     y: u64,
     shared: Shared,
@@ -251,7 +300,7 @@ pub(super) struct Addresses<'a> {
     pub y: u64,
     /// Each layer's arrays, and its bias if it has one; then the norm, if there is one.
     pub weights: &'a [u64],
-    pub residual: Option<u64>,
+    pub residual: Added,
     pub shared: Shared,
 }
 
@@ -265,11 +314,7 @@ impl Plan {
         norm: Option<(&Array, f32)>,
         has_residual: bool,
     ) -> Option<Self> {
-        let swiglu = match epilogue {
-            Epilogue::Concat => false,
-            Epilogue::Gated(Activation::Silu) => true,
-            Epilogue::Gated(Activation::GeluTanh) => return None,
-        };
+        let activation = epilogue.activation();
         let (bits, group_size) = packing(layers.first()?);
         if layers.len() > MAX_LAYERS {
             return None;
@@ -280,7 +325,7 @@ impl Plan {
         }
         let mut width = rows.iter().sum::<i32>();
         let mut tiles = rows.iter().map(|&rows| divided_up(rows, 16)).sum::<i32>();
-        if swiglu {
+        if activation.is_some() {
             width /= 2;
             tiles = divided_up(width, 8);
         }
@@ -289,7 +334,7 @@ impl Plan {
             && vectors > 0
             && columns % group_size == 0
             && layers.iter().all(|layer| packing(layer) == (bits, group_size) && fits(layer, columns, dtype))
-            && (!swiglu || layers.len() == 2 && rows[0] == rows[1])
+            && (activation.is_none() || layers.len() == 2 && rows[0] == rows[1])
             && norm.is_none_or(|(weight, _)| weight.dtype() == dtype && weight.shape() == [columns]);
         if !is_done {
             return None;
@@ -301,7 +346,7 @@ impl Plan {
             columns,
             layers: layers.len(),
             biases,
-            swiglu,
+            activation,
             has_norm: norm.is_some(),
             has_residual,
             tiles: 1,
@@ -358,7 +403,7 @@ impl Plan {
             let before = |width: i32| first as u64 * width as u64 * 2;
             arguments.x = at.x + before(self.form.columns);
             arguments.y = at.y + before(self.width);
-            arguments.residual = at.residual.map_or(0, |residual| residual + before(self.width));
+            arguments.residual = at.residual.behind(before(self.width));
             arguments.vectors = (self.vectors - first).min(AT_ONCE);
             let shared = self.form.shared(arguments.vectors, self.span);
             let follows = follows || first > 0;
@@ -421,7 +466,8 @@ pub(super) fn linear(
             let [y, x, sums, squares, counts, ref rest @ ..] = *addresses else { unreachable!("five and more inputs") };
             let (residual, weights) = rest.split_at(usize::from(has_residual));
             let shared = Shared { sums, squares, counts };
-            let at = Addresses { x, y, weights, residual: residual.first().copied(), shared };
+            let residual = Added::default().at(residual.first().copied().unwrap_or(0));
+            let at = Addresses { x, y, weights, residual, shared };
             // SAFETY: these are the inputs of the node, of which the plan was made.
             unsafe { plan.launch(kernel, stream, false, at) }
         })?;

@@ -8,15 +8,19 @@ struct HeadNorm {
   float eps;
 };
 
-// A head as a warp has it: component `lane` + 32 j, and that half a head further.
+// A head as a warp has it: two components each of pairs `lane` + 32 j. The first `turned` pairs are components `turned` apart; what comes
+// behind them is not turned, and paired by halves.
 template <Type T, int HEAD_DIM>
 struct Head {
   static constexpr int HALF = HEAD_DIM / 2, PAIRS = (HALF + 31) / 32;
 
+  int turned;
   float values[PAIRS][2];
 
-  // `turns` are the position's [HALF], or null.
-  __device__ void load(const unsigned short* from, HeadNorm norm, const float2* turns) {
+  __device__ int component(int pair, int half) const { return pair < turned ? pair + half * turned : pair + (half ? HALF : turned); }
+
+  // `turns` are the position's [turned].
+  __device__ Head(const unsigned short* from, HeadNorm norm, const float2* turns, int turned) : turned(turned) {
     int lane = threadIdx.x % 32;
     float squares = 0;
 #pragma unroll
@@ -24,7 +28,7 @@ struct Head {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         int i = lane + 32 * j;
-        values[j][half] = i < HALF ? to_float<T>(from[i + half * HALF]) : 0;
+        values[j][half] = i < HALF ? to_float<T>(from[component(i, half)]) : 0;
         squares = __fmaf_rn(values[j][half], values[j][half], squares);
       }
     if (norm.weight) {
@@ -34,14 +38,13 @@ struct Head {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           int i = lane + 32 * j;
-          if (i < HALF) values[j][half] = __fmul_rn(__fmul_rn(values[j][half], factor), to_float<T>(norm.weight[i + half * HALF]));
+          if (i < HALF) values[j][half] = __fmul_rn(__fmul_rn(values[j][half], factor), to_float<T>(norm.weight[component(i, half)]));
         }
     }
-    if (!turns) return;
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
       int i = lane + 32 * j;
-      if (i >= HALF) continue;
+      if (i >= turned) continue;
       float first = values[j][0], second = values[j][1];
       float2 turn = turns[i];
       values[j][0] = __fmaf_rn(first, turn.x, -__fmul_rn(second, turn.y));
@@ -57,8 +60,15 @@ struct Head {
     for (int j = 0; j < PAIRS; j++)
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        if (lane + 32 * j < HALF) store(lane + 32 * j + half * HALF, values[j][half]);
+        if (lane + 32 * j < HALF) store(component(lane + 32 * j, half), values[j][half]);
   }
 };
+
+// Scores s become cap · tanh(s / cap), where there is a cap (Gemma 2, arXiv 2408.00118, section 2).
+__device__ inline float capped(float score, float cap) {
+  if (cap == 0) return score;
+  float e = __expf(__fdividef(__fmul_rn(2, score), cap));
+  return __fmul_rn(cap, __fsub_rn(1, __fdividef(2, __fadd_rn(e, 1))));
+}
 
 }  // namespace mlx_lm

@@ -16,17 +16,18 @@ struct Prompt {
   int capacity;
   int window;            // positions that a token sees, itself included; 0 where it sees all
   int sinks;             // first positions that it sees too
+  const float2* turns;   // [positions, turned]: cosines and sines
 };
 
 constexpr int MAX_PROMPTS = 32;
 
 struct PromptArguments {
   unsigned short* projected;  // [tokens, n_heads + 2 n_kv_heads, HEAD_DIM]; queries are turned in place
-  const float2* turns;        // [positions, HEAD_DIM / 2]: cosines and sines; or null
   HeadNorm q_norm, k_norm;
   unsigned short* attended;   // [tokens, n_heads · HEAD_DIM], in the order of o_proj
   int n_heads, n_kv_heads;
-  float scale;
+  int turned;                 // pairs of a head's components
+  float scale, cap;           // of scores; no cap is 0
   Prompt prompts[MAX_PROMPTS];
 };
 
@@ -41,7 +42,7 @@ __device__ void place_heads(const PromptArguments& a) {
   int token = blockIdx.x, heads = a.n_heads + 2 * a.n_kv_heads, lane = threadIdx.x % 32;
   if (token >= prompt.tokens) return;
   int position = prompt.position + token, first = (blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32) * HEADS_OF_WARP;
-  const float2* turns = a.turns ? a.turns + (size_t)position * (HEAD_DIM / 2) : nullptr;
+  const float2* turns = prompt.turns + (size_t)position * a.turned;
 #pragma unroll
   for (int head = first; head < first + HEADS_OF_WARP; head++) {
     if (head >= heads) break;
@@ -52,10 +53,8 @@ __device__ void place_heads(const PromptArguments& a) {
       for (int i = lane; i < HEAD_DIM; i += 32) prompt.values[at + i] = from[i];
       continue;
     }
-    Head<T, HEAD_DIM> loaded;
-    loaded.load(from, is_query ? a.q_norm : a.k_norm, turns);
     unsigned short* to = is_query ? from : prompt.keys + at;
-    loaded.each([&](int i, float value) { to[i] = from_float<T>(value); });
+    Head<T, HEAD_DIM>(from, is_query ? a.q_norm : a.k_norm, turns, a.turned).each([&](int i, float value) { to[i] = from_float<T>(value); });
   }
 }
 
@@ -172,7 +171,13 @@ struct PromptAttention {
         multiply_add<T>(scores[j], false, q[k][0], q[k][1], q[k][2], q[k][3], b[0], b[1]);
         multiply_add<T>(scores[j + 1], false, q[k][0], q[k][1], q[k][2], q[k][3], b[2], b[3]);
       }
-    float scale = __fmul_rn(a.scale, 1.44269504f);  // by powers of two
+    // Weights are powers of two.
+    float scale = __fmul_rn(a.cap ? 1 : a.scale, 1.44269504f);
+    if (a.cap)
+#pragma unroll
+      for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) scores[j][k] = capped(__fmul_rn(scores[j][k], a.scale), a.cap);
     if (position + KEYS - 1 > first || prompt.window && first + 15 >= position + prompt.window) hide(first, position, scores);
 #pragma unroll
     for (int half = 0; half < 2; half++) {

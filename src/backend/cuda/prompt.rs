@@ -1,16 +1,16 @@
-//! A block for the tokens of prompts: eight kernels. Two normalise, four are products (`gemm.rs`), two are attention, the launches of
-//! `prompt.cu`.
+//! A block for the tokens of prompts: eight kernels, and those of `blocks::RowSteps`. Two normalise, four are products (`gemm.rs`), two are
+//! attention, the launches of `prompt.cu`.
 
 use mlx_rs::Dtype;
 
 use super::Gpu;
-use super::attention::{HeadNorm, Sizes};
-use super::blocks::{At, Numbers, Room};
+use super::attention::{HeadNorm, Heads};
+use super::blocks::{At, Numbers, Part, Room, RowLaunch, RowSteps};
 use super::driver::Stream;
 use super::gemm;
-use super::gemv::{divided_up, packing};
+use super::gemv::{Added, divided_up, packing};
 use super::kernel::{self, Compiled, Kernel, Launch};
-use super::rows::PromptNorm;
+use super::rows::{RowAddresses, RowNorm};
 use crate::backend::{Block, Epilogue, Linear, Positions};
 use crate::error::Result;
 
@@ -101,18 +101,19 @@ pub(super) struct Prompt {
     capacity: i32,
     window: i32,
     sinks: i32,
+    turns: u64,
 }
 
 impl Prompt {
     /// Of tokens that come `first` in the pass, and see through a window; the addresses come later.
     pub fn new(at: &Positions, first: i32, window: Option<i32>, capacity: i32) -> Self {
         let &Positions { tokens, offset: position, sinks, .. } = at;
-        Prompt { keys: 0, values: 0, first, tokens, position, capacity, window: window.unwrap_or(0), sinks }
+        Prompt { keys: 0, values: 0, first, tokens, position, capacity, window: window.unwrap_or(0), sinks, turns: 0 }
     }
 
-    /// With its keys and values at these addresses.
-    pub fn at(self, keys: u64, values: u64) -> Self {
-        Prompt { keys, values, ..self }
+    /// With its keys and values, and what turns heads, at these addresses.
+    pub fn at(self, [keys, values]: [u64; 2], turns: u64) -> Self {
+        Prompt { keys, values, turns, ..self }
     }
 }
 
@@ -121,13 +122,14 @@ impl Prompt {
 #[derive(Debug, Clone, Copy, Default)]
 struct Arguments {
     projected: u64,
-    turns: u64,
     q_norm: HeadNorm,
     k_norm: HeadNorm,
     attended: u64,
     n_heads: i32,
     n_kv_heads: i32,
+    turned: i32,
     scale: f32,
+    cap: f32,
     prompts: [Prompt; MAX_PROMPTS],
 }
 
@@ -142,9 +144,10 @@ struct Product {
 #[derive(Debug)]
 pub(super) struct Planned {
     tokens: i32,
-    sizes: Sizes,
-    scale: f32,
-    norms: [PromptNorm; 2],
+    heads: Heads,
+    /// In front of the projections, and of the MLP.
+    before: [RowNorm; 2],
+    rows: RowSteps,
     projections: Product,
     o_proj: Product,
     expansion: Product,
@@ -155,9 +158,9 @@ pub(super) struct Planned {
 
 impl Planned {
     /// `None` for what is not done here.
-    pub fn new(gpu: &Gpu, (tokens, d, dtype): (i32, i32, Dtype), block: &Block, sizes: Sizes) -> Option<Self> {
+    pub fn new(gpu: &Gpu, (tokens, d, dtype): (i32, i32, Dtype), block: &Block, heads: Heads) -> Option<Self> {
         static KERNELS: Compiled<Form> = Compiled::new();
-        let Sizes { n_heads, n_kv_heads, head_dim } = sizes;
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = heads;
         if head_dim % 16 != 0 || head_dim > 256 || n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
             return None;
         }
@@ -173,9 +176,11 @@ impl Planned {
             plan(d, &expansion, Epilogue::Gated(block.activation), order(&block.down_proj))?,
             plan(hidden, &[block.down_proj], Epilogue::Concat, 16)?,
         ];
-        let norm = |norm: Option<_>, layer: &Linear| PromptNorm::new(gpu, d, dtype, norm?, order(layer));
-        let norms =
-            [norm(block.attention_norms.before, &block.projections[0])?, norm(block.mlp_norms.before, &expansion[0])?];
+        let before = |norm, layer: &Linear| RowNorm::new(gpu, d, dtype, norm, order(layer), false);
+        let before = [
+            before(block.attention_norms.before, &block.projections[0])?,
+            before(block.mlp_norms.before, &expansion[0])?,
+        ];
         let form = |kind| Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, kind };
         let attention = form(Kind::Attention { order: order(&block.o_proj) });
         if attention.shared() > gpu.shared_memory {
@@ -187,9 +192,9 @@ impl Planned {
         let mut next = || products.next().expect("four");
         Some(Planned {
             tokens,
-            sizes,
-            scale: block.scale,
-            norms,
+            heads,
+            before,
+            rows: RowSteps::new(gpu, (d, dtype), block, heads)?,
             projections: next(),
             o_proj: next(),
             expansion: next(),
@@ -202,11 +207,10 @@ impl Planned {
     /// What it needs.
     pub fn room(&self) -> Room {
         let bytes = |width: i32| self.tokens as usize * width as usize * 2;
-        let Sizes { n_heads, head_dim, .. } = self.sizes;
         Room {
-            normed: bytes(self.o_proj.plan.width()),
+            normed: bytes(self.rows.width()),
             projected: bytes(self.projections.plan.width()),
-            attended: bytes(n_heads * head_dim),
+            attended: bytes(self.heads.n_heads * self.heads.head_dim),
             expanded: bytes(self.expansion.plan.width()),
             ..Room::default()
         }
@@ -226,25 +230,33 @@ impl Planned {
         prompts: &[Prompt],
     ) -> Result<()> {
         let &Numbers { x, y, normed, projected, attended, expanded, .. } = numbers;
-        let product = |product: &Product, weights: &[u64], x, y, residual| {
+        let product = |product: &Product, weights, x, y, residual| {
             let at = gemm::Addresses { x, y, weights, residual };
             // SAFETY: the caller's promise.
             unsafe { product.plan.launch(product.kernel, stream, at) }
         };
-        // A norm's weight comes behind the layers'.
-        let norm = |norm: PromptNorm, follows, x, of: &[u64]| {
-            let &weight = of.last().expect("a norm");
+        let before = |norm: RowNorm, follows, x, of: &[u64]| {
+            // A norm's weight comes behind the layers'.
+            let at = RowAddresses { x, weight: *of.last().expect("a layer"), y: normed, pitch: self.rows.width() };
             // SAFETY: the caller's promise.
-            unsafe { norm.launch(stream, follows, self.tokens, [x, weight, normed]) }
+            unsafe { norm.launch(stream, follows, self.tokens, at, Added::default()) }
         };
-        norm(self.norms[0], follows, x, &at.projections)?;
-        product(&self.projections, &at.projections, normed, projected, None)?;
+        let launch = RowLaunch { stream, rows: self.tokens, normed, y };
+        before(self.before[0], follows, x, &at.projections)?;
+        product(&self.projections, &at.projections, normed, projected, Added::default())?;
         // SAFETY: the caller's promise.
-        unsafe { self.attend(stream, at, [projected, attended], prompts)? };
-        product(&self.o_proj, &at.o_proj, attended, y, Some(x))?;
-        norm(self.norms[1], true, y, &at.expansion)?;
-        product(&self.expansion, &at.expansion, normed, expanded, None)?;
-        product(&self.down_proj, &at.down_proj, expanded, y, Some(y))
+        unsafe {
+            let head_norms = self.rows.normalise_heads(launch, at, projected)?;
+            self.attend(stream, head_norms, [projected, attended], prompts)?;
+            self.rows.add(launch, Part::Attention, x, &at.o_proj, |y, added| {
+                product(&self.o_proj, &at.o_proj, attended, y, added)
+            })?;
+            before(self.before[1], true, y, &at.expansion)?;
+            product(&self.expansion, &at.expansion, normed, expanded, Added::default())?;
+            self.rows.add(launch, Part::Mlp, y, &at.down_proj, |y, added| {
+                product(&self.down_proj, &at.down_proj, expanded, y, added)
+            })
+        }
     }
 
     /// # Safety
@@ -252,28 +264,28 @@ impl Planned {
     unsafe fn attend(
         &self,
         stream: Stream,
-        at: &At,
+        [q_norm, k_norm]: [HeadNorm; 2],
         [projected, attended]: [u64; 2],
         prompts: &[Prompt],
     ) -> Result<()> {
-        let Sizes { n_heads, n_kv_heads, .. } = self.sizes;
+        let Heads { n_heads, n_kv_heads, turned, scale, cap, .. } = self.heads;
         for some in prompts.chunks(MAX_PROMPTS) {
             let mut arguments = Arguments {
                 projected,
-                turns: at.turns,
-                q_norm: at.q_norm,
-                k_norm: at.k_norm,
+                q_norm,
+                k_norm,
                 attended,
                 n_heads,
                 n_kv_heads,
-                scale: self.scale,
+                turned,
+                scale,
+                cap,
                 prompts: [Prompt::default(); MAX_PROMPTS],
             };
             arguments.prompts[..some.len()].copy_from_slice(some);
             let tokens = some.iter().map(|prompt| prompt.tokens).max().unwrap_or(0);
-            let of_block = THREADS / 32 * HEADS_OF_WARP;
-            let heads = divided_up(n_heads + 2 * n_kv_heads, of_block);
-            let place = [tokens as u32, heads as u32, some.len() as u32];
+            let blocks_of_heads = divided_up(self.heads.all(), THREADS / 32 * HEADS_OF_WARP);
+            let place = [tokens as u32, blocks_of_heads as u32, some.len() as u32];
             let attend = [divided_up(tokens, QUERIES) as u32, n_heads as u32, some.len() as u32];
             let (kernel, form) = self.attention;
             // SAFETY: `Arguments` is `PromptArguments`, which both kernels take; the rest is the caller's promise.

@@ -12,7 +12,9 @@ struct RowsArguments {
   unsigned long long* best;      // [n], zeros before and after
   unsigned* done;                // [n], as `best`
   int rows, columns;
+  int pitch;                     // from row to row, of x and y, where rows are normalised
   float eps;
+  Residual residual;             // of y's shape, where rows are added
 };
 
 // A block for each id; no numbers for an id that is no row's. BITS is 0 for weights that are not packed.
@@ -62,27 +64,33 @@ __device__ void unpack(const RowsArguments& a) {
   }
 }
 
-// A block of THREADS for each row; y in the order of a product with weights of ORDER bits.
-template <Type T, int THREADS, int ORDER>
+// A block of THREADS for each row, of which y may be x: normalised, or as it is; in the order of a product with weights of ORDER bits, or
+// where it ADDS, added to the residual.
+template <Type T, int THREADS, int ORDER, bool NORM, bool ADDS>
 __device__ void normalise(const RowsArguments& a) {
   __shared__ float sums[THREADS / 32];
-  const unsigned short* x = static_cast<const unsigned short*>(a.x) + (size_t)blockIdx.x * a.columns;
-  unsigned short* y = static_cast<unsigned short*>(a.y) + (size_t)blockIdx.x * a.columns;
-  float sum = 0;
-  for (int i = threadIdx.x; i < a.columns; i += THREADS) {
-    float value = to_float<T>(x[i]);
-    sum = __fmaf_rn(value, value, sum);
+  const unsigned short* x = static_cast<const unsigned short*>(a.x) + (size_t)blockIdx.x * a.pitch;
+  unsigned short* y = static_cast<unsigned short*>(a.y) + (size_t)blockIdx.x * a.pitch;
+  float factor = 1;
+  if (NORM) {
+    float sum = 0;
+    for (int i = threadIdx.x; i < a.columns; i += THREADS) {
+      float value = to_float<T>(x[i]);
+      sum = __fmaf_rn(value, value, sum);
+    }
+    sum = sum_over_warp(sum);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < THREADS / 32; w++) sum = __fadd_rn(sum, sums[w]);
+    factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(a.columns)), a.eps));
   }
-  sum = sum_over_warp(sum);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-  __syncthreads();
-  sum = 0;
-  for (int w = 0; w < THREADS / 32; w++) sum = __fadd_rn(sum, sums[w]);
-  float factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(a.columns)), a.eps));
   for (int place = threadIdx.x; place < a.columns; place += THREADS) {
     int i = place / 64 * 64 + column_at<ORDER>(place % 64);
-    float weight = to_float<T>(static_cast<const unsigned short*>(a.weight)[i]);
-    y[place] = from_float<T>(__fmul_rn(__fmul_rn(to_float<T>(x[i]), factor), weight));
+    float value = to_float<T>(x[i]);
+    if (NORM) value = __fmul_rn(__fmul_rn(value, factor), to_float<T>(static_cast<const unsigned short*>(a.weight)[i]));
+    if (ADDS) value = a.residual.sum(value, to_float<T>(a.residual.of[(size_t)blockIdx.x * a.pitch + i]));
+    y[place] = from_float<T>(value);
   }
 }
 

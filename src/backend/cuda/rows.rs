@@ -6,6 +6,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::Gpu;
 use super::driver::Stream;
+use super::gemv::Added;
 use super::kernel::{self, Compiled, Kernel, Launch};
 use super::node::{Memory, When, node};
 use crate::backend::{Linear, Norm, Packing, Weight};
@@ -27,14 +28,20 @@ enum Form {
         is_bf16: bool,
         packing: Packing,
     },
-    /// The bits of the weights that the rows are multiplied with next, 16 for columns as they are.
-    Norm {
-        is_bf16: bool,
-        order: i32,
-    },
+    Norm(NormForm),
     Largest {
         is_bf16: bool,
     },
+}
+
+/// What is done to rows by and by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct NormForm {
+    is_bf16: bool,
+    /// The bits of the weights that the rows are multiplied with next, 16 for columns as they are.
+    order: i32,
+    has_norm: bool,
+    adds: bool,
 }
 
 fn kind(is_bf16: bool) -> &'static str {
@@ -54,7 +61,9 @@ impl kernel::Form for Form {
             Form::Unpacked { is_bf16, packing: Packing { group_size, bits } } => {
                 format!("unpack<{}, {bits}, {group_size}>", kind(is_bf16))
             }
-            Form::Norm { is_bf16, order } => format!("normalise<{}, {THREADS}, {order}>", kind(is_bf16)),
+            Form::Norm(NormForm { is_bf16, order, has_norm, adds }) => {
+                format!("normalise<{}, {THREADS}, {order}, {has_norm}, {adds}>", kind(is_bf16))
+            }
             Form::Largest { is_bf16 } => format!("largest<{}, {THREADS}>", kind(is_bf16)),
         };
         (
@@ -77,7 +86,9 @@ struct Arguments {
     done: u64,
     rows: i32,
     columns: i32,
+    pitch: i32,
     eps: f32,
+    residual: Added,
 }
 
 static KERNELS: Compiled<Form> = Compiled::new();
@@ -175,38 +186,62 @@ pub(super) fn rms_norm(gpu: &Gpu, x: &Array, Norm { weight, eps }: Norm) -> Opti
     if weight.dtype() != x.dtype() || weight.shape() != [columns] || rows == 0 {
         return None;
     }
-    let form = Form::Norm { is_bf16: is_bf16(x.dtype())?, order: 16 };
+    let form = Form::Norm(NormForm { is_bf16: is_bf16(x.dtype())?, order: 16, has_norm: true, adds: false });
     let dtype = x.dtype();
     let y = move |memory: &mut Memory| memory.result(&[rows, columns], dtype);
     launch(gpu, form, y, &[x, weight], [rows as u32, 1, 1], move |at| {
         let [y, x, weight] = *at else { unreachable!("three inputs") };
-        Arguments { x, weight, y, columns, eps, ..Default::default() }
+        Arguments { x, weight, y, columns, pitch: columns, eps, ..Default::default() }
     })
 }
 
-/// Normalisation of rows in front of a product with a prompt's tokens.
+/// What is done to the rows of a block by and by: normalisation, another order of columns, addition.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct PromptNorm {
+pub(super) struct RowNorm {
     kernel: Kernel,
     columns: i32,
     eps: f32,
 }
 
-impl PromptNorm {
-    /// Of rows of `columns`, a multiple of 64, in the order for weights of so many bits.
-    pub fn new(gpu: &Gpu, columns: i32, dtype: Dtype, norm: Norm, order: i32) -> Option<Self> {
-        let is_done = columns % 64 == 0 && norm.weight.dtype() == dtype && norm.weight.shape() == [columns];
-        let [kernel] = KERNELS.get([&Form::Norm { is_bf16: is_bf16(dtype)?, order }], gpu)?;
-        is_done.then_some(PromptNorm { kernel, columns, eps: norm.eps })
+/// Where the rows of a [`RowNorm`] lie.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowAddresses {
+    pub x: u64,
+    /// Of the norm; without one, anything.
+    pub weight: u64,
+    /// May be x.
+    pub y: u64,
+    /// Numbers from row to row, of x, y and the residual.
+    pub pitch: i32,
+}
+
+impl RowNorm {
+    /// Of rows of `columns` numbers, in the order for weights of so many bits, 16 for columns as they are; those are a multiple of 64
+    /// columns.
+    pub fn new(gpu: &Gpu, columns: i32, dtype: Dtype, norm: Option<Norm>, order: i32, adds: bool) -> Option<Self> {
+        let fits = |norm: Norm| norm.weight.dtype() == dtype && norm.weight.shape() == [columns];
+        if order != 16 && columns % 64 != 0 || !norm.is_none_or(fits) {
+            return None;
+        }
+        let form = NormForm { is_bf16: is_bf16(dtype)?, order, has_norm: norm.is_some(), adds };
+        let [kernel] = KERNELS.get([&Form::Norm(form)], gpu)?;
+        Some(RowNorm { kernel, columns, eps: norm.map_or(0.0, |norm| norm.eps) })
     }
 
-    /// Start it, behind another kernel of ours where it `follows`.
+    /// Start it, behind another kernel of ours where it `follows`; `residual` is what it adds to.
     ///
     /// # Safety
     /// The addresses are of `rows` rows, of the weight, and of memory for the result.
-    pub unsafe fn launch(self, stream: Stream, follows: bool, rows: i32, [x, weight, y]: [u64; 3]) -> Result<()> {
-        let PromptNorm { kernel, columns, eps } = self;
-        let arguments = Arguments { x, weight, y, columns, eps, ..Default::default() };
+    pub unsafe fn launch(
+        self,
+        stream: Stream,
+        follows: bool,
+        rows: i32,
+        at: RowAddresses,
+        residual: Added,
+    ) -> Result<()> {
+        let (RowNorm { kernel, columns, eps }, RowAddresses { x, weight, y, pitch }) = (self, at);
+        let arguments = Arguments { x, weight, y, columns, pitch, eps, residual, ..Default::default() };
         // SAFETY: `Arguments` is `RowsArguments`, which the kernel takes; the rest is the caller's promise.
         unsafe { kernel.launch(Launch { stream, grid: [rows as u32, 1, 1], shared: 0, follows }, &arguments) }
     }

@@ -1,5 +1,5 @@
 //! What kernels on the tensor cores share, behind `numbers.cu`: asynchronous copies to shared memory, the matrix instruction, and
-//! weights of four bits as numbers.
+//! weights of four bits as numbers, activations and residuals.
 
 namespace mlx_lm {
 
@@ -163,5 +163,25 @@ __host__ __device__ constexpr int place_of(int column) {
   if (BITS == 8) return column / 4 % 4 * 16 + column % 2 * 8 + column / 16 * 2 + column % 4 / 2;
   return column;
 }
+
+enum class Activation { NONE, SILU, GELU_TANH };
+
+// Each is x times a sigmoid.
+__device__ inline float activated(Activation activation, float x) {
+  float of = activation == Activation::SILU ? x : __fmul_rn(1.5957691216f, __fmaf_rn(__fmul_rn(0.044715f, x), __fmul_rn(x, x), x));
+  return __fdividef(x, __fadd_rn(1, __expf(-of)));
+}
+
+// How a layer's output is added to what it came from; see `backend::Residual`.
+struct Residual {
+  const unsigned short* of;  // of the output's shape, or null
+  float multiplier;          // of the output
+  float most;                // the largest sum, or ∞
+
+  __device__ float sum(float output, float of) const {
+    float sum = __fmaf_rn(multiplier, output, of);
+    return sum > most ? most : sum < -most ? -most : sum;
+  }
+};
 
 }  // namespace mlx_lm

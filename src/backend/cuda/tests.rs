@@ -87,16 +87,28 @@ const KV_HEADS: i32 = 2;
 const HIDDEN: i32 = 448;
 const EPS: f32 = 1e-5;
 
-/// A block, with the settings that the kernels have branches for.
+/// Blocks that together have the settings that the kernels have branches for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    /// Biases, and norms of each head.
+    Biased,
+    /// Norms around both parts, capped scores, GELU, and a multiplier of what is added: Gemma 2 and Granite.
+    Around,
+    /// Norms after both parts and over all heads, of which only some components are turned: OLMo 2 and Phi 4.
+    After,
+}
+
 struct Model {
-    norms: [(Array, Vec<f64>); 2],
+    /// Before attention and MLP, and after them.
+    norms: [(Array, Vec<f64>); 4],
+    /// Of queries and keys: as many weights as all heads have.
     head_norms: [(Array, Vec<f64>); 2],
     /// q, k, v, o, gate, up, down.
     matrices: [Matrix; 7],
     rotations: Rotations,
     window: Option<i32>,
-    has_bias: bool,
-    has_head_norms: bool,
+    kind: Kind,
 }
 
 fn normed(x: &[f64], weight: &[f64]) -> Vec<f64> {
@@ -108,7 +120,7 @@ fn normed(x: &[f64], weight: &[f64]) -> Vec<f64> {
 type Seen = Vec<(Vec<f64>, Vec<f64>)>;
 
 impl Model {
-    fn new(rng: &mut StdRng, window: Option<i32>, packing: Option<Packing>, odd: bool) -> Self {
+    fn new(rng: &mut StdRng, window: Option<i32>, packing: Option<Packing>, kind: Kind) -> Self {
         let mut matrix = |rows, columns| Matrix::new(rng, rows, columns, packing);
         let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
         let matrices = [
@@ -120,37 +132,68 @@ impl Model {
             matrix(HIDDEN, D),
             matrix(D, HIDDEN),
         ];
-        let frequencies = (0..HEAD_DIM / 2).map(|i| 10000f64.powf(f64::from(-2 * i) / f64::from(HEAD_DIM))).collect();
+        let pairs = if kind == Kind::After { HEAD_DIM / 4 } else { HEAD_DIM / 2 };
+        let frequencies = (0..pairs).map(|i| 10000f64.powf(f64::from(-i) / f64::from(pairs))).collect();
+        let head_norm_widths = if kind == Kind::After { [q, kv] } else { [HEAD_DIM; 2] };
         Model {
-            norms: [(); 2].map(|()| numbers(rng, &[D], 0.5, 1.0)),
-            head_norms: [(); 2].map(|()| numbers(rng, &[HEAD_DIM], 0.5, 1.0)),
+            norms: [(); 4].map(|()| numbers(rng, &[D], 0.5, 1.0)),
+            head_norms: head_norm_widths.map(|width| numbers(rng, &[width], 0.5, 1.0)),
             matrices,
             rotations: Rotations::new(Rotation { frequencies, factor: 1.0 }, None),
             window,
-            has_bias: odd,
-            has_head_norms: odd,
+            kind,
         }
     }
 
+    fn has_bias(&self) -> bool {
+        self.kind == Kind::Biased
+    }
+
+    fn has_head_norms(&self) -> bool {
+        matches!(self.kind, Kind::Biased | Kind::After)
+    }
+
+    fn cap(&self) -> Option<f32> {
+        (self.kind == Kind::Around).then_some(1.5)
+    }
+
+    fn residual(&self) -> Residual {
+        match self.kind {
+            Kind::Around => Residual { multiplier: 0.375, saturates: true },
+            _ => Residual::SUM,
+        }
+    }
+
+    /// Of the first two of `norms`, those before, and of the others, those after.
+    fn norm(&self, number: usize) -> Option<&(Array, Vec<f64>)> {
+        let has = match self.kind {
+            Kind::Plain | Kind::Biased => number < 2,
+            Kind::Around => true,
+            Kind::After => number >= 2,
+        };
+        has.then_some(&self.norms[number])
+    }
+
     fn operand(&self) -> Block<'_> {
-        let [q, k, v, o, gate, up, down] = self.matrices.each_ref().map(|matrix| matrix.operand(self.has_bias));
+        let [q, k, v, o, gate, up, down] = self.matrices.each_ref().map(|matrix| matrix.operand(self.has_bias()));
         let head_norms = self.head_norms.each_ref().map(|(weight, _)| Norm { weight, eps: EPS });
+        let norm = |number| self.norm(number).map(|(weight, _)| Norm { weight, eps: EPS });
         Block {
-            attention_norms: Norms { before: Some(Norm { weight: &self.norms[0].0, eps: EPS }), after: None },
+            attention_norms: Norms { before: norm(0), after: norm(2) },
             projections: [q, k, v],
-            qk_norm: self.has_head_norms.then_some(head_norms),
+            qk_norm: self.has_head_norms().then_some(head_norms),
             rotations: Some(&self.rotations),
             head_dim: HEAD_DIM,
             scale: 0.125,
-            softcap: None,
+            softcap: self.cap(),
             window: self.window,
             o_proj: o,
-            mlp_norms: Norms { before: Some(Norm { weight: &self.norms[1].0, eps: EPS }), after: None },
+            mlp_norms: Norms { before: norm(1), after: norm(3) },
             gate_proj: gate,
             up_proj: up,
-            activation: Activation::Silu,
+            activation: if self.kind == Kind::Around { Activation::GeluTanh } else { Activation::Silu },
             down_proj: down,
-            residual: Residual::SUM,
+            residual: self.residual(),
             summed_over: None,
         }
     }
@@ -158,22 +201,28 @@ impl Model {
     /// A token's hidden states after the block, its key and value added to what was seen.
     fn of(&self, x: &[f64], seen: &mut Seen, at: &Positions) -> Vec<f64> {
         let [q, k, v, o, gate, up, down] = self.matrices.each_ref();
-        let h = normed(x, &self.norms[0].1);
-        let turned = |heads: Vec<f64>, norm: usize| -> Vec<f64> {
-            let turn = |head: &[f64]| {
-                let head = if self.has_head_norms { normed(head, &self.head_norms[norm].1) } else { head.to_vec() };
-                let (a, b) = head.split_at(head.len() / 2);
-                let angles = self.rotations.of(0).frequencies.iter().map(|frequency| frequency * f64::from(at.offset));
-                let pairs = a.iter().zip(b).zip(angles);
-                let (first, second): (Vec<f64>, Vec<f64>) = pairs
-                    .map(|((a, b), angle)| (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()))
-                    .unzip();
-                [first, second].concat()
-            };
-            heads.chunks(HEAD_DIM as usize).flat_map(turn).collect()
+        let norm = |x: Vec<f64>, number: usize| match self.norm(number) {
+            Some((_, weight)) => normed(&x, weight),
+            None => x,
         };
-        let queries = turned(q.of(&h, self.has_bias), 0);
-        seen.push((turned(k.of(&h, self.has_bias), 1), v.of(&h, self.has_bias)));
+        let h = norm(x.to_vec(), 0);
+        let turned = |mut heads: Vec<f64>, norm: usize| -> Vec<f64> {
+            if self.has_head_norms() {
+                let weight = &self.head_norms[norm].1;
+                heads = heads.chunks(weight.len()).flat_map(|part| normed(part, weight)).collect();
+            }
+            let frequencies = &self.rotations.of(0).frequencies;
+            for head in heads.chunks_mut(HEAD_DIM as usize) {
+                for (i, frequency) in frequencies.iter().enumerate() {
+                    let (a, b) = (head[i], head[i + frequencies.len()]);
+                    let (sin, cos) = (frequency * f64::from(at.offset)).sin_cos();
+                    (head[i], head[i + frequencies.len()]) = (a * cos - b * sin, b * cos + a * sin);
+                }
+            }
+            heads
+        };
+        let queries = turned(q.of(&h, self.has_bias()), 0);
+        seen.push((turned(k.of(&h, self.has_bias()), 1), v.of(&h, self.has_bias())));
         let sees = |column: i32| self.window.is_none_or(|window| at.offset < column + window) || column < at.sinks;
         let mut attended = Vec::new();
         for (head, query) in queries.chunks(HEAD_DIM as usize).enumerate() {
@@ -182,7 +231,8 @@ impl Model {
             let tokens = (0..).zip(seen.iter()).filter(|(column, _)| sees(*column)).map(|(_, token)| token);
             let tokens: Vec<_> = tokens.collect();
             let score = |(key, _): &&(Vec<f64>, Vec<f64>)| {
-                (0.125 * key[part.clone()].iter().zip(query).map(|(k, q)| k * q).sum::<f64>()).exp()
+                let score = 0.125 * key[part.clone()].iter().zip(query).map(|(k, q)| k * q).sum::<f64>();
+                self.cap().map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
             };
             let weights: Vec<f64> = tokens.iter().map(score).collect();
             let sum = weights.iter().sum::<f64>();
@@ -192,12 +242,17 @@ impl Model {
                 }),
             );
         }
-        let add = |x: &[f64], y: Vec<f64>| -> Vec<f64> { x.iter().zip(y).map(|(x, y)| x + y).collect() };
-        let x = add(x, o.of(&attended, self.has_bias));
-        let h = normed(&x, &self.norms[1].1);
-        let gated = gate.of(&h, self.has_bias).into_iter().zip(up.of(&h, self.has_bias));
-        let expanded: Vec<f64> = gated.map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
-        add(&x, down.of(&expanded, self.has_bias))
+        let multiplier = f64::from(self.residual().multiplier);
+        let add = |x: &[f64], y: Vec<f64>| -> Vec<f64> { x.iter().zip(y).map(|(x, y)| x + multiplier * y).collect() };
+        let x = add(x, norm(o.of(&attended, self.has_bias()), 2));
+        let h = norm(x.clone(), 1);
+        let gated = gate.of(&h, self.has_bias()).into_iter().zip(up.of(&h, self.has_bias()));
+        let activated = |x: f64| match self.kind {
+            Kind::Around => x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+            _ => x / (1.0 + (-x).exp()),
+        };
+        let expanded: Vec<f64> = gated.map(|(gate, up)| activated(gate) * up).collect();
+        add(&x, norm(down.of(&expanded, self.has_bias()), 3))
     }
 }
 
@@ -267,9 +322,11 @@ fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(1);
     let models = [
-        Model::new(rng, None, Some(Packing::DEFAULT), false),
-        Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), true),
-        Model::new(rng, Some(9), None, false),
+        Model::new(rng, None, Some(Packing::DEFAULT), Kind::Plain),
+        Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), Kind::Biased),
+        Model::new(rng, Some(9), None, Kind::Plain),
+        Model::new(rng, Some(100), Some(Packing { group_size: 32, bits: 4 }), Kind::Around),
+        Model::new(rng, None, Some(Packing { group_size: 64, bits: 8 }), Kind::After),
     ];
     let lengths = [(0, 0), (1, 0), (69, 4), (70, 4), (300, 4), (64, 0), (129, 3)];
     // More than one launch multiplies.
@@ -290,7 +347,7 @@ fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
             let found = &found[i * D as usize..][..D as usize];
             let change = |y: &[f64]| -> Vec<f64> { y.iter().zip(x).map(|(y, x)| y - x).collect() };
             let error = distance(&change(found), &change(&wanted));
-            assert!(error < 4e-3, "step {step}, sequence {i}: {error}");
+            assert!(error < 1e-2, "step {step}, sequence {i}: {error}");
             let x: Vec<f16> = x.iter().map(|&x| f16::from_f64(x)).collect();
             let by_itself = compute(gpu, &Array::from_slice(&x, &[1, D]), &models, &mut alone[i..=i]);
             assert_eq!(by_itself, found, "step {step}, sequence {i} alone");
@@ -308,9 +365,11 @@ fn prompts_compute_what_f64_does_however_they_are_cut() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(6);
     let models = [
-        Model::new(rng, None, Some(Packing::DEFAULT), false),
-        Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), true),
-        Model::new(rng, Some(9), None, false),
+        Model::new(rng, None, Some(Packing::DEFAULT), Kind::Plain),
+        Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), Kind::Biased),
+        Model::new(rng, Some(9), None, Kind::Plain),
+        Model::new(rng, Some(100), Some(Packing { group_size: 32, bits: 4 }), Kind::Around),
+        Model::new(rng, None, Some(Packing { group_size: 64, bits: 8 }), Kind::After),
     ];
     // Tokens before, sinks, and tokens of the pass; of the first two, those are decoded.
     let cases = [(5, 0, 1), (90, 4, 1), (0, 0, 1), (0, 4, 200), (64, 0, 64), (300, 4, 33), (70, 4, 150), (129, 3, 17)];
@@ -340,7 +399,7 @@ fn prompts_compute_what_f64_does_however_they_are_cut() {
             }
             let change = |y: &[f64]| -> Vec<f64> { y.iter().zip(*x).map(|(y, x)| y - x).collect() };
             let error = distance(&change(found[token]), &change(&wanted));
-            assert!(error < 6e-3, "sequence {i}, token {token}: {error}");
+            assert!(error < 1e-2, "sequence {i}, token {token}: {error}");
         }
         let alone = &mut alone[i];
         let mut first = 0;
@@ -364,7 +423,7 @@ fn prompts_compute_what_f64_does_however_they_are_cut() {
 fn a_cache_that_others_hold_is_not_written_to() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(2);
-    let models = [Model::new(rng, None, Some(Packing::DEFAULT), false)];
+    let models = [Model::new(rng, None, Some(Packing::DEFAULT), Kind::Plain)];
     let mut sequence = Sequence::new(rng, 1, 20, 0, 7);
     let (x, _) = numbers(rng, &[1, D], 1.0, 0.0);
     let held = sequence.caches[0].clone().unwrap();
