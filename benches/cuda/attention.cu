@@ -12,9 +12,9 @@
 
 using namespace mlx_lm;
 
-template <Type T, int HEAD_DIM, int HEADS>
+template <Type T, int HEAD_DIM, int HEADS, int TURNED>
 __global__ void __launch_bounds__(128, HEADS <= 4 ? 4 : 2) kernel(__grid_constant__ const AttentionArguments a) {
-  using A = Attention<T, HEAD_DIM, HEADS>;
+  using A = Attention<T, HEAD_DIM, HEADS, TURNED, false>;
   __shared__ typename A::Shared shared;
   A{a, a.sequences[blockIdx.z], shared}.run();
 }
@@ -58,6 +58,7 @@ std::vector<double> values_of(const unsigned short* data, size_t n) {
 
 template <Type T, int HEAD_DIM, int HEADS>
 void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool turned) {
+  auto chosen = turned ? kernel<T, HEAD_DIM, HEADS, HEAD_DIM / 2> : kernel<T, HEAD_DIM, HEADS, 0>;
   int n = int(cases.size()), all_heads = n_heads + 2 * n_kv_heads, capacity = 0;
   for (Case& c : cases) capacity = std::max(capacity, c.position + 1);
   size_t cache = (size_t)n_kv_heads * capacity * HEAD_DIM, token = (size_t)all_heads * HEAD_DIM;
@@ -81,14 +82,14 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   int parts = 1;
   for (int copy = 0; copy < copies; copy++) {
     AttentionArguments& a = arguments[copy];
-    a = {projected, turned ? on_gpu : nullptr, {norms ? weights[0] : nullptr, 1e-5f}, {norms ? weights[1] : nullptr, 1e-6f}, attended};
+    a = {projected, {norms ? weights[0] : nullptr, 1e-5f}, {norms ? weights[1] : nullptr, 1e-6f}, attended};
     a.n_heads = n_heads, a.n_kv_heads = n_kv_heads, a.scale = 1 / std::sqrt(float(HEAD_DIM));
     for (int s = 0; s < n; s++) {
       Sequence& q = a.sequences[s];
       q = {random_numbers<T>(cache, 10 + copy * 64 + s, -1), random_numbers<T>(cache, 42 + copy * 64 + s, -1)};
       int end = cases[s].position + 1, first = cases[s].window ? std::max(0, end - cases[s].window) : 0;
       q.position = end - 1, q.capacity = capacity, q.sinks = std::min(cases[s].sinks, first), q.skip = first - q.sinks;
-      q.sees = end - q.skip;
+      q.sees = end - q.skip, q.turns = on_gpu;
       q.part = (q.sees + 64 * 64 - 1) / (64 * 64) * 64;
       parts = std::max(parts, (q.sees + q.part - 1) / q.part);
       if (copy == 0) keys.push_back(values_of<T>(q.keys, cache)), values.push_back(values_of<T>(q.values, cache));
@@ -102,7 +103,7 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   CHECK(cudaMemset(done, 0, n * n_heads * 4));
   for (auto& a : arguments) a.partial = partial, a.done = done;
   dim3 grid(parts, n_heads / HEADS, n);
-  kernel<T, HEAD_DIM, HEADS><<<grid, 128>>>(arguments[0]);
+  chosen<<<grid, 128>>>(arguments[0]);
   CHECK(cudaDeviceSynchronize());
 
   std::vector<double> x = values_of<T>(projected, token * n), found = values_of<T>(attended, (size_t)n * n_heads * HEAD_DIM);
@@ -163,7 +164,7 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   for (int s = 0; s < n && n > 1; s++) {
     AttentionArguments a = arguments[0];
     a.projected += token * s, a.sequences[0] = a.sequences[s];
-    kernel<T, HEAD_DIM, HEADS><<<dim3(parts, n_heads / HEADS, 1), 128>>>(a);
+    chosen<<<dim3(parts, n_heads / HEADS, 1), 128>>>(a);
     CHECK(cudaDeviceSynchronize());
     size_t count = (size_t)n_heads * HEAD_DIM;
     same &= std::memcmp(on_host(attended, count).data(), together.data() + count * s, count * 2) == 0;
@@ -174,7 +175,7 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   for (int s = 0; s < n; s++) bytes += 4.0 * arguments[0].sequences[s].sees * n_kv_heads * HEAD_DIM;
   if (!only_check) {
     us = median_time([&](cudaStream_t stream) {
-      for (int i = 0; i < std::max(copies, 10); i++) kernel<T, HEAD_DIM, HEADS><<<grid, 128, 0, stream>>>(arguments[i % copies]);
+      for (int i = 0; i < std::max(copies, 10); i++) chosen<<<grid, 128, 0, stream>>>(arguments[i % copies]);
     });
     us /= std::max(copies, 10);
   }

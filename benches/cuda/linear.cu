@@ -24,7 +24,7 @@ __global__ void __launch_bounds__((WARPS + ADDERS) * 32, BLOCKS) kernel(const __
   Layer layers[LAYERS];
 #pragma unroll
   for (int i = 0; i < LAYERS; i++) layers[i] = a.layers[i];
-  Gemv<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU, NORM, TILES, WARPS, STAGES>(a, layers, a.fused, shared).run();
+  Gemv<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU ? Activation::SILU : Activation::NONE, NORM, TILES, WARPS, STAGES>(a, layers, a.fused, shared).run();
 }
 
 template <Type T>
@@ -254,7 +254,7 @@ void blocks(const char* name, int vectors) {
     x = numbers<BF>((size_t)32 * D, 99, -1), y = numbers<BF>((size_t)32 * HIDDEN, 98, -1), h = numbers<BF>((size_t)32 * (HEADS + 2 * KV), 97, -1);
     norm = numbers<BF>(D, 96, 0);
   }
-  Fused normed{norm, 1e-5f, nullptr}, added{nullptr, 0, x};
+  Fused normed{norm, 1e-5f, {}}, added{nullptr, 0, {x, 1, INFINITY}};
   double us = median_time([&](cudaStream_t stream) {
     for (int i = 0; i < N; i++) {
       qkv.start(stream, a[i], x, h, i > 0, normed);

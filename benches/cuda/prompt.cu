@@ -114,7 +114,7 @@ struct Product {
 
   void start(cudaStream_t stream, const unsigned short* x, unsigned short* y, int tokens, const unsigned short* residual = nullptr, bool follows = false) const {
     GemmArguments b = a;
-    b.x = x, b.y = y, b.residual = residual, b.tokens = tokens;
+    b.x = x, b.y = y, b.residual = {residual, 1, INFINITY}, b.tokens = tokens;
     using G = Gemm<BITS, GROUP, T, LAYERS, ACTIVATION, ORDER, ROWS, STAGES>;
     ::start(product<BITS, GROUP, T, LAYERS, ACTIVATION, ORDER, ROWS, STAGES, BLOCKS>, dim3((tokens + 127) / 128, tiles), G::THREADS, G::SHARED, stream, follows, b);
   }
@@ -212,20 +212,20 @@ void time_block(const char* name, int d, int heads, int kv, int hidden, int toke
 
 template <Type T, int HEAD_DIM>
 __global__ void __launch_bounds__(128, 8) heads_kernel(const __grid_constant__ PromptArguments a) {
-  place_heads<T, HEAD_DIM>(a);
+  place_heads<T, HEAD_DIM, HEAD_DIM / 2>(a);
 }
 
 template <Type T, int HEAD_DIM, int ORDER>
 __global__ void __launch_bounds__(128, HEAD_DIM <= 128 ? 2 : 1) attention_kernel(const __grid_constant__ PromptArguments a) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  PromptAttention<T, HEAD_DIM, ORDER>(a, shared).run();
+  PromptAttention<T, HEAD_DIM, ORDER, false>(a, shared).run();
 }
 
 template <Type T, int HEAD_DIM, int ORDER>
 void start_attention(cudaStream_t stream, const PromptArguments& a, int prompts, int tokens, bool follows) {
   int heads = a.n_heads + 2 * a.n_kv_heads, of_block = 4 * HEADS_OF_WARP;
   start(heads_kernel<T, HEAD_DIM>, dim3(tokens, (heads + of_block - 1) / of_block, prompts), 128, 0, stream, follows, a);
-  start(attention_kernel<T, HEAD_DIM, ORDER>, dim3((tokens + 63) / 64, a.n_heads, prompts), 128, PromptAttention<T, HEAD_DIM, ORDER>::SHARED, stream, true, a);
+  start(attention_kernel<T, HEAD_DIM, ORDER>, dim3((tokens + 63) / 64, a.n_heads, prompts), 128, PromptAttention<T, HEAD_DIM, ORDER, false>::SHARED, stream, true, a);
 }
 
 // Attention of a query and head in f64, of keys and values as they are in the cache, and queries as they are then.
@@ -266,7 +266,7 @@ void check_attention(int n_heads, int n_kv_heads, std::vector<Case> cases) {
     auto& [position, tokens, window, sinks] = cases[i];
     int capacity = position + tokens + 5;
     size_t n = (size_t)n_kv_heads * capacity * HEAD_DIM;
-    a.prompts[i] = {numbers<T>(n, 10 + i, 0), numbers<T>(n, 50 + i, 0), rows, tokens, position, capacity, window, sinks};
+    a.prompts[i] = {numbers<T>(n, 10 + i, 0), numbers<T>(n, 50 + i, 0), rows, tokens, position, capacity, window, sinks, nullptr};
     rows += tokens, most = std::max(most, tokens), end = std::max(end, position + tokens);
   }
   size_t n = (size_t)rows * n_heads * HEAD_DIM, of_projected = (size_t)rows * heads * HEAD_DIM;
@@ -279,7 +279,7 @@ void check_attention(int n_heads, int n_kv_heads, std::vector<Case> cases) {
   float2* device_turns;
   CHECK(cudaMalloc(&device_turns, turns.size() * 8));
   CHECK(cudaMemcpy(device_turns, turns.data(), turns.size() * 8, cudaMemcpyHostToDevice));
-  a.turns = device_turns;
+  for (size_t i = 0; i < cases.size(); i++) a.prompts[i].turns = device_turns;
   a.q_norm = {numbers<T>(HEAD_DIM, 5, 0), 1e-5f}, a.k_norm = {numbers<T>(HEAD_DIM, 6, 0), 1e-5f};
   CHECK(cudaMalloc(&a.projected, of_projected * 2));
   CHECK(cudaMalloc(&a.attended, n * 2));
@@ -341,12 +341,12 @@ void time_attention(int n_heads, int n_kv_heads, int position, int tokens) {
   PromptArguments a{};
   a.n_heads = n_heads, a.n_kv_heads = n_kv_heads, a.scale = 0.1f;
   size_t n = (size_t)n_kv_heads * (position + tokens) * HEAD_DIM;
-  a.prompts[0] = {numbers<T>(n, 1, 0), numbers<T>(n, 2, 0), 0, tokens, position, position + tokens, 0, 0};
+  a.prompts[0] = {numbers<T>(n, 1, 0), numbers<T>(n, 2, 0), 0, tokens, position, position + tokens, 0, 0, nullptr};
   a.projected = numbers<T>((size_t)tokens * (n_heads + 2 * n_kv_heads) * HEAD_DIM, 3, 0);
   CHECK(cudaMalloc(&a.attended, (size_t)tokens * n_heads * HEAD_DIM * 2));
   float2* turns;
   CHECK(cudaMalloc(&turns, (size_t)(position + tokens) * HEAD_DIM * 4));
-  a.turns = turns;
+  a.prompts[0].turns = turns;
   double us = median_time([&](cudaStream_t stream) {
     for (int i = 0; i < 8; i++) start_attention<T, HEAD_DIM, 4>(stream, a, 1, tokens, i > 0);
   }) / 8;

@@ -9,7 +9,7 @@ use mlx_lm::generate::kv_cache::CacheLimits;
 use mlx_lm::generate::sampler::SamplerOptions;
 use mlx_lm::generate::sequence::Sequence;
 use mlx_lm::generate::{Delta, Engine, EngineOptions};
-use mlx_lm::{Checkpoint, GenerateOptions, Model, Watch, generate};
+use mlx_lm::{Checkpoint, GenerateOptions, Model, Watch, generate, ops};
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use serde::Deserialize;
@@ -139,12 +139,27 @@ fn greedy_ids_are_those_of_the_reference_however_the_prompt_is_chunked() {
         for prefill_step in [2048, 5, 1] {
             let Reference { prompt, greedy, .. } = &case.reference;
             let ids = generated(&case.model, SamplerOptions::default(), prompt, greedy.len(), prefill_step);
-            if let Some(first) = (0..greedy.len()).find(|&i| ids.get(i) != greedy.get(i)) {
+            let first = (0..greedy.len()).find(|&i| ids.get(i) != greedy.get(i));
+            if let Some(first) = first.filter(|&first| !is_near(&case, &ids, first)) {
                 wrong.push(format!("{} in chunks of {prefill_step}, from token {first} on", case.name));
             }
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// On a GPU, whether the id that differs is as likely as the reference's, within what logits may be off by.
+fn is_near(case: &Case, ids: &[u32], first: usize) -> bool {
+    if ops::kernels() != "cuda" || ids.len() <= first {
+        return false;
+    }
+    let Reference { prompt, greedy, .. } = &case.reference;
+    let mut cache = case.model.new_cache(CacheLimits::new(256));
+    let seen = [prompt, &greedy[..first]].concat();
+    let logits = floats(&prefill(&case.model, &seen, &mut cache));
+    let last = &logits[logits.len() - case.model.config().vocab_size as usize..];
+    let largest = last.iter().fold(0f32, |most, x| most.max(x.abs()));
+    (last[ids[first] as usize] - last[greedy[first] as usize]).abs() <= 2.0 * case.tolerance() * largest
 }
 
 #[derive(Deserialize)]

@@ -18,7 +18,7 @@ struct Sequence {
   int sees;                // tokens, itself included
   int sinks, skip;
   int part;                // tokens of a part
-  const float2* turns;     // [positions, turned]: cosines and sines
+  const float2* turns;     // [positions, TURNED]: cosines and sines
 };
 
 constexpr int MAX_SEQUENCES = 32;
@@ -30,12 +30,11 @@ struct AttentionArguments {
   float* partial;                   // [sequences, n_heads, gridDim.x, HEAD_DIM + 2]
   unsigned* done;                   // [sequences, gridDim.y]: parts that are, zero before and after
   int n_heads, n_kv_heads;
-  int turned;                       // pairs of a head's components
-  float scale, cap;                 // of scores; no cap is 0
+  float scale, cap;                 // of scores
   Sequence sequences[MAX_SEQUENCES];
 };
 
-template <Type T, int HEAD_DIM, int HEADS>
+template <Type T, int HEAD_DIM, int HEADS, int TURNED, bool CAPPED>
 struct Attention {
   static constexpr int THREADS = 128, WARPS = THREADS / 32;
   static constexpr int LANES = HEAD_DIM <= 64 ? 8 : HEAD_DIM <= 128 ? 16 : 32, TEAMS = THREADS / LANES;
@@ -71,7 +70,7 @@ struct Attention {
   __device__ void prepare(int kv_head, int first_head, bool sees_new) const {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const unsigned short* token = a.projected + (size_t)blockIdx.z * (a.n_heads + 2 * a.n_kv_heads) * HEAD_DIM;
-    float scale = a.cap ? a.scale : __fmul_rn(a.scale, LOG2E);
+    float scale = CAPPED ? a.scale : __fmul_rn(a.scale, LOG2E);
     size_t at = ((size_t)kv_head * sequence.capacity + sequence.position) * HEAD_DIM;
     for (int head = warp; head < HEADS + 2 * sees_new; head += WARPS) {
       bool is_key = head == HEADS, is_value = head == HEADS + 1;
@@ -81,8 +80,8 @@ struct Attention {
         for (int i = lane; i < HEAD_DIM; i += 32) sequence.values[at + i] = from[i];
         continue;
       }
-      const float2* turns = sequence.turns + (size_t)sequence.position * a.turned;
-      Head<T, HEAD_DIM>(from, is_key ? a.k_norm : a.q_norm, turns, a.turned).each([&](int i, float value) {
+      const float2* turns = sequence.turns + (size_t)sequence.position * TURNED;
+      Head<T, HEAD_DIM, TURNED>(from, is_key ? a.k_norm : a.q_norm, turns).each([&](int i, float value) {
         if (is_key)
           sequence.keys[at + i] = from_float<T>(value);
         else
@@ -166,7 +165,7 @@ struct Attention {
         for (int h = 0; h < HEADS; h++) {
 #pragma unroll
           for (int k = LANES / 2; k; k /= 2) scores[u][h] = __fadd_rn(scores[u][h], __shfl_xor_sync(~0u, scores[u][h], k));
-          if (a.cap) scores[u][h] = __fmul_rn(capped(scores[u][h], a.cap), LOG2E);
+          if (CAPPED) scores[u][h] = __fmul_rn(capped(scores[u][h], a.cap), LOG2E);
           if (base + u * TEAMS + team >= to) scores[u][h] = -infinity();
         }
 #pragma unroll

@@ -24,6 +24,8 @@ struct Form {
     head_dim: i32,
     /// Heads of a block.
     heads: i32,
+    turned: i32,
+    is_capped: bool,
 }
 
 impl kernel::Form for Form {
@@ -35,10 +37,10 @@ impl kernel::Form for Form {
     }
 
     fn entry(&self) -> (String, String) {
-        let Form { is_bf16, head_dim, heads } = self;
+        let Form { is_bf16, head_dim, heads, turned, is_capped } = self;
         let kind = if *is_bf16 { "BF16" } else { "F16" };
         let body = format!(
-            "using Attention = mlx_lm::Attention<mlx_lm::Type::{kind}, {head_dim}, {heads}>;\n\
+            "using Attention = mlx_lm::Attention<mlx_lm::Type::{kind}, {head_dim}, {heads}, {turned}, {is_capped}>;\n\
              __shared__ Attention::Shared shared;\n\
              Attention{{a, a.sequences[blockIdx.z], shared}}.run();"
         );
@@ -103,7 +105,6 @@ struct Arguments {
     done: u64,
     n_heads: i32,
     n_kv_heads: i32,
-    turned: i32,
     scale: f32,
     cap: f32,
     sequences: [Sequence; MAX_SEQUENCES],
@@ -119,8 +120,8 @@ pub(super) struct Heads {
     pub turned: i32,
     /// What scores are multiplied with.
     pub scale: f32,
-    /// See [`crate::backend::Block::softcap`]; 0 where there is none.
-    pub cap: f32,
+    /// See [`crate::backend::Block::softcap`].
+    pub cap: Option<f32>,
 }
 
 impl Heads {
@@ -155,7 +156,7 @@ impl Plan {
     /// `None` for what is not done here.
     pub fn new(gpu: &Gpu, of: Heads, dtype: Dtype) -> Option<Self> {
         static KERNELS: Compiled<Form> = Compiled::new();
-        let Heads { n_heads, n_kv_heads, head_dim, .. } = of;
+        let Heads { n_heads, n_kv_heads, head_dim, turned, cap, .. } = of;
         let is_done = matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
             && head_dim % 8 == 0
             && head_dim <= 256
@@ -166,7 +167,7 @@ impl Plan {
         }
         let of_one_key = n_heads / n_kv_heads;
         let heads = (1..=MAX_HEADS.min(of_one_key)).rev().find(|heads| of_one_key % heads == 0)?;
-        let form = Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, heads };
+        let form = Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, heads, turned, is_capped: cap.is_some() };
         let [kernel] = KERNELS.get([&form], gpu)?;
         Some(Plan { of, kernel, heads })
     }
@@ -188,7 +189,7 @@ impl Plan {
     /// # Safety
     /// The addresses are of arrays of the sizes that were planned; each sequence has its own caches, of its capacity.
     pub unsafe fn launch(&self, stream: Stream, sequences: &[Sequence], at: &Addresses) -> Result<()> {
-        let Heads { n_heads, n_kv_heads, head_dim, turned, scale, cap } = self.of;
+        let Heads { n_heads, n_kv_heads, head_dim, scale, cap, .. } = self.of;
         for (i, some) in sequences.chunks(MAX_SEQUENCES).enumerate() {
             let before = (i * MAX_SEQUENCES) as u64;
             let bytes_of = |heads: i32| u64::from((heads * head_dim) as u32) * 2 * before;
@@ -201,9 +202,8 @@ impl Plan {
                 done: at.done,
                 n_heads,
                 n_kv_heads,
-                turned,
                 scale,
-                cap,
+                cap: cap.unwrap_or(0.0),
                 sequences: [Sequence::default(); MAX_SEQUENCES],
             };
             arguments.sequences[..some.len()].copy_from_slice(some);

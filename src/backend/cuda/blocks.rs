@@ -344,7 +344,7 @@ fn heads(x: &Array, block: &Block) -> Option<Heads> {
         && turned <= head_dim / 2
         // Nothing here adds up what several ranks have.
         && block.summed_over.is_none();
-    let (scale, cap) = (block.scale, block.softcap.unwrap_or(0.0));
+    let (scale, cap) = (block.scale, block.softcap);
     is_done.then_some(Heads { n_heads, n_kv_heads, head_dim, turned, scale, cap })
 }
 

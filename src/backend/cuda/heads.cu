@@ -8,19 +8,19 @@ struct HeadNorm {
   float eps;
 };
 
-// A head as a warp has it: two components each of pairs `lane` + 32 j. The first `turned` pairs are components `turned` apart; what comes
+// A head as a warp has it: two components each of pairs `lane` + 32 j. The first TURNED pairs are components TURNED apart; what comes
 // behind them is not turned, and paired by halves.
-template <Type T, int HEAD_DIM>
+template <Type T, int HEAD_DIM, int TURNED>
 struct Head {
   static constexpr int HALF = HEAD_DIM / 2, PAIRS = (HALF + 31) / 32;
+  static_assert(TURNED <= HALF);
 
-  int turned;
   float values[PAIRS][2];
 
-  __device__ int component(int pair, int half) const { return pair < turned ? pair + half * turned : pair + (half ? HALF : turned); }
+  __device__ static int component(int pair, int half) { return pair < TURNED ? pair + half * TURNED : pair + (half ? HALF : TURNED); }
 
-  // `turns` are the position's [turned].
-  __device__ Head(const unsigned short* from, HeadNorm norm, const float2* turns, int turned) : turned(turned) {
+  // `turns` are the position's [TURNED].
+  __device__ Head(const unsigned short* from, HeadNorm norm, const float2* turns) {
     int lane = threadIdx.x % 32;
     float squares = 0;
 #pragma unroll
@@ -44,7 +44,7 @@ struct Head {
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
       int i = lane + 32 * j;
-      if (i >= turned) continue;
+      if (i >= TURNED) continue;
       float first = values[j][0], second = values[j][1];
       float2 turn = turns[i];
       values[j][0] = __fmaf_rn(first, turn.x, -__fmul_rn(second, turn.y));
@@ -64,9 +64,8 @@ struct Head {
   }
 };
 
-// Scores s become cap · tanh(s / cap), where there is a cap (Gemma 2, arXiv 2408.00118, section 2).
+// cap · tanh(s / cap) of a score s (Gemma 2, arXiv 2408.00118, section 2).
 __device__ inline float capped(float score, float cap) {
-  if (cap == 0) return score;
   float e = __expf(__fdividef(__fmul_rn(2, score), cap));
   return __fmul_rn(cap, __fsub_rn(1, __fdividef(2, __fadd_rn(e, 1))));
 }

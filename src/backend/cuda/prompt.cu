@@ -16,7 +16,7 @@ struct Prompt {
   int capacity;
   int window;            // positions that a token sees, itself included; 0 where it sees all
   int sinks;             // first positions that it sees too
-  const float2* turns;   // [positions, turned]: cosines and sines
+  const float2* turns;   // [positions, TURNED]: cosines and sines
 };
 
 constexpr int MAX_PROMPTS = 32;
@@ -26,15 +26,14 @@ struct PromptArguments {
   HeadNorm q_norm, k_norm;
   unsigned short* attended;   // [tokens, n_heads · HEAD_DIM], in the order of o_proj
   int n_heads, n_kv_heads;
-  int turned;                 // pairs of a head's components
-  float scale, cap;           // of scores; no cap is 0
+  float scale, cap;           // of scores
   Prompt prompts[MAX_PROMPTS];
 };
 
 // A warp takes HEADS_OF_WARP heads of a token, blockIdx.x; blocks along y share the heads.
 constexpr int HEADS_OF_WARP = 4;
 
-template <Type T, int HEAD_DIM>
+template <Type T, int HEAD_DIM, int TURNED>
 __device__ void place_heads(const PromptArguments& a) {
   allow_next();
   await_previous();
@@ -42,7 +41,7 @@ __device__ void place_heads(const PromptArguments& a) {
   int token = blockIdx.x, heads = a.n_heads + 2 * a.n_kv_heads, lane = threadIdx.x % 32;
   if (token >= prompt.tokens) return;
   int position = prompt.position + token, first = (blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32) * HEADS_OF_WARP;
-  const float2* turns = prompt.turns + (size_t)position * a.turned;
+  const float2* turns = prompt.turns + (size_t)position * TURNED;
 #pragma unroll
   for (int head = first; head < first + HEADS_OF_WARP; head++) {
     if (head >= heads) break;
@@ -54,12 +53,12 @@ __device__ void place_heads(const PromptArguments& a) {
       continue;
     }
     unsigned short* to = is_query ? from : prompt.keys + at;
-    Head<T, HEAD_DIM>(from, is_query ? a.q_norm : a.k_norm, turns, a.turned).each([&](int i, float value) { to[i] = from_float<T>(value); });
+    Head<T, HEAD_DIM, TURNED>(from, is_query ? a.q_norm : a.k_norm, turns).each([&](int i, float value) { to[i] = from_float<T>(value); });
   }
 }
 
 // ORDER is the bits of o_proj.
-template <Type T, int HEAD_DIM, int ORDER>
+template <Type T, int HEAD_DIM, int ORDER, bool CAPPED>
 struct PromptAttention {
   static constexpr int THREADS = 128, QUERIES = 64, KEYS = 64;
   static constexpr int PITCH = HEAD_DIM * 2 + 16, TILE = 64 * PITCH, SHARED = 5 * TILE;  // bytes; queries, and keys and values of two blocks
@@ -172,8 +171,8 @@ struct PromptAttention {
         multiply_add<T>(scores[j + 1], false, q[k][0], q[k][1], q[k][2], q[k][3], b[2], b[3]);
       }
     // Weights are powers of two.
-    float scale = __fmul_rn(a.cap ? 1 : a.scale, 1.44269504f);
-    if (a.cap)
+    float scale = __fmul_rn(CAPPED ? 1 : a.scale, 1.44269504f);
+    if (CAPPED)
 #pragma unroll
       for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll

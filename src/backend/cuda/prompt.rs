@@ -31,18 +31,17 @@ struct Form {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
-    PlaceHeads,
+    /// With the pairs of components that are turned.
+    PlaceHeads { turned: i32 },
     /// With the bits of o_proj.
-    Attention {
-        order: i32,
-    },
+    Attention { order: i32, is_capped: bool },
 }
 
 impl Form {
     /// Of attention, `SHARED` of prompt.cu.
     fn shared(&self) -> i32 {
         match self.kind {
-            Kind::PlaceHeads => 0,
+            Kind::PlaceHeads { .. } => 0,
             Kind::Attention { .. } => 5 * 64 * (self.head_dim * 2 + 16),
         }
     }
@@ -58,7 +57,7 @@ impl kernel::Form for Form {
 
     fn bounds(&self) -> (i32, i32) {
         let blocks = match self.kind {
-            Kind::PlaceHeads => 8,
+            Kind::PlaceHeads { .. } => 8,
             // More numbers of a head take more registers.
             Kind::Attention { .. } => {
                 if self.head_dim <= 128 {
@@ -79,10 +78,10 @@ impl kernel::Form for Form {
         let &Form { is_bf16, head_dim, kind } = self;
         let number = if is_bf16 { "mlx_lm::Type::BF16" } else { "mlx_lm::Type::F16" };
         let body = match kind {
-            Kind::PlaceHeads => format!("mlx_lm::place_heads<{number}, {head_dim}>(a);"),
-            Kind::Attention { order } => format!(
+            Kind::PlaceHeads { turned } => format!("mlx_lm::place_heads<{number}, {head_dim}, {turned}>(a);"),
+            Kind::Attention { order, is_capped } => format!(
                 "extern __shared__ __align__(128) unsigned char shared[];\n\
-                 mlx_lm::PromptAttention<{number}, {head_dim}, {order}>(a, shared).run();"
+                 mlx_lm::PromptAttention<{number}, {head_dim}, {order}, {is_capped}>(a, shared).run();"
             ),
         };
         ("mlx_lm::PromptArguments".to_owned(), body)
@@ -127,7 +126,6 @@ struct Arguments {
     attended: u64,
     n_heads: i32,
     n_kv_heads: i32,
-    turned: i32,
     scale: f32,
     cap: f32,
     prompts: [Prompt; MAX_PROMPTS],
@@ -160,7 +158,7 @@ impl Planned {
     /// `None` for what is not done here.
     pub fn new(gpu: &Gpu, (tokens, d, dtype): (i32, i32, Dtype), block: &Block, heads: Heads) -> Option<Self> {
         static KERNELS: Compiled<Form> = Compiled::new();
-        let Heads { n_heads, n_kv_heads, head_dim, .. } = heads;
+        let Heads { n_heads, n_kv_heads, head_dim, turned, cap, .. } = heads;
         if head_dim % 16 != 0 || head_dim > 256 || n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
             return None;
         }
@@ -182,11 +180,11 @@ impl Planned {
             before(block.mlp_norms.before, &expansion[0])?,
         ];
         let form = |kind| Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, kind };
-        let attention = form(Kind::Attention { order: order(&block.o_proj) });
+        let attention = form(Kind::Attention { order: order(&block.o_proj), is_capped: cap.is_some() });
         if attention.shared() > gpu.shared_memory {
             return None;
         }
-        let [place_heads, attention_kernel] = KERNELS.get([&form(Kind::PlaceHeads), &attention], gpu)?;
+        let [place_heads, attention_kernel] = KERNELS.get([&form(Kind::PlaceHeads { turned }), &attention], gpu)?;
         let kernels = gemm::Plan::compile(plans.each_ref(), gpu)?;
         let mut products = plans.into_iter().zip(kernels).map(|(plan, kernel)| Product { plan, kernel });
         let mut next = || products.next().expect("four");
@@ -268,7 +266,7 @@ impl Planned {
         [projected, attended]: [u64; 2],
         prompts: &[Prompt],
     ) -> Result<()> {
-        let Heads { n_heads, n_kv_heads, turned, scale, cap, .. } = self.heads;
+        let Heads { n_heads, n_kv_heads, scale, cap, .. } = self.heads;
         for some in prompts.chunks(MAX_PROMPTS) {
             let mut arguments = Arguments {
                 projected,
@@ -277,9 +275,8 @@ impl Planned {
                 attended,
                 n_heads,
                 n_kv_heads,
-                turned,
                 scale,
-                cap,
+                cap: cap.unwrap_or(0.0),
                 prompts: [Prompt::default(); MAX_PROMPTS],
             };
             arguments.prompts[..some.len()].copy_from_slice(some);
