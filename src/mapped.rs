@@ -47,7 +47,10 @@ impl Mapped {
             }
             _ => error,
         })?;
-        let _ = map.advise(Advice::WillNeed); // a hint; failure costs only speed
+        // Hints; failure costs only speed. What is not in the page cache yet is read into large pages.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(Advice::HugePage);
+        let _ = map.advise(Advice::WillNeed);
         let region = Some(Region::over(&map));
         Ok(Mapped { map, path: path.to_owned(), region, file: Some((file.try_clone()?, file.metadata()?)) })
     }

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -72,6 +72,8 @@ pub(super) fn weights(config: &DecoderConfig, bits: u32) -> Result<WeightFile<'s
     }
     let io = Error::io("<synthetic>".as_ref());
     let mut map = MmapMut::map_anon(end as usize).map_err(&io)?;
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(Advice::HugePage); // as a file's pages are that were read from disk
     for tensor in &tensors {
         fill(tensor, bits, &mut map[tensor.bytes.start as usize..tensor.bytes.end as usize]);
     }

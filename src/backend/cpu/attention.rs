@@ -389,8 +389,10 @@ impl<'a, P: TileProduct, E: Element> Op for Block<'a, P, E> {
             product.columns(&k_rows, count, padded, &mut keys);
             product.rows(&v_rows, count, padded, &mut values);
             // Memory works while these are multiplied.
-            k_rows.prefetch_next(s);
-            v_rows.prefetch_next(s);
+            if from + KEYS < end {
+                k_rows.prefetch_next(s);
+                v_rows.prefetch_next(s);
+            }
             for row in (0..rows).step_by(P::ROWS) {
                 let n = P::ROWS.min(rows - row);
                 let part = row * padded..(row + P::ROWS) * padded;

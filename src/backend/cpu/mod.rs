@@ -313,11 +313,11 @@ fn multiply<S: Simd, const IN_FIXED: usize, const IN_FLOATS: usize>(s: S, x: Flo
     }
 }
 
-/// How fast `numbers` are read by all threads, in bytes per second: the limit of a decode step.
-pub fn read_bandwidth(numbers: &[f32]) -> f64 {
+/// How fast these bytes are read by all threads, in bytes per second: the limit of a decode step. They are added up as f32.
+pub fn read_bandwidth(bytes: &[u8]) -> f64 {
     let started = std::time::Instant::now();
-    InstructionSet::best().run(read::Read { numbers });
-    std::mem::size_of_val(numbers) as f64 / started.elapsed().as_secs_f64()
+    InstructionSet::best().run(read::Read { bytes });
+    bytes.len() as f64 / started.elapsed().as_secs_f64()
 }
 
 /// More threads than any machine that is known has cores to compute with.

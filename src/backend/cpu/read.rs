@@ -5,12 +5,12 @@ use std::hint::black_box;
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::threads;
 
-/// Numbers of one task.
-const PART: usize = 1 << 16;
+/// Bytes of one task.
+const PART: usize = 1 << 18;
 
-/// Add all numbers up.
+/// Add all numbers up that the bytes are.
 pub(super) struct Read<'a> {
-    pub numbers: &'a [f32],
+    pub bytes: &'a [u8],
 }
 
 impl Op for Read<'_> {
@@ -18,14 +18,14 @@ impl Op for Read<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let parts: Vec<&[f32]> = self.numbers.chunks(PART).collect();
+        let parts: Vec<&[u8]> = self.bytes.chunks(PART).collect();
         threads::for_each(parts.len(), |i| {
             black_box(s.run(Part(parts[i])));
         });
     }
 }
 
-struct Part<'a>(&'a [f32]);
+struct Part<'a>(&'a [u8]);
 
 impl Op for Part<'_> {
     type Output = f32;
@@ -33,10 +33,10 @@ impl Op for Part<'_> {
     #[inline(always)]
     fn with<S: Simd>(self, s: S) -> f32 {
         let mut sums = [s.splat(0.0); 4];
-        for part in self.0.chunks_exact(4 * S::LANES) {
+        for part in self.0.chunks_exact(4 * 4 * S::LANES) {
             for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: a part has four vectors.
-                *sum = s.add(*sum, unsafe { s.load(part.as_ptr().add(i * S::LANES)) });
+                // SAFETY: a part has four vectors, and any bits are numbers.
+                *sum = s.add(*sum, unsafe { s.load(part.as_ptr().cast::<f32>().add(i * S::LANES)) });
             }
         }
         sums.into_iter().map(|sum| s.sum(sum)).sum()

@@ -10,6 +10,10 @@ use crate::backend::{BITS, GROUP_SIZES};
 
 /// A floating-point type of checkpoints and activations.
 pub(super) trait Element: Copy + Send + Sync + 'static {
+    /// How many lie in 32 bits.
+    const OF_WORD: usize;
+    /// Number `index` of each word.
+    fn of_words<S: Simd>(s: S, words: S::U, index: usize) -> S::F;
     /// # Safety
     /// As [`Simd::load`].
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F;
@@ -25,8 +29,13 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
 }
 
 macro_rules! element {
-    ($type:ty, $variant:ident, $load:ident, $store:ident, $to:expr, $from:expr) => {
+    ($type:ty, $variant:ident, $load:ident, $store:ident, $to:expr, $from:expr, $of_words:expr) => {
         impl Element for $type {
+            const OF_WORD: usize = 4 / size_of::<$type>();
+            #[inline(always)]
+            fn of_words<S: Simd>(s: S, words: S::U, index: usize) -> S::F {
+                $of_words(s, words, index)
+            }
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F {
                 unsafe { s.$load(from) }
@@ -52,9 +61,9 @@ macro_rules! element {
         }
     };
 }
-element!(f32, F32, load, store, std::convert::identity, std::convert::identity);
-element!(f16, F16, load_f16, store_f16, f16::to_f32, f16::from_f32);
-element!(bf16, Bf16, load_bf16, store_bf16, bf16::to_f32, bf16::from_f32);
+element!(f32, F32, load, store, std::convert::identity, std::convert::identity, |s: S, words, _| s.floats(words));
+element!(f16, F16, load_f16, store_f16, f16::to_f32, f16::from_f32, S::f16_of_words);
+element!(bf16, Bf16, load_bf16, store_bf16, bf16::to_f32, bf16::from_f32, S::bf16_of_words);
 
 /// Numbers of one of the three types.
 #[derive(Debug, Clone, Copy)]

@@ -132,17 +132,36 @@ impl<'a> Rows<'a> {
     /// Words from `i` on of LANES rows, a vector for each of `n` or of LANES, whichever is less; zeros where that is `n`.
     #[inline(always)]
     pub fn words<S: Simd>(&self, s: S, i: usize, n: usize) -> [S::U; 16] {
-        // Starts ascend.
-        assert!(i + n.min(S::LANES) <= self.width && self.starts[15] + self.width <= self.words.len());
         let copies;
-        let rows: [*const u32; 16] = if n >= S::LANES {
-            from_fn(|lane| self.words.as_ptr().wrapping_add(self.starts[lane] + i))
+        let rows = if n >= S::LANES {
+            self.at::<S>(i)
         } else {
-            copies = self.starts.map(|start| padded(&self.words[start + i..][..n]));
+            copies = self.copied(i, n);
             from_fn(|lane| copies[lane].as_ptr())
         };
         // SAFETY: each row has as many words as there are lanes.
         unsafe { s.load_columns(&rows) }
+    }
+
+    /// Words from `i` on of the rows, LANES of each.
+    #[inline(always)]
+    pub fn at<S: Simd>(&self, i: usize) -> [*const u32; 16] {
+        // Starts ascend.
+        assert!(i + S::LANES <= self.width && self.starts[15] + self.width <= self.words.len());
+        from_fn(|lane| self.words.as_ptr().wrapping_add(self.starts[lane] + i))
+    }
+
+    /// Begin to bring words from `i` on near, as many as a cache line of each of LANES rows has.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, s: S, i: usize) {
+        for lane in 0..S::LANES {
+            s.prefetch(self.words.as_ptr().wrapping_add(self.starts[lane] + i));
+        }
+    }
+
+    /// `n` words from `i` on of each row, and zeros.
+    pub fn copied(&self, i: usize, n: usize) -> [[u32; 16]; 16] {
+        self.starts.map(|start| padded(&self.words[start + i..][..n]))
     }
 }
 

@@ -9,27 +9,15 @@ use std::array::from_fn;
 use std::ops::Range;
 
 use crate::backend::cpu::fixed::{FixToken, add_group};
+use crate::backend::cpu::gemv::numbers::Numbers;
 use crate::backend::cpu::isa::Simd;
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
-use crate::backend::cpu::types::{Affine, Element, Floats, Matrix, Shared, Values, same_type, typed};
+use crate::backend::cpu::types::{Affine, Floats, Matrix, Shared, Values};
 use crate::backend::cpu::unpack::Rows;
 
 /// The most words of a row that are turned at once: a group of 128 values of 8 bits.
 const WORDS: usize = 32;
-
-/// A loop of at most eight rounds whose index is a constant in each, as shifts want it.
-macro_rules! unrolled {
-    ($j:ident < $n:expr, $body:block) => {
-        unrolled!(@ $j, $n, $body, 0 1 2 3 4 5 6 7)
-    };
-    (@ $j:ident, $n:expr, $body:block, $($value:literal)*) => {
-        $({
-            let $j: usize = $value;
-            if $j < $n $body
-        })*
-    };
-}
 
 /// Some vectors as whole numbers, group by group: what a step reads lies together.
 pub(super) struct Vectors {
@@ -72,18 +60,18 @@ impl Vectors {
     }
 }
 
-/// The products of some rows with all of x, to `sums` `[x.tokens, rows.len()]`.
+/// The products of some rows with all of x, to `sums` `[x.tokens, rows.len()]`; `next` is the row after these.
 #[inline(always)]
-pub(super) fn products<S: Simd>(s: S, w: &Matrix, x: &Vectors, rows: Range<usize>, sums: &mut [f32]) {
+pub(super) fn products<S: Simd>(s: S, w: &Matrix, x: &Vectors, rows: Range<usize>, next: usize, sums: &mut [f32]) {
     let Values::Affine(affine) = &w.values else { unreachable!("whole numbers are for quantized weights") };
     // Several vectors take two vectors of rows, which share the loads of x; one waits for memory, which likes one.
     match (affine.bits, x.tokens) {
-        (2, 1) => blocks::<S, 2, 1>(s, w, affine, x, rows, sums),
-        (2, _) => blocks::<S, 2, 2>(s, w, affine, x, rows, sums),
-        (4, 1) => blocks::<S, 4, 1>(s, w, affine, x, rows, sums),
-        (4, _) => blocks::<S, 4, 2>(s, w, affine, x, rows, sums),
-        (_, 1) => blocks::<S, 8, 1>(s, w, affine, x, rows, sums),
-        (_, _) => blocks::<S, 8, 2>(s, w, affine, x, rows, sums),
+        (2, 1) => blocks::<S, 2, 1>(s, w, affine, x, rows, next, sums),
+        (2, _) => blocks::<S, 2, 2>(s, w, affine, x, rows, next, sums),
+        (4, 1) => blocks::<S, 4, 1>(s, w, affine, x, rows, next, sums),
+        (4, _) => blocks::<S, 4, 2>(s, w, affine, x, rows, next, sums),
+        (_, 1) => blocks::<S, 8, 1>(s, w, affine, x, rows, next, sums),
+        (_, _) => blocks::<S, 8, 2>(s, w, affine, x, rows, next, sums),
     }
 }
 
@@ -94,32 +82,19 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
     affine: &Affine,
     x: &Vectors,
     rows: Range<usize>,
+    next: usize,
     sums: &mut [f32],
 ) {
-    let (width, groups) = (R * S::LANES, w.columns / affine.group_size);
+    let width = R * S::LANES;
     let words_of_row = w.columns / 32 * BITS as usize;
     let words_of_group = affine.group_size / 32 * BITS as usize;
     let step = words_of_group.max(S::LANES);
     assert!(step <= WORDS && sums.len() == x.tokens * rows.len());
     let mut turned = [0; 2 * 16 * WORDS];
-    // `[groups, scales and biases, R · LANES]`, and room for a vector of groups.
-    let mut numbers = Scratch::<f32>::new(groups.next_multiple_of(S::LANES) * 2 * width);
+    let mut numbers = Numbers::new(s, affine, w.columns, width);
     let mut acc = Scratch::<f32>::new(x.tokens * width);
-    // Threads take tasks of one size in turn.
-    let of_next_task = rows.end + (threads::threads() - 1) * rows.len();
     for first in rows.clone().step_by(width) {
-        let next = if first + width < rows.end { first + width } else { of_next_task };
-        let (ahead, bytes) = typed!(Floats, affine.scales, from => {
-            let sources = [from, same_type(from, affine.biases)];
-            for (i, from) in sources.into_iter().enumerate() {
-                for r in 0..R {
-                    let to = &mut numbers[i * width + r * S::LANES..];
-                    turn(s, from, groups, first + r * S::LANES, to, 2 * width);
-                }
-            }
-            let ahead = sources.map(|from| from.as_ptr().wrapping_add(next * groups).cast::<u8>());
-            (ahead, width * size_of_val(&from[0]))
-        });
+        let next = if first + width < rows.end { first + width } else { next };
         let packed: [Rows; R] = from_fn(|r| Rows::new(affine.packed, words_of_row, first + r * S::LANES));
         let words_ahead = affine.packed.as_ptr().wrapping_add(next * words_of_row);
         acc.fill(0.0);
@@ -132,16 +107,17 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
                         // SAFETY: `i + c` is below WORDS, and a vector has 16 lanes at most.
                         unsafe { s.store_words(turned.as_mut_ptr().add((i + c) * width + r * S::LANES), columns[c]) };
                     }
+                    packed[r].prefetch(s, word + i + step);
                 }
             }
             for i in (0..n).step_by(words_of_group) {
                 let group = (word + i) / words_of_group;
-                for ahead in ahead {
-                    s.prefetch(ahead.wrapping_add(group * bytes));
+                if numbers.begin_with(group) {
+                    numbers.turn(s, group, first, next);
                 }
                 let group = Group {
                     words: &turned[i * width..(i + words_of_group) * width],
-                    numbers: numbers[group * 2 * width..][..2 * width].split_at(width),
+                    numbers: numbers.of_group(s, group),
                     pairs: &x.pairs[group * x.tokens * affine.group_size / 2..][..x.tokens * affine.group_size / 2],
                     scales: &x.scales[group * x.tokens..][..x.tokens],
                     sums: &x.sums[group * x.tokens..][..x.tokens],
@@ -162,36 +138,6 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
         let (at, n) = (first - rows.start, width.min(rows.end - first));
         for (acc, sums) in acc.chunks_exact(width).zip(sums.chunks_exact_mut(rows.len())) {
             sums[at..at + n].copy_from_slice(&acc[..n]);
-        }
-    }
-}
-
-/// Rows `first..first + LANES` of `values` `[rows, n]` to the first LANES of every `width` numbers of `to`, which has room for
-/// whole vectors of values; rows that there are not are the last one.
-#[inline(always)]
-fn turn<S: Simd, E: Element>(s: S, values: &[E], n: usize, first: usize, to: &mut [f32], width: usize) {
-    let last = values.len() / n - 1;
-    assert!(to.len() >= (n.next_multiple_of(S::LANES) - 1) * width + S::LANES);
-    for at in (0..n).step_by(S::LANES) {
-        let count = S::LANES.min(n - at);
-        let mut rows = [[0f32; 16]; 16];
-        for (lane, row) in rows[..S::LANES].iter_mut().enumerate() {
-            let from = &values[(first + lane).min(last) * n + at..][..count];
-            if count == S::LANES {
-                // SAFETY: both have a value for each lane.
-                unsafe { s.store(row.as_mut_ptr(), E::load(s, from.as_ptr())) };
-            } else {
-                for (to, from) in row.iter_mut().zip(from) {
-                    *to = from.to_f32();
-                }
-            }
-        }
-        // SAFETY: rows have 16 numbers, and `to` has room for a vector every `width` numbers.
-        unsafe {
-            let columns = s.load_columns(&from_fn(|lane| rows[lane].as_ptr().cast()));
-            for i in 0..S::LANES {
-                s.store_words(to.as_mut_ptr().add((at + i) * width).cast(), columns[i]);
-            }
         }
     }
 }
@@ -236,7 +182,7 @@ impl Group<'_> {
                 let mut packed = [s.splat_word(0); R];
                 for r in 0..R {
                     packed[r] = s.load_words(self.words.as_ptr().add(k * width + r * S::LANES));
-                    s.prefetch(self.ahead.wrapping_add(k * width + r * S::LANES));
+                    s.prefetch_far(self.ahead.wrapping_add(k * width + r * S::LANES));
                 }
                 unrolled!(j < pairs_of_word, {
                     let mut w = packed;

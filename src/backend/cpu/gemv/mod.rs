@@ -1,10 +1,7 @@
 //! `y = W · x + bias` for a few vectors: decoding, which reads all of W for each.
 //!
 //! Activations of 16 bits become whole numbers of 16 bits with a scale for each group (see [`crate::backend::cpu::fixed`]), which
-//! meet weights of 2, 4 and 8 bits in [`fixed_point`]. All else is computed in [`floats`].
-
-mod fixed_point;
-mod floats;
+//! meet weights of 2, 4 and 8 bits in [`fixed_point`], or [`bytes`] where there is one vector. All else is computed in [`floats`].
 
 use std::ops::Range;
 
@@ -13,6 +10,24 @@ use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{Affine, Floats, FloatsMut, Matrix, Shared, Values, typed};
+
+/// A loop of at most eight rounds whose index is a constant in each, as shifts want it.
+macro_rules! unrolled {
+    ($j:ident < $n:expr, $body:block) => {
+        unrolled!(@ $j, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident, $n:expr, $body:block, $($value:literal)*) => {
+        $({
+            let $j: usize = $value;
+            if $j < $n $body
+        })*
+    };
+}
+
+mod bytes;
+mod fixed_point;
+mod floats;
+mod numbers;
 
 /// The most rows of one task.
 const BLOCK: usize = 1024;
@@ -43,13 +58,17 @@ impl Op for Gemv<'_> {
             }
         }
         let width = fused.width();
-        let task = threads::share(width).next_multiple_of(2 * S::LANES).min(BLOCK);
-        let tasks = fused.tasks(|_| task);
+        // Ever smaller ones, so that all threads end at about the same time.
+        let part = |left: usize| (left / (2 * threads::threads())).next_multiple_of(2 * S::LANES);
+        let tasks = fused.tasks(|left| part(left).clamp(2 * S::LANES, BLOCK));
         typed!(FloatsMut, y, y => {
             let y = Shared(y.as_mut_ptr());
             threads::for_each(tasks.len(), |i| {
                 let task = &tasks[i];
                 let n = task.rows.len();
+                // Threads take tasks in turn.
+                let next = tasks.get(i + threads::threads()).filter(|next| next.layer == task.layer);
+                let next = next.map_or(task.rows.start, |next| next.rows.start);
                 // For one layer or two, `[tokens, n]`.
                 let mut sums = [Scratch::<f32>::new(tokens * n), Scratch::new(0)];
                 if fused.epilogue.activation().is_some() {
@@ -57,7 +76,7 @@ impl Op for Gemv<'_> {
                 }
                 for (i, (layer, sums)) in fused.layers_of(task).iter().zip(&mut sums).enumerate() {
                     let (_, x) = &prepared[prepared_for[task.layer + i]];
-                    s.run(Products { w: &layer.weight, x, rows: task.rows.clone(), sums });
+                    s.run(Products { w: &layer.weight, x, rows: task.rows.clone(), next, sums });
                     layer.add_bias(task.rows.clone(), n, sums);
                 }
                 for token in 0..tokens {
@@ -80,19 +99,30 @@ struct Layout {
     fields: usize,
     /// Values that share a scale; 0 for none.
     group: usize,
-    /// Whether activations become whole numbers.
-    fixed_point: bool,
+    form: Form,
+}
+
+/// What x becomes.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Floats,
+    FixedPoint,
+    Bytes,
 }
 
 impl Layout {
     fn of<S: Simd>(_: S, w: &Matrix, x: &Floats) -> Self {
         match w.values {
-            Values::Affine(Affine { bits: bits @ (2 | 4 | 8), group_size, .. }) => Layout {
-                fields: 32 / bits as usize,
-                group: group_size,
-                fixed_point: S::WHOLE_NUMBERS && x.bits() == 16,
-            },
-            _ => Layout { fields: 1, group: 0, fixed_point: false },
+            Values::Affine(Affine { bits: bits @ (2 | 4 | 8), group_size: group, .. }) => {
+                let fields = 32 / bits as usize;
+                let form = match x.bits() {
+                    16 if S::BYTES && x.len() == w.columns && bytes::takes(group, fields) => Form::Bytes,
+                    16 if S::WHOLE_NUMBERS => Form::FixedPoint,
+                    _ => Form::Floats,
+                };
+                Layout { fields, group, form }
+            }
+            _ => Layout { fields: 1, group: 0, form: Form::Floats },
         }
     }
 }
@@ -101,16 +131,17 @@ impl Layout {
 enum Prepared {
     Floats(Vec<floats::Vector>),
     FixedPoint(fixed_point::Vectors),
+    Bytes(bytes::Vector),
 }
 
 impl Prepared {
     #[inline(always)]
     fn new<S: Simd>(s: S, x: Floats, columns: usize, layout: Layout) -> Self {
-        let Layout { fields, group, fixed_point } = layout;
-        if fixed_point {
-            Prepared::FixedPoint(fixed_point::Vectors::new(s, x, columns, group, fields))
-        } else {
-            Prepared::Floats(floats::vectors(s, x, columns, group, fields))
+        let Layout { fields, group, form } = layout;
+        match form {
+            Form::Floats => Prepared::Floats(floats::vectors(s, x, columns, group, fields)),
+            Form::FixedPoint => Prepared::FixedPoint(fixed_point::Vectors::new(s, x, columns, group, fields)),
+            Form::Bytes => Prepared::Bytes(bytes::Vector::new(s, x, group, fields)),
         }
     }
 }
@@ -120,6 +151,8 @@ struct Products<'a> {
     w: &'a Matrix<'a>,
     x: &'a Prepared,
     rows: Range<usize>,
+    /// The row with which this thread goes on, probably.
+    next: usize,
     sums: &'a mut [f32],
 }
 
@@ -128,9 +161,10 @@ impl Op for Products<'_> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let Products { w, x, rows, sums } = self;
+        let Products { w, x, rows, next, sums } = self;
         match x {
-            Prepared::FixedPoint(x) => fixed_point::products(s, w, x, rows, sums),
+            Prepared::FixedPoint(x) => fixed_point::products(s, w, x, rows, next, sums),
+            Prepared::Bytes(x) => bytes::products(s, w, x, rows, next, sums),
             Prepared::Floats(x) => floats::products(s, w, x, rows, sums),
         }
     }

@@ -25,6 +25,8 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Whether products of whole numbers are there, and pay.
     const WHOLE_NUMBERS: bool;
+    /// Whether [`Simd::dot_bytes`] is there, with sixteen lanes.
+    const BYTES: bool = false;
     /// Lanes of f32.
     type F: Copy;
     /// Lanes of u32.
@@ -65,6 +67,9 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
 
     /// Begin to bring the cache line of this address near, if it is memory at all.
     fn prefetch<T>(self, address: *const T);
+    /// The same to the second-level cache. Lines from memory that are on their way to the first level keep others waiting that
+    /// come from the second.
+    fn prefetch_far<T>(self, address: *const T);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -113,7 +118,35 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     fn to_floats(self, x: Self::U) -> Self::F;
     /// Lane `i` is lane `lanes[i]` of `table`.
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F;
+    /// The floats whose bits these are.
+    fn floats(self, words: Self::U) -> Self::F;
+    /// The lower (0) or upper (1) half of each word.
+    fn bf16_of_words(self, words: Self::U, half: usize) -> Self::F;
+    /// The lower (0) or upper (1) half of each word.
+    fn f16_of_words(self, words: Self::U, half: usize) -> Self::F;
+    /// Value `index` of `BITS` bits (2, 4 or 8) of each byte, as a byte.
+    #[inline(always)]
+    fn byte_fields<const BITS: u32>(self, _words: Self::U, _index: u32) -> Self::U {
+        unreachable!("{WITHOUT_BYTES}")
+    }
+    /// The sum of the products of the four numbers of 8 bits in each lane, those of `b` signed, added to `sum`.
+    #[inline(always)]
+    fn dot_bytes(self, _a: Self::U, _b: Self::U, _sum: Self::U) -> Self::U {
+        unreachable!("{WITHOUT_BYTES}")
+    }
+    /// Signed whole numbers times 256.
+    #[inline(always)]
+    fn times_256(self, _words: Self::U) -> Self::U {
+        unreachable!("{WITHOUT_BYTES}")
+    }
+    /// Whole numbers `[16, 16]`, added up by fours: lane r of vector q is the sum of lanes `4q..4q + 4` of row r.
+    #[inline(always)]
+    fn sum_quarters(self, _rows: &[Self::U; 16]) -> [Self::U; 4] {
+        unreachable!("{WITHOUT_BYTES}")
+    }
 }
+
+const WITHOUT_BYTES: &str = "products of bytes are for sets that have them";
 
 /// 1.5 · 2^23: adding it leaves no bits for a fraction, and the whole number in the lowest bits.
 pub(in crate::backend::cpu) const ROUND: f32 = 12582912.0;
@@ -207,6 +240,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
     #[inline(always)]
+    fn prefetch_far<T>(self, _: *const T) {}
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         pairs(a, b, |a, b| a + b)
     }
@@ -283,5 +318,17 @@ impl Simd for Portable {
     #[inline(always)]
     fn permute(self, table: Self::F, lanes: Self::U) -> Self::F {
         lanes.map(|lane| table[lane as usize % 8])
+    }
+    #[inline(always)]
+    fn floats(self, words: Self::U) -> Self::F {
+        words.map(f32::from_bits)
+    }
+    #[inline(always)]
+    fn bf16_of_words(self, words: Self::U, half: usize) -> Self::F {
+        words.map(|word| f32::from_bits(word >> (16 * half) << 16))
+    }
+    #[inline(always)]
+    fn f16_of_words(self, words: Self::U, half: usize) -> Self::F {
+        words.map(|word| f16::from_bits((word >> (16 * half)) as u16).to_f32())
     }
 }

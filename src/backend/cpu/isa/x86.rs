@@ -112,6 +112,10 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[inline(always)]
+    fn prefetch_far<T>(self, address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_add_ps(a, b) }
     }
@@ -214,6 +218,26 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     fn permute(self, table: __m256, lanes: __m256i) -> __m256 {
         unsafe { _mm256_permutevar8x32_ps(table, lanes) }
     }
+    #[inline(always)]
+    fn floats(self, words: __m256i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(words) }
+    }
+    #[inline(always)]
+    fn bf16_of_words(self, words: __m256i, half: usize) -> __m256 {
+        unsafe {
+            let upper = if half == 0 { _mm256_slli_epi32(words, 16) } else { words };
+            _mm256_castsi256_ps(_mm256_and_si256(upper, _mm256_set1_epi32(-65536)))
+        }
+    }
+    #[inline(always)]
+    fn f16_of_words(self, words: __m256i, half: usize) -> __m256 {
+        unsafe {
+            let upper = if half == 0 { _mm256_slli_epi32(words, 16) } else { words };
+            let lower = _mm256_srli_epi32(upper, 16);
+            let packed = _mm_packus_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1));
+            _mm256_cvtph_ps(packed)
+        }
+    }
 }
 
 /// AVX-512 F, BW, DQ, VL and VNNI: Ice Lake and Zen 4 onwards.
@@ -270,11 +294,27 @@ unsafe fn dpwssd_two(a: [__m512i; 2], x: *const u32, sums: &mut [__m512i; 2]) {
     }
 }
 
+/// Four vectors of four quarters each, transposed.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn turn_quarters(x: [__m512i; 4]) -> [__m512i; 4] {
+    // Quarters 0 and 2 of all, then 1 and 3.
+    let even = [_mm512_shuffle_i32x4::<0x88>(x[0], x[1]), _mm512_shuffle_i32x4::<0x88>(x[2], x[3])];
+    let odd = [_mm512_shuffle_i32x4::<0xdd>(x[0], x[1]), _mm512_shuffle_i32x4::<0xdd>(x[2], x[3])];
+    [
+        _mm512_shuffle_i32x4::<0x88>(even[0], even[1]),
+        _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]),
+        _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]),
+        _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]),
+    ]
+}
+
 // SAFETY, for every block below: an `Avx512` exists only where the machine has these instructions; pointers are the
 // caller's promise.
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const WHOLE_NUMBERS: bool = true;
+    const BYTES: bool = true;
     type F = __m512;
     type U = __m512i;
 
@@ -325,16 +365,10 @@ impl Simd for Avx512 {
             }
             let mut columns = [_mm512_setzero_si512(); 16];
             for c in 0..4 {
-                let four = [fours[0][c], fours[1][c], fours[2][c], fours[3][c]];
-                // Quarters 0 and 2 of all, then 1 and 3.
-                let even =
-                    [_mm512_shuffle_i32x4::<0x88>(four[0], four[1]), _mm512_shuffle_i32x4::<0x88>(four[2], four[3])];
-                let odd =
-                    [_mm512_shuffle_i32x4::<0xdd>(four[0], four[1]), _mm512_shuffle_i32x4::<0xdd>(four[2], four[3])];
-                columns[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
-                columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
-                columns[8 + c] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
-                columns[12 + c] = _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]);
+                let quarters = turn_quarters([fours[0][c], fours[1][c], fours[2][c], fours[3][c]]);
+                for q in 0..4 {
+                    columns[4 * q + c] = quarters[q];
+                }
             }
             columns
         }
@@ -362,6 +396,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch<T>(self, address: *const T) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far<T>(self, address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
@@ -474,5 +512,51 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn permute(self, table: __m512, lanes: __m512i) -> __m512 {
         unsafe { _mm512_permutexvar_ps(lanes, table) }
+    }
+    #[inline(always)]
+    fn floats(self, words: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(words) }
+    }
+    #[inline(always)]
+    fn bf16_of_words(self, words: __m512i, half: usize) -> __m512 {
+        unsafe {
+            let upper = if half == 0 { _mm512_slli_epi32(words, 16) } else { words };
+            _mm512_castsi512_ps(_mm512_and_si512(upper, _mm512_set1_epi32(-65536)))
+        }
+    }
+    #[inline(always)]
+    fn f16_of_words(self, words: __m512i, half: usize) -> __m512 {
+        unsafe {
+            let lower = if half == 0 { words } else { _mm512_srli_epi32(words, 16) };
+            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(lower))
+        }
+    }
+    #[inline(always)]
+    fn byte_fields<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
+        unsafe {
+            let fields = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
+            _mm512_and_si512(fields, _mm512_set1_epi8(((1u32 << BITS) - 1) as i8))
+        }
+    }
+    #[inline(always)]
+    fn dot_bytes(self, a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, a, b) }
+    }
+    #[inline(always)]
+    fn times_256(self, words: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32(words, 8) }
+    }
+    #[inline(always)]
+    fn sum_quarters(self, rows: &[__m512i; 16]) -> [__m512i; 4] {
+        unsafe {
+            let mut fours = [_mm512_setzero_si512(); 4];
+            for i in 0..4 {
+                let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
+                let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+                let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+                fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+            }
+            turn_quarters(fours)
+        }
     }
 }
