@@ -27,10 +27,11 @@ test: setup
 	cargo test --locked
 
 # Chromium, Node and npm come from the system. All else is installed below target/ and tests/clients/node_modules/. The programs are
-# those that the tests built.
-test-clients: setup need-clients
-	cargo build --locked
-	PROFILE=debug tests/clients/run.sh
+# those that the tests built: `cargo build` would build all of them again, with other features of their dependencies.
+test-clients: setup
+	tests/clients/install.sh
+	cargo test --locked --test suite --no-run
+	tests/clients/run.sh
 
 test-cuda: setup
 	cargo test --release --locked --lib --test suite cuda
@@ -61,9 +62,6 @@ clean:
 
 need-python3:
 	@command -v python3 >/dev/null || { echo "error: python3 was not found; install Python 3.9 or later with pip (Debian and Ubuntu: apt-get install python3-pip)" >&2; exit 1; }
-
-need-clients:
-	@tests/clients/system.sh
 
 need-cargo:
 	@command -v cargo >/dev/null || { echo "error: cargo was not found; install Rust from https://rustup.rs" >&2; exit 1; }

@@ -36,6 +36,10 @@ pub enum Error {
     #[error("chat template: {0}")]
     Template(String),
 
+    /// The machine has so much other work that this was not done in time.
+    #[error("the machine is too busy: {0}")]
+    Busy(String),
+
     /// The input cannot be generated from: no tokens, too many, or an id outside the vocabulary.
     #[error("{0}")]
     Input(String),

@@ -3,10 +3,17 @@
     load.py storm  [--binary target/release/mlx_lm] [--seconds 60]
     load.py rate URL [--model NAME] [--clients 1,8,32] [--seconds 10]
     load.py overhead [--binary target/release/mlx_lm]
+    load.py kills [--binary target/release/mlx_lm] [--times 100]
 
 `storm` starts the server with the demo model: 200 clients at once for a while, then 2,000 requests of which a third hang up at random
 moments. Each answer must be the one that `mlx_lm` gives for the prompt and the seed, no request may fail but with 429, all sequences must
 be freed, and the memory after a second round must be that after the first within 5 %.
+
+`rate` sends a question to `/v1/chat/completions`; or, with `--ids`, for checkpoints without a chat template, 32 random token ids to
+`/v1/completions`.
+
+`kills` ends a server with SIGKILL at random moments while it writes its prompt cache. Each next start must warn of nothing, clear away
+what was half written, and answer the same.
 
 `overhead` takes what the engine says of its time for a line of a batch from what a client waits for the same. Nothing but Python's own library is needed.
 """
@@ -14,10 +21,12 @@ be freed, and the memory after a second round must be that after the first withi
 import argparse
 import asyncio
 import json
+import os
 import random
 import re
 import statistics
 import subprocess
+import tempfile
 import time
 from urllib.parse import urlsplit
 
@@ -83,13 +92,22 @@ def milliseconds(times):
     return f"{1000 * statistics.median(times):.0f} ms (95 %: {1000 * times[len(times) * 95 // 100]:.0f} ms)"
 
 
+def question(options):
+    """A path and a body."""
+    body = {"max_tokens": options.tokens, "temperature": 0, "stream": True, **json.loads(options.extra)}
+    if options.model:
+        body["model"] = options.model
+    if options.ids:
+        return "/v1/completions", {**body, "prompt": [random.randrange(100, options.ids) for _ in range(32)]}
+    text = f"Tell me a story about the number {random.random()}."
+    return "/v1/chat/completions", {**body, "messages": [{"role": "user", "content": text}]}
+
+
 async def rate(options):
     url = urlsplit(options.url)
     for n in map(int, options.clients.split(",")):
         async def once():
-            body = {"messages": [{"role": "user", "content": f"Tell me a story about the number {random.random()}."}],
-                    "max_tokens": options.tokens, "temperature": 0, "stream": True}
-            return await ask(url, "/v1/chat/completions", {**body, **({"model": options.model} if options.model else {})})
+            return await ask(url, *question(options))
 
         await once()
         began = time.monotonic()
@@ -97,7 +115,7 @@ async def rate(options):
         took = time.monotonic() - began
         failed = [result for result in results if result[0] != 200]
         firsts = [first for status, _, first, _ in results if status == 200 and first is not None]
-        print(f"{n} clients: {len(results) / took:.1f} requests/s, first token after {milliseconds(firsts)}, {len(failed)} failed", flush=True)
+        print(f"{n} clients: {len(results) / took:.2f} requests/s, first token after {milliseconds(firsts)}, {len(failed)} failed", flush=True)
 
 
 def expected(binary):
@@ -132,6 +150,52 @@ async def overhead(options):
     finally:
         server.terminate()
         server.wait(60)
+
+
+async def kills(options):
+    story = "The old lighthouse had been dark for a hundred years. Nobody went there but a fox called Lucy. " * 3
+    hit = partial = 0
+    answers = set()
+    with tempfile.TemporaryDirectory() as folder:
+        def halves():
+            return [name for name in os.listdir(folder) if name.endswith("-partial")]
+
+        # The first time tells how long a server takes to end, the last one what is left.
+        takes = 0.0
+        for i in range(options.times + 2):
+            is_killed = 0 < i <= options.times
+            command = [options.binary, "serve", "--port", "0", "--prompt-cache-dir", folder]
+            server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            said = []
+            try:
+                for line in server.stderr:
+                    said.append(line)
+                    if m := re.search(r"listening at (\S+),", line):
+                        break
+                url = urlsplit(m[1])
+                for beginning in ("", f"{i}. ", f"{i}. "):
+                    body = {"prompt": beginning + story + "One day", "max_tokens": 4, "temperature": 0}
+                    status, text, _, _ = await ask(url, "/v1/completions", body)
+                    assert status == 200, text
+                    if not beginning:
+                        answers.add(json.loads(text)["choices"][0]["text"])
+                assert not halves(), halves()
+                server.terminate()
+                began = time.perf_counter()
+                if is_killed:
+                    time.sleep(random.uniform(0, takes))
+                    server.kill()
+                code = server.wait(60)
+                takes = takes or time.perf_counter() - began
+                hit += is_killed and code == -9
+                partial += len(halves())
+                said += server.stderr
+            finally:
+                server.kill()
+            assert not any("WARN" in line or "ERROR" in line for line in said), said
+        assert not halves() and len(answers) == 1, (halves(), answers)
+        print(f"{options.times} kills within {1000 * takes:.0f} ms: {hit} before the end, {partial} in the midst of a file; "
+              f"{len(os.listdir(folder))} files at the end, no warning, one answer")
 
 
 def resident(pid):
@@ -214,7 +278,13 @@ command.add_argument("--model")
 command.add_argument("--clients", default="1,8,32")
 command.add_argument("--seconds", type=float, default=10)
 command.add_argument("--tokens", type=int, default=32)
+command.add_argument("--ids", type=int, metavar="BELOW")
+command.add_argument("--extra", default="{}", metavar="JSON", help="further fields of each request")
 command.set_defaults(run=rate)
+command = commands.add_parser("kills")
+command.add_argument("--binary", default="target/release/mlx_lm")
+command.add_argument("--times", type=int, default=100)
+command.set_defaults(run=kills)
 command = commands.add_parser("overhead")
 command.add_argument("--binary", default="target/release/mlx_lm")
 command.set_defaults(run=overhead)

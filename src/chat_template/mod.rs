@@ -100,13 +100,13 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The conversation as text, special tokens included: within 2 seconds and 512 MB of a worker, where the program
-    /// has one ([`set_worker`]).
+    /// The conversation as text, special tokens included: within 2 seconds of a processor and 512 MB in a worker, where
+    /// the program has one ([`set_worker`]).
     ///
     /// # Errors
     /// [`Error::Template`] when the template does not compile, fails, raises an exception (the message is then the
-    /// template's own), runs out of its budget or has no worker that starts; [`Error::Input`] when the conversation is
-    /// not one.
+    /// template's own), runs out of its budget or has no worker that starts; [`Error::Busy`] when others have the
+    /// processor; [`Error::Input`] when the conversation is not one.
     pub fn render(&self, conversation: &Conversation) -> Result<String> {
         self.render_by(conversation, |job| match worker::command() {
             Some(command) => worker::render(command, job),

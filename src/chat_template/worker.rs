@@ -10,13 +10,15 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, OnceLock, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use minijinja::value::Serde;
 use minijinja::{ErrorKind, Value};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::{Compiled, FUEL, Failure, Job, Place, render as render_in_thread};
@@ -33,9 +35,13 @@ const STACK_BYTES: usize = 64 << 20;
 const MAX_GROWTH: usize = 8;
 const MAX_OWN_BYTES: usize = 1 << 20;
 
-/// When the first attempt is given up, and when the search for the place: the rest of 2 s is for killing.
+/// After how much time of a processor the first attempt is given up, and after how much the search for the place: the rest of
+/// 2 s is for killing.
 const FIRST_ATTEMPT: Duration = Duration::from_millis(1000);
 const ALL_ATTEMPTS: Duration = Duration::from_millis(1800);
+
+/// How long to wait for a worker that others keep from the processor.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 static COMMAND: OnceLock<fn() -> io::Result<Command>> = OnceLock::new();
 
@@ -136,7 +142,7 @@ fn answer(line: &str, kept: &mut Option<Compiled>) -> io::Result<()> {
 fn watch_memory() -> mpsc::Sender<()> {
     let (watched, dropped) = mpsc::channel();
     thread::spawn(move || {
-        while dropped.recv_timeout(Duration::from_millis(5)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        while dropped.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
             if getrusage(UsageWho::RUSAGE_SELF).is_ok_and(|usage| usage.max_rss() as u64 > MEMORY_BYTES) {
                 std::process::abort();
             }
@@ -151,12 +157,14 @@ enum Stopped {
     Late,
     Died,
     TooLong,
+    /// It had no time on a processor.
+    Kept,
 }
 
 impl Stopped {
     fn at(self, place: Place) -> Failure {
         let problem = match self {
-            Stopped::Late => "stopped because it takes too long",
+            Stopped::Late | Stopped::Kept => "stopped because it takes too long",
             Stopped::Died => "stopped because it needs more than 512 MB or nests too deep",
             Stopped::TooLong => "stopped because it writes too much",
         };
@@ -168,6 +176,39 @@ impl Stopped {
 enum End {
     Done(Result<String, Failure>),
     Stopped(Stopped),
+}
+
+/// What a process has computed since then; where the system does not tell, the time that has passed.
+struct Stopwatch {
+    process: Pid,
+    computed: Option<Duration>,
+    started: Instant,
+}
+
+impl Stopwatch {
+    fn start(process: &Child) -> Self {
+        let process = Pid::from_raw(process.id() as i32);
+        Stopwatch { process, computed: computed(process), started: Instant::now() }
+    }
+
+    fn elapsed(&self) -> Duration {
+        match (self.computed, computed(self.process)) {
+            (Some(before), Some(now)) => now.saturating_sub(before),
+            _ => self.started.elapsed(),
+        }
+    }
+}
+
+/// The time that a process has had on processors.
+#[cfg(not(target_os = "macos"))]
+fn computed(process: Pid) -> Option<Duration> {
+    let clock = nix::time::clock_getcpuclockid(process).ok()?;
+    nix::time::clock_gettime(clock).ok().map(Duration::from)
+}
+
+#[cfg(target_os = "macos")]
+fn computed(_: Pid) -> Option<Duration> {
+    None
 }
 
 struct Worker {
@@ -195,8 +236,14 @@ impl Worker {
         Ok(Worker { process, requests, replies: BufReader::new(replies) })
     }
 
-    /// How far each attempt came, and what ended them early.
-    fn ask(&mut self, job: &Job, attempts: &[Attempt], until: Instant) -> (Vec<Place>, Option<End>) {
+    /// How far each attempt came, what ended them early, and how much was computed for them: at most `budget`, and `until` then.
+    fn ask(
+        &mut self,
+        job: &Job,
+        attempts: &[Attempt],
+        budget: Duration,
+        until: Instant,
+    ) -> (Vec<Place>, Option<End>, Duration) {
         let Worker { process, requests, replies } = self;
         let (sender, answers) = mpsc::channel();
         thread::scope(|scope| {
@@ -215,60 +262,77 @@ impl Worker {
                 Ok(())
             });
             let (mut places, mut last) = (Vec::new(), None::<Duration>);
+            let all = Stopwatch::start(process);
             let end = loop {
                 if places.len() == attempts.len() {
                     break None;
                 }
-                let asked = Instant::now();
-                let left = until.saturating_duration_since(asked);
+                let asked = Stopwatch::start(process);
+                let left = budget.saturating_sub(all.elapsed());
                 // An attempt with a little more fuel than one that ended takes a little more time. What takes much more
                 // is taken for one that does not end; a search meets some three of these.
-                let wait = match last {
+                let most = match last {
                     None => left / attempts.len().min(2) as u32,
                     Some(last) => left.min(left / 6 + 4 * last),
                 };
-                match answers.recv_timeout(wait) {
+                let answer = loop {
+                    // A processor computes no faster than time passes.
+                    let rest = most.saturating_sub(asked.elapsed()).max(Duration::from_millis(1));
+                    match answers.recv_timeout(rest.min(until.saturating_duration_since(Instant::now()))) {
+                        Err(RecvTimeoutError::Timeout) if asked.elapsed() >= most => break Err(Stopped::Late),
+                        Err(RecvTimeoutError::Timeout) if Instant::now() >= until => break Err(Stopped::Kept),
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => break Err(Stopped::Died),
+                        Ok(reply) => break Ok(reply),
+                    }
+                };
+                match answer {
                     Ok(Reply::Short(place)) => places.push(place),
                     Ok(Reply::Done(rendered)) => break Some(End::Done(rendered)),
                     Ok(Reply::TooLong) => break Some(End::Stopped(Stopped::TooLong)),
-                    Err(mpsc::RecvTimeoutError::Timeout) => break Some(End::Stopped(Stopped::Late)),
-                    Err(mpsc::RecvTimeoutError::Disconnected) => break Some(End::Stopped(Stopped::Died)),
+                    Err(stopped) => break Some(End::Stopped(stopped)),
                 }
                 last = Some(asked.elapsed());
             };
+            let computed = all.elapsed();
             if let Some(End::Stopped(_)) = end {
                 let _ = process.kill(); // which ends the other thread
             }
-            (places, end)
+            (places, end, computed)
         })
     }
 }
 
 /// Render in a worker.
 pub(super) fn render(command: fn() -> io::Result<Command>, job: &Job) -> Result<String> {
-    let started = Instant::now();
+    let until = Instant::now() + PATIENCE;
+    let busy = || Error::Busy(format!("the chat template had too little of a processor for {} s", PATIENCE.as_secs()));
     let idle = IDLE.lock().expect("nothing panics with it").pop();
     let mut worker = idle.map_or_else(|| Worker::start(command), Ok)?;
     let whole = job.source.len();
-    let stopped = match worker.ask(job, &[Attempt { source: whole, fuel: FUEL }], started + FIRST_ATTEMPT) {
-        (_, Some(End::Stopped(stopped))) => stopped,
-        (_, Some(End::Done(rendered))) => {
+    let (_, end, computed) = worker.ask(job, &[Attempt { source: whole, fuel: FUEL }], FIRST_ATTEMPT, until);
+    let stopped = match end {
+        Some(End::Stopped(Stopped::Kept)) => return Err(busy()),
+        Some(End::Stopped(stopped)) => stopped,
+        Some(End::Done(rendered)) => {
             IDLE.lock().expect("nothing panics with it").push(worker);
             return rendered.map_err(Error::from);
         }
-        (_, None) => unreachable!("with all its fuel, a template is done or stopped"),
+        None => unreachable!("with all its fuel, a template is done or stopped"),
     };
+    let mut budget = ALL_ATTEMPTS.saturating_sub(computed);
     drop(worker);
-    let until = started + ALL_ATTEMPTS;
-    let mut found = search(command, job, until, FUEL, |fuel| Attempt { source: whole, fuel })?;
+    let mut found = search(command, job, &mut budget, until, FUEL, |fuel| Attempt { source: whole, fuel })?;
     if let Found::Nothing = found {
         // It does not get as far as the first instruction: the compiler stumbles over it.
-        found = search(command, job, until, whole as u64, |bytes| Attempt { source: bytes as usize, fuel: 0 })?;
+        let attempt = |bytes| Attempt { source: bytes as usize, fuel: 0 };
+        found = search(command, job, &mut budget, until, whole as u64, attempt)?;
     }
     match found {
-        // What earlier requests had left behind in the worker was in the way, or the machine had other work.
+        // What earlier requests had left behind in the worker was in the way.
         Found::Done(rendered) => rendered.map_err(Error::from),
         Found::Place(place) => Err(stopped.at(place).into()),
+        Found::Nothing if Instant::now() >= until => Err(busy()),
         Found::Nothing => Err(Error::Template(
             "its worker did not get as far as the template: no memory to start, or a conversation too long for its 512 MB".into(),
         )),
@@ -282,13 +346,15 @@ enum Found {
     Nothing,
 }
 
-/// Find the largest number whose attempt ends, from 0 to `most`, or the nearest that can be found `until` then.
+/// Find the largest number whose attempt ends, from 0 to `most`, or the nearest that can be found within `budget`, of which it takes what
+/// it computes, and `until` then.
 ///
 /// One that does not end costs a worker and much more time than one that does. So a worker gets ascending numbers until
 /// it fails.
 fn search(
     command: fn() -> io::Result<Command>,
     job: &Job,
+    budget: &mut Duration,
     until: Instant,
     most: u64,
     attempt: impl Fn(u64) -> Attempt,
@@ -297,9 +363,10 @@ fn search(
     let (mut found, mut high) = (Found::Nothing, most);
     let doubling = (0..u64::BITS).map(|bit| 1 << bit).take_while(|&n| n < most);
     let mut numbers: Vec<u64> = [0].into_iter().chain(doubling).chain([most]).collect();
-    while Instant::now() < until {
+    while !budget.is_zero() && Instant::now() < until {
         let attempts: Vec<_> = numbers.iter().map(|&n| attempt(n)).collect();
-        let (places, end) = Worker::start(command)?.ask(job, &attempts, until);
+        let (places, end, computed) = Worker::start(command)?.ask(job, &attempts, *budget, until);
+        *budget = budget.saturating_sub(computed);
         if let Some(End::Done(rendered)) = end {
             return Ok(Found::Done(rendered));
         }
@@ -315,4 +382,32 @@ fn search(
         numbers.dedup();
     }
     Ok(found)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> io::Result<Command> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Ok(command)
+    }
+
+    /// Catches: a template that is blamed because others have the processor.
+    #[test]
+    fn a_worker_is_late_by_what_it_computes() {
+        let job = Job { source: String::new(), variables: Default::default(), date: None };
+        let ask = |command: fn() -> io::Result<Command>, patience| {
+            let until = Instant::now() + patience;
+            Worker::start(command)
+                .unwrap()
+                .ask(&job, &[Attempt { source: 0, fuel: 0 }], Duration::from_millis(20), until)
+                .1
+        };
+        let computes = ask(|| shell("while :; do :; done"), Duration::from_secs(60));
+        assert!(matches!(computes, Some(End::Stopped(Stopped::Late))));
+        let waits = ask(|| shell("read request; read more"), Duration::from_millis(200));
+        assert!(matches!(waits, Some(End::Stopped(Stopped::Kept))));
+    }
 }

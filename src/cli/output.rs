@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::args::Format;
 use super::reply::Reply;
+use super::terminal::printable;
 
 /// The fields that every JSON form of a result has.
 pub fn result_json(finished: &Finished, text: &str) -> Value {
@@ -58,7 +59,7 @@ impl Printer {
     pub fn delta(&mut self, delta: &Delta) -> io::Result<()> {
         match self.format {
             Format::Text => {
-                self.out.write_all(delta.text.as_bytes())?;
+                self.show(&delta.text)?;
                 self.out.flush()
             }
             Format::Jsonl => {
@@ -75,6 +76,14 @@ impl Printer {
                 self.tokens.extend(delta.token.logprob.map(|_| token_json(delta)));
                 Ok(())
             }
+        }
+    }
+
+    /// A terminal would obey control characters; a file or pipe gets the text as it is.
+    fn show(&mut self, text: &str) -> io::Result<()> {
+        match self.out.is_terminal() {
+            true => self.out.write_all(printable(text).as_bytes()),
+            false => self.out.write_all(text.as_bytes()),
         }
     }
 
@@ -104,7 +113,7 @@ impl Printer {
                 write_line(&mut self.out, &json)
             }
             Format::Text => {
-                self.out.write_all(finished.held_back.as_bytes())?;
+                self.show(&finished.held_back)?;
                 // A shell prompt should not stick to the text; a file or pipe gets the text alone.
                 if self.out.is_terminal() { writeln!(self.out) } else { Ok(()) }
             }

@@ -1,4 +1,4 @@
-//! Ctrl-C that stops a load or a generation, and otherwise the program.
+//! Ctrl-C that stops a load or a generation, and otherwise the program; and text that a terminal may show.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,5 +111,35 @@ impl LastResort {
             }
         });
         LastResort(done)
+    }
+}
+
+/// Text without characters that control a terminal or reorder what it shows; line ends stay, and tabs are spaces.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out.push(c),
+            '\t' => out.push_str("    "),
+            '\r' => {}
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.push(char::REPLACEMENT_CHARACTER),
+            c if c.is_control() => out.push(char::REPLACEMENT_CHARACTER),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_control_characters() {
+        let all: String = (0..0x250).filter_map(char::from_u32).collect();
+        let controls: Vec<char> = printable(&all).chars().filter(|c| c.is_control()).collect();
+        assert_eq!(controls, ['\n']);
+        assert_eq!(printable("a\tb\r\n\x1b[2J\u{9b}é"), "a    b\n\u{fffd}[2J\u{fffd}é");
+        assert_eq!(printable("a\u{202e}b\u{2066}c\u{200d}d"), "a\u{fffd}b\u{fffd}c\u{200d}d");
     }
 }

@@ -117,7 +117,7 @@ impl From<Error> for ApiError {
             Error::Input(_) => ApiError::bad_request(message),
             Error::Template(_) => ApiError { param: Some("messages".into()), ..ApiError::bad_request(message) },
             Error::Interrupted => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"),
-            Error::OutOfMemory(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message),
+            Error::OutOfMemory(_) | Error::Busy(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message),
             _ => {
                 // It may name files of the server's.
                 log::error!("{message}");

@@ -45,7 +45,8 @@ const ATTACK = `<img src=x onerror="document.title='owned'"><script>document.tit
 ${"> ".repeat(5000)}deep`;
 
 const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] }); // root has no sandbox
+// Root has no sandbox, a container little shared memory.
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 await mkdir(SHOTS, { recursive: true });
 let passed = 0;
 

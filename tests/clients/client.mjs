@@ -63,4 +63,3 @@ assert.equal((await streamed.finalMessage()).tool_calls[0].function.arguments, c
 await assert.rejects(chat({ foo: 1 }), (error) => error instanceof OpenAI.BadRequestError && error.param === "foo");
 await assert.rejects(chat({ model: "nothing" }), OpenAI.NotFoundError);
 await assert.rejects(client.withOptions({ apiKey: "wrong" }).models.list(), OpenAI.AuthenticationError);
-console.log("the openai package for JavaScript: ok");

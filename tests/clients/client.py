@@ -93,4 +93,3 @@ raises(openai.BadRequestError, lambda: chat(temperature=-1), param="temperature"
 raises(openai.NotFoundError, lambda: chat(model="nothing"), param="model", code="model_not_found")
 stranger = client.with_options(api_key="wrong")
 raises(openai.AuthenticationError, lambda: stranger.models.list(), code="invalid_api_key")
-print("the openai package for Python: ok")

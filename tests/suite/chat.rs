@@ -306,3 +306,16 @@ fn what_cannot_be_talked_to_says_so() {
     let (code, _, stderr) = chat(&[], "/regenerate\n", home.path());
     assert_eq!((code, stderr.as_str()), (Some(1), "error: line 1: there is no question to answer\n"));
 }
+
+/// Catches: a model that moves the cursor, colours or reorders what a terminal shows; a pipe that gets another text.
+#[test]
+fn a_terminal_gets_no_control_characters_of_an_answer() {
+    let home = home();
+    let args = ["-p", "Hi", "--regex", r"a\x1b\[31mb\u{9b}c\u{202e}d"];
+    let piped = mlx_lm(&args, home.path()).output().unwrap();
+    assert_eq!(String::from_utf8(piped.stdout).unwrap(), "a\x1b[31mb\u{9b}c\u{202e}d");
+    let mut session = spawn_command(mlx_lm(&args, home.path()), Some(PATIENCE_MS)).unwrap();
+    // rexpect takes each byte for a character.
+    let shown = String::from_utf8(session.exp_eof().unwrap().chars().map(|c| c as u8).collect()).unwrap();
+    assert!(shown.ends_with("a\u{fffd}[31mb\u{fffd}c\u{fffd}d\r\n"), "{shown:?}");
+}

@@ -9,6 +9,8 @@ use std::mem::take;
 use console::{Style, measure_text_width};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
+use super::table::Table;
+
 /// The most columns of a rendered line; longer ones are hard to read.
 const MEASURE: usize = 100;
 
@@ -170,14 +172,14 @@ fn code(text: &str) -> String {
     Style::new().cyan().apply_to(indented).to_string()
 }
 
-fn dim(text: &str) -> String {
+pub fn dim(text: &str) -> String {
     Style::new().dim().apply_to(text).to_string()
 }
 
 /// A block as lines of at most `width` columns, each with its end.
 fn render(block: &str, width: usize) -> String {
     let mut writer = Writer { width, ..Writer::default() };
-    for event in Parser::new_ext(block, Options::ENABLE_STRIKETHROUGH) {
+    for event in Parser::new_ext(block, Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TABLES) {
         writer.event(event);
     }
     writer.end_line();
@@ -202,6 +204,7 @@ struct Writer {
     lists: Vec<Option<u64>>,
     in_code: bool,
     link: String,
+    table: Option<Table>,
 }
 
 impl Writer {
@@ -269,6 +272,15 @@ impl Writer {
                 self.indents.push(" ".repeat(measure_text_width(&marker)));
                 self.marker = Some(marker);
             }
+            Tag::Table(alignments) => {
+                self.end_line();
+                self.table = Some(Table::new(alignments));
+            }
+            Tag::TableHead => {
+                self.styles.push(Style::new().bold());
+                self.row();
+            }
+            Tag::TableRow => self.row(),
             _ => {}
         }
     }
@@ -295,7 +307,31 @@ impl Writer {
             }
             TagEnd::CodeBlock => self.in_code = false,
             TagEnd::List(_) => drop(self.lists.pop()),
+            TagEnd::TableHead => drop(self.styles.pop()),
+            TagEnd::TableCell => {
+                self.end_word();
+                if let Some(table) = &mut self.table {
+                    table.end_cell();
+                }
+            }
+            TagEnd::Table => {
+                let indent: usize = self.indents.iter().map(|indent| measure_text_width(indent)).sum();
+                for line in
+                    self.table.take().map(|table| table.lines(self.width.saturating_sub(indent))).unwrap_or_default()
+                {
+                    self.begin_line();
+                    self.out += &line;
+                    self.column = 1;
+                    self.end_line();
+                }
+            }
             _ => {}
+        }
+    }
+
+    fn row(&mut self) {
+        if let Some(table) = &mut self.table {
+            table.begin_row();
         }
     }
 
@@ -324,6 +360,9 @@ impl Writer {
         let (word, width) = take(&mut self.word);
         if width == 0 {
             return;
+        }
+        if let Some(table) = &mut self.table {
+            return table.push((word, width));
         }
         let space = usize::from(self.is_spaced && self.column > 0);
         if self.column > 0 && self.column + space + width > self.width {
@@ -389,7 +428,7 @@ mod tests {
         console::set_colors_enabled(true);
         let expected = "> question\nA plan\n\nFirst, look at x, which is a long line\nthat the terminal has to break\nsomewhere.\n\
             1. one\n\n2. two\n   • deep\n\n3. three\n\npython\n  def f():\n      return 1\n\n  # no heading\n│ quoted\n\n\
-            ────────────────────────────────────────\nThe end: site (https://example.org) <b>\n| a | b |\n|---|---|\nlast";
+            ────────────────────────────────────────\nThe end: site (https://example.org) <b>\na    │ b\n─────┼──\nlast │ ";
         for piece in [1, 2, 7, 10_000] {
             let terminal = shown(ANSWER, piece, 40, 40);
             assert_eq!(terminal.screen().contents(), expected, "in pieces of {piece}");
@@ -397,6 +436,37 @@ mod tests {
             assert!(is_bold(1, 0) && is_bold(1, 2) && !is_bold(3, 0));
             assert!(terminal.screen().cell(3, 7).unwrap().italic());
             assert_eq!(terminal.screen().cell(3, 15).unwrap().fgcolor(), vt100::Color::Idx(6));
+        }
+    }
+
+    /// Catches: a table that is taken for a paragraph, or that is wider than the terminal.
+    #[test]
+    fn tables_are_aligned_and_fit() {
+        console::set_colors_enabled(true);
+        let table = "Before\n\n| Colour | Share | What it is |\n|:--|--:|:-:|\n| **blue** | 4.4 | the colour of a clear sky |\n\
+            | `red` | 12 | a \\| b |\n| 漢字 | | \n\nAfter";
+        let wide = "> question\nBefore\n\n\
+            Colour │ Share │        What it is\n\
+            ───────┼───────┼──────────────────────────\n\
+            blue   │   4.4 │ the colour of a clear sky\n\
+            red    │    12 │           a | b\n\
+            漢字   │       │\n\nAfter";
+        let narrow = "> question\nBefore\n\n\
+            Colour │ Share │ What it is\n\
+            ───────┼───────┼────────────\n\
+            blue   │   4.4 │ the colour\n\
+            \u{20}      │       │ of a clear\n\
+            \u{20}      │       │     sky\n\
+            red    │    12 │    a | b\n\
+            漢字   │       │\n\nAfter";
+        for (columns, expected) in [(60, wide), (28, narrow)] {
+            for piece in [1, 7, 10_000] {
+                let terminal = shown(table, piece, 40, columns);
+                let found = terminal.screen().contents();
+                let lines: Vec<&str> = found.lines().map(str::trim_end).collect();
+                assert_eq!(lines.join("\n"), expected, "{columns} columns, in pieces of {piece}");
+                assert!(terminal.screen().cell(3, 0).unwrap().bold() && terminal.screen().cell(5, 0).unwrap().bold());
+            }
         }
     }
 

@@ -5,6 +5,7 @@ mod dialogue;
 mod editor;
 mod markdown;
 mod screen;
+mod table;
 mod transcript;
 
 use std::io::{self, BufRead, IsTerminal, Read};
@@ -24,11 +25,11 @@ use super::output::print_stats;
 use super::process::{FAILURE, INTERRUPTED, SUCCESS, of_stdout};
 use super::progress::Progress;
 use super::prompt::MAX_INPUT_BYTES;
-use super::terminal;
+use super::terminal::{self, printable};
 use command::Command;
 use dialogue::Dialogue;
 use editor::{Lines, Typed};
-use screen::{Screen, printable};
+use screen::Screen;
 use transcript::Transcript;
 
 /// How soon Ctrl-C is seen.

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use console::{Style, Term};
 
 use super::markdown;
+use crate::cli::terminal::printable;
 
 /// Empties the line.
 const ERASE: &str = "\r\x1b[K";
@@ -131,33 +132,5 @@ impl Answer {
         }
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
-    }
-}
-
-/// Text without characters that control a terminal; line ends stay, and tabs are spaces.
-pub fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => out.push(c),
-            '\t' => out.push_str("    "),
-            '\r' => {}
-            c if c.is_control() => out.push(char::REPLACEMENT_CHARACTER),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_terminal_gets_no_control_characters() {
-        let all: String = (0..0x250).filter_map(char::from_u32).collect();
-        let controls: Vec<char> = printable(&all).chars().filter(|c| c.is_control()).collect();
-        assert_eq!(controls, ['\n']);
-        assert_eq!(printable("a\tb\r\n\x1b[2J\u{9b}é"), "a    b\n\u{fffd}[2J\u{fffd}é");
     }
 }
