@@ -143,6 +143,11 @@ fn log_probabilities_are_those_of_the_command_line() {
         let bytes: Vec<u8> = serde_json::from_value(token["bytes"].clone()).unwrap();
         assert_eq!(String::from_utf8(bytes).unwrap(), token["token"].as_str().unwrap());
     }
+    // The token that ends a text is none of it.
+    let body = json!({"messages": user("What colour is the sky?"), "max_tokens": 50, "logprobs": true});
+    let answer = server.chat(&body).ok();
+    let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(tokens.iter().map(|token| token["token"].as_str().unwrap()).collect::<String>(), content(&answer));
     // Bytes that are no text by themselves are told all the same.
     let body = json!({"prompt": "é".repeat(3), "logprobs": 1, "max_tokens": 1, "logit_bias": {"0": 0}});
     let legacy = server.post("/v1/completions", &body).ok()["choices"][0]["logprobs"].clone();
@@ -191,4 +196,28 @@ fn functions_are_called_and_schemas_followed_whole_and_streamed() {
     // With no effort the template closes the reasoning, and what follows is the answer.
     let body = json!({"messages": user("What colour is the sky?"), "reasoning_effort": "none", "max_tokens": 5});
     assert_eq!(server.chat(&body).ok()["choices"][0]["message"].get("reasoning_content"), None);
+}
+
+/// Catches: calls where no function was given, several of a function that is asked for by name.
+#[test]
+fn a_function_is_called_where_there_is_one_and_once_where_it_is_named() {
+    compute_on_cpu();
+    let scratch = tempfile::tempdir().unwrap();
+    let [_, second] = two_models(scratch.path());
+    let server = Server::start(&["--model-root", &second]);
+    let call = r#"<tool_call>{"name": "f", "arguments": {}}</tool_call>"#;
+    let answer =
+        server.chat(&json!({"messages": user("Hi"), "regex": call.replace('{', r"\{").replace('}', r"\}")})).ok();
+    assert_eq!(content(&answer), call);
+    assert!(answer["choices"][0]["message"]["tool_calls"].is_null(), "{answer}");
+
+    let parameters = json!({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": false});
+    let function = json!({"type": "function", "function": {"name": "f", "parameters": parameters}});
+    let named = json!({"type": "function", "function": {"name": "f"}});
+    let body = json!({"messages": user("Hi"), "tools": [function], "tool_choice": named, "temperature": 1.5, "max_tokens": 200});
+    let calls = (3..7).map(|seed| {
+        let answer = server.chat(&with(body.clone(), &json!({"seed": seed}))).ok();
+        answer["choices"][0]["message"]["tool_calls"].as_array().map_or(0, Vec::len)
+    });
+    assert_eq!(calls.collect::<Vec<_>>(), [1; 4]);
 }

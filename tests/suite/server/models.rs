@@ -64,16 +64,26 @@ fn what_a_prompt_begins_with_is_read_once_also_after_a_restart() {
     fs::write(store.join("notes.txt"), "not a cache").unwrap();
     fs::write(store.join("other.safetensors"), "not a cache").unwrap();
     fs::write(store.join(".x.safetensors.mlxpack-partial"), "half").unwrap();
+    // Another model's is not looked into, and one of this model's that is no longer of use is removed.
+    let foreign = store.join("0123456789abcdef-0123456789abcdef.safetensors");
+    fs::write(&foreign, "another model's").unwrap();
+    let model = kept[0].file_name().unwrap().to_str().unwrap().split_once('-').unwrap().0;
+    let stale = store.join(format!("{model}-0123456789abcdef.safetensors"));
+    fs::copy(&kept[0], &stale).unwrap();
     let server = Server::start(&["--prompt-cache-dir", dir]);
     let third = server.post("/v1/completions", &body("At night")).ok();
     assert!(cached(&third) > 50, "{third}");
     assert_eq!(third["choices"], second["choices"]);
     server.signal(Signal::SIGTERM);
     let (code, said) = server.end();
-    assert!(code == Some(0) && said.matches("[WARN]").count() == 1 && said.contains("ignored"), "{said}");
+    assert!(code == Some(0) && said.matches("[WARN]").count() == 1, "{said}");
+    assert!(said.contains("ignored, as 1 others are"), "{said}");
     let left = files();
     assert!(
-        left.contains(&store.join("notes.txt")) && left.iter().all(|path| !path.ends_with("mlxpack-partial")),
+        left.contains(&store.join("notes.txt"))
+            && left.contains(&foreign)
+            && !left.contains(&stale)
+            && left.iter().all(|path| !path.to_str().unwrap().ends_with("mlxpack-partial")),
         "{left:?}"
     );
 
