@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use mlx_rs::Array;
 use mlx_rs::memory::clear_cache;
 
 use super::Prepared;
@@ -147,14 +148,6 @@ impl<'t> Worker<'t> {
             return Err(Error::Interrupted);
         }
         self.end_aborted();
-        // What a constrained sequence reads next, its last token says. Where a GPU would have nothing to do until that is chosen,
-        // others go on meanwhile, and it sits out a pass.
-        let sits_out = ops::is_on_gpu();
-        if !sits_out && let Some((step, ids)) = self.last.take() {
-            let chosen = self.choose(&step, &ids);
-            self.last = Some((step, ids));
-            chosen?;
-        }
         self.admit();
         let held = self.share_prefixes();
         for active in &self.active {
@@ -165,9 +158,9 @@ impl<'t> Worker<'t> {
         }
         let mut plan = self.scheduler.plan(|id| held.contains(&id));
         let last = self.last.take();
+        // What a constrained sequence may choose next, its last token says, which is not read yet.
         let waits = |active: &Active| {
-            let is_in_last = || last.as_ref().is_some_and(|(_, ids)| ids.contains(&active.id));
-            sits_out && active.sequence.constraint.is_some() && is_in_last()
+            active.sequence.constraint.is_some() && last.as_ref().is_some_and(|(_, ids)| ids.contains(&active.id))
         };
         let goes_on = |id: &Id| self.active.iter().any(|active| active.id == *id && active.left > 0 && !waits(active));
         plan.decode.retain(goes_on);
@@ -176,9 +169,6 @@ impl<'t> Worker<'t> {
         }
         let goes_on = !plan.is_empty() || last.is_some();
         if let Some((step, ids)) = last {
-            if sits_out {
-                self.choose(&step, &ids)?;
-            }
             self.deliver(step, &ids, &plan.decode)?;
         }
         self.passes += 1;
@@ -339,10 +329,12 @@ impl<'t> Worker<'t> {
         Ok(step.map(|step| (step, ids)))
     }
 
-    /// Read the tokens that sequences which may choose any chose in a pass; `next` are the sequences of the one that was
-    /// submitted after it.
+    /// Read the tokens of a pass; `next` are the sequences of the one that was submitted after it.
     fn deliver(&mut self, step: Step, ids: &[Id], next: &[Id]) -> Result<()> {
-        for (&id, token) in ids.iter().zip(step.read(self.model)?) {
+        let logits = step.constrained();
+        let free = step.read(self.model)?;
+        let (ids, constrained) = ids.split_at(free.len());
+        for (&id, token) in ids.iter().zip(free) {
             let Some(active) = self.active.iter_mut().find(|active| active.id == id) else {
                 continue; // it ended meanwhile
             };
@@ -356,14 +348,14 @@ impl<'t> Worker<'t> {
                 Err(error) => self.end(id, error),
             }
         }
-        Ok(())
+        match logits {
+            Some(logits) => self.choose(&logits, constrained),
+            None => Ok(()),
+        }
     }
 
-    /// Choose tokens for the sequences of a pass that are constrained, and tell them. What they may choose was computed while the
-    /// pass was.
-    fn choose(&mut self, step: &Step, ids: &[Id]) -> Result<()> {
-        let Some(logits) = step.constrained() else { return Ok(()) };
-        let ids = &ids[ids.len() - logits.dim(0) as usize..];
+    /// Choose tokens for the sequences that are constrained, and tell them.
+    fn choose(&mut self, logits: &Array, ids: &[Id]) -> Result<()> {
         let (mut rows, mut failed) = (Vec::new(), Vec::new());
         for active in &mut self.active {
             let Some(row) = ids.iter().position(|id| *id == active.id) else { continue };
@@ -373,7 +365,7 @@ impl<'t> Worker<'t> {
             }
         }
         let (ids, rows): (Vec<Id>, Vec<_>) = rows.into_iter().unzip();
-        let tokens = if rows.is_empty() { Vec::new() } else { choose_constrained(self.model, &logits, rows)? };
+        let tokens = if rows.is_empty() { Vec::new() } else { choose_constrained(self.model, logits, rows)? };
         for (id, error) in failed {
             self.end(id, error);
         }

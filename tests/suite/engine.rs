@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use mlx_lm::generate::sampler::SamplerOptions;
-use mlx_lm::generate::{Engine, EngineOptions, Event, FinishReason, Generation, Grammar, Request};
+use mlx_lm::generate::{Engine, EngineOptions, Event, FinishReason, Generation, Request};
 use mlx_lm::{Checkpoint, GenerateOptions, Model, Tokenizer, Watch};
 
 use crate::{compute_on_cpu, fixture};
@@ -353,47 +353,4 @@ fn a_text_that_streams_goes_on_as_if_it_had_not_been_cut() {
     let (more, _) = run(&engine, &ids(50, 1), options(30, 64));
     let (.., stats) = run(&engine, &[ids(50, 1), more].concat(), options(1, 64));
     assert_eq!(stats.read_tokens, 80);
-}
-
-/// What `look` gives while nothing is computed.
-fn held<R>(engine: &Engine, look: impl FnOnce() -> R) -> R {
-    let ((began, has_begun), (release, released)) = (channel(), channel::<()>());
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            engine.call(move |_| {
-                began.send(()).unwrap();
-                let _ = released.recv();
-            })
-        });
-        has_begun.recv().unwrap();
-        let looked = look();
-        drop(release);
-        looked
-    })
-}
-
-/// Catches: a constrained sequence that sits out passes, or that others wait for.
-#[test]
-fn a_constrained_sequence_has_as_many_tokens_as_others() {
-    let engine = demo(EngineOptions::default());
-    let submit = |grammar| {
-        let options = GenerateOptions { max_tokens: 200, ignore_eos: true, grammar, ..GenerateOptions::default() };
-        engine.submit(Request { prompt: ids(3, 0), options, prompt_cache: None }).unwrap()
-    };
-    let (mut free, mut constrained) =
-        held(&engine, || (submit(None), submit(Some(Grammar::Regex("[a-z ]{3000}".into())))));
-    let mut n = 0;
-    while n < 20 {
-        n += usize::from(matches!(free.next_event(), Some(Event::Delta(_))));
-    }
-    let taken = |generation: &mut Generation| {
-        std::iter::from_fn(|| match generation.next_event_within(Duration::ZERO) {
-            Poll::Ready(event) => event,
-            Poll::Pending => None,
-        })
-        .filter(|event| matches!(event, Event::Delta(_)))
-        .count()
-    };
-    let (of_free, of_constrained) = held(&engine, || (n + taken(&mut free), taken(&mut constrained)));
-    assert!(of_free.abs_diff(of_constrained) <= 1, "{of_free} and {of_constrained}");
 }
