@@ -25,6 +25,7 @@ if [ ${#packages[@]} -gt 0 ]; then
         missing "$wanted, which could not be installed"
 fi
 
+timeout 60 chromium --headless --no-sandbox --disable-dev-shm-usage --dump-dom about:blank >/dev/null 2>&1 || missing "a Chromium that starts"
 if ! cmp -s requirements.txt "$venv/installed"; then
     python3 -m venv --clear "$venv"
     timeout 300 "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt ||
