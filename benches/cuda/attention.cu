@@ -6,7 +6,6 @@
 
 #include "harness.h"
 
-#include "../../src/backend/cuda/numbers.cu"
 #include "../../src/backend/cuda/heads.cu"
 #include "../../src/backend/cuda/attention.cu"
 
@@ -17,27 +16,6 @@ __global__ void __launch_bounds__(128, HEADS <= 4 ? 4 : 2) kernel(__grid_constan
   using A = Attention<T, HEAD_DIM, HEADS, TURNED, false>;
   __shared__ typename A::Shared shared;
   A{a, a.sequences[blockIdx.z], shared}.run();
-}
-
-template <Type T>
-double value(unsigned short bits) {
-  if (T == Type::BF16) {
-    uint32_t wide = uint32_t(bits) << 16;
-    float f;
-    std::memcpy(&f, &wide, 4);
-    return f;
-  }
-  __half_raw raw;
-  raw.x = bits;
-  return __half2float(__half(raw));
-}
-
-// Numbers of either sign of about 2^exponent.
-template <Type T>
-unsigned short* random_numbers(size_t n, uint32_t seed, int exponent) {
-  uint32_t bits = T == Type::BF16 ? (127 + exponent) << 7 : (15 + exponent) << 10;
-  uint32_t fraction = T == Type::BF16 ? 0x80ff : 0x87ff;
-  return make<unsigned short>(n * 2, seed, fraction << 16 | fraction, bits << 16 | bits);
 }
 
 // What a sequence is checked with: where its token is, and what that sees.
@@ -52,7 +30,7 @@ template <Type T>
 std::vector<double> values_of(const unsigned short* data, size_t n) {
   std::vector<double> wide(n);
   std::vector<unsigned short> narrow = on_host(data, n);
-  for (size_t i = 0; i < n; i++) wide[i] = value<T>(narrow[i]);
+  for (size_t i = 0; i < n; i++) wide[i] = number<T>(narrow[i]);
   return wide;
 }
 
@@ -63,8 +41,8 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   for (Case& c : cases) capacity = std::max(capacity, c.position + 1);
   size_t cache = (size_t)n_kv_heads * capacity * HEAD_DIM, token = (size_t)all_heads * HEAD_DIM;
   int copies = only_check ? 1 : std::max(1, int(200e6 / (4.0 * cache * n)));
-  unsigned short* projected = random_numbers<T>(token * n, 1, 0);
-  unsigned short *weights[2] = {random_numbers<T>(HEAD_DIM, 2, -1), random_numbers<T>(HEAD_DIM, 3, -1)};
+  unsigned short* projected = numbers<T>(token * n, 1, 0);
+  unsigned short *weights[2] = {numbers<T>(HEAD_DIM, 2, -1), numbers<T>(HEAD_DIM, 3, -1)};
   std::vector<float2> turns((size_t)capacity * HEAD_DIM / 2);
   for (int p = 0; p < capacity; p++)
     for (int i = 0; i < HEAD_DIM / 2; i++) {
@@ -86,7 +64,7 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
     a.n_heads = n_heads, a.n_kv_heads = n_kv_heads, a.scale = 1 / std::sqrt(float(HEAD_DIM));
     for (int s = 0; s < n; s++) {
       Sequence& q = a.sequences[s];
-      q = {random_numbers<T>(cache, 10 + copy * 64 + s, -1), random_numbers<T>(cache, 42 + copy * 64 + s, -1)};
+      q = {numbers<T>(cache, 10 + copy * 64 + s, -1), numbers<T>(cache, 42 + copy * 64 + s, -1)};
       int end = cases[s].position + 1, first = cases[s].window ? std::max(0, end - cases[s].window) : 0;
       q.position = end - 1, q.capacity = capacity, q.sinks = std::min(cases[s].sinks, first), q.skip = first - q.sinks;
       q.sees = end - q.skip, q.turns = on_gpu;

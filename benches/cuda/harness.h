@@ -23,6 +23,8 @@
     }                                                                             \
   } while (0)
 
+#include "../../src/backend/cuda/numbers.cu"
+
 __global__ void fill(uint32_t* words, size_t n, uint32_t seed, uint32_t fraction, uint32_t rest) {
   for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
     uint64_t z = (i + 1) * 0x9e3779b97f4a7c15ull + seed;
@@ -40,6 +42,25 @@ P* make(size_t bytes, uint32_t seed, uint32_t fraction, uint32_t rest) {
   fill<<<1024, 256>>>(reinterpret_cast<uint32_t*>(data), (bytes + 3) / 4, seed, fraction, rest);
   CHECK(cudaGetLastError());
   return data;
+}
+
+template <mlx_lm::Type T>
+__host__ __device__ float number(unsigned short bits) {
+  if constexpr (T == mlx_lm::Type::BF16) {
+    __nv_bfloat16_raw raw{bits};
+    return __bfloat162float(__nv_bfloat16(raw));
+  } else {
+    __half_raw raw{bits};
+    return __half2float(__half(raw));
+  }
+}
+
+// Numbers of either sign of about 2^exponent.
+template <mlx_lm::Type T>
+unsigned short* numbers(size_t n, uint32_t seed, int exponent) {
+  constexpr bool BF = T == mlx_lm::Type::BF16;
+  uint32_t bits = BF ? (127 + exponent) << 7 : (15 + exponent) << 10, fraction = BF ? 0x80ff : 0x87ff;
+  return make<unsigned short>(n * 2, seed, fraction << 16 | fraction, bits << 16 | bits);
 }
 
 template <typename P>

@@ -7,7 +7,6 @@
 
 #include "harness.h"
 
-#include "../../src/backend/cuda/numbers.cu"
 #include "../../src/backend/cuda/tensor.cu"
 #include "../../src/backend/cuda/gemv.cu"
 
@@ -25,17 +24,6 @@ __global__ void __launch_bounds__((WARPS + ADDERS) * 32, BLOCKS) kernel(const __
 #pragma unroll
   for (int i = 0; i < LAYERS; i++) layers[i] = a.layers[i];
   Gemv<BITS, GROUP, T, COLUMNS, LAYERS, SWIGLU ? Activation::SILU : Activation::NONE, NORM, TILES, WARPS, STAGES>(a, layers, a.fused, shared).run();
-}
-
-template <Type T>
-__host__ __device__ float number(unsigned short bits) {
-  if constexpr (T == Type::BF16) {
-    __nv_bfloat16_raw raw{bits};
-    return __bfloat162float(__nv_bfloat16(raw));
-  } else {
-    __half_raw raw{bits};
-    return __half2float(__half(raw));
-  }
 }
 
 // y and the sum of the magnitudes that it is made of, for one layer.
@@ -61,14 +49,6 @@ __global__ void exact(Layer w, const unsigned short* x, int columns, double* y, 
     y[(size_t)b * w.rows + r] = sum + bias;
     magnitude[(size_t)b * w.rows + r] = all + fabs(bias);
   }
-}
-
-// Numbers of either sign of about 2^exponent.
-template <Type T>
-unsigned short* numbers(size_t n, uint32_t seed, int exponent) {
-  uint32_t bits = T == Type::BF16 ? (127 + exponent) << 7 : (15 + exponent) << 10;
-  uint32_t fraction = T == Type::BF16 ? 0x807f : 0x83ff;
-  return make<unsigned short>(n * 2, seed, fraction << 16 | fraction, bits << 16 | bits);
 }
 
 int multiprocessors, wrong = 0;

@@ -6,7 +6,6 @@
 
 #include "harness.h"
 
-#include "../../src/backend/cuda/numbers.cu"
 #include "../../src/backend/cuda/tensor.cu"
 #include "../../src/backend/cuda/heads.cu"
 #include "../../src/backend/cuda/gemm.cu"
@@ -16,25 +15,6 @@ using namespace mlx_lm;
 
 int wrong = 0;
 bool only_check = false;
-
-template <Type T>
-__host__ __device__ float number(unsigned short bits) {
-  if constexpr (T == Type::BF16) {
-    __nv_bfloat16_raw raw{bits};
-    return __bfloat162float(__nv_bfloat16(raw));
-  } else {
-    __half_raw raw{bits};
-    return __half2float(__half(raw));
-  }
-}
-
-// Numbers of either sign of about 2^exponent.
-template <Type T>
-unsigned short* numbers(size_t n, uint32_t seed, int exponent) {
-  uint32_t bits = T == Type::BF16 ? (127 + exponent) << 7 : (15 + exponent) << 10;
-  uint32_t fraction = T == Type::BF16 ? 0x80ff : 0x87ff;
-  return make<unsigned short>(n * 2, seed, fraction << 16 | fraction, bits << 16 | bits);
-}
 
 // y and the sum of the magnitudes that it is made of, for one layer: of weights rounded to their type, as the kernel has them.
 template <int BITS, int GROUP, Type T>
