@@ -56,15 +56,6 @@ struct Attention {
   const Sequence& sequence;
   Shared& shared;
 
-  // 2^x, and 0 for -∞.
-  __device__ static float power(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
-
-  __device__ static float infinity() { return __int_as_float(0x7f800000); }
-
   // The block's queries to shared memory; and the new key and value to the cache, by the block that sees them. Where several
   // blocks do, they write the same.
   __device__ void prepare(int kv_head, int first_head, bool sees_new) const {

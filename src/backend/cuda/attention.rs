@@ -4,7 +4,7 @@ use mlx_rs::Dtype;
 
 use super::Gpu;
 use super::driver::Stream;
-use super::kernel::{self, Compiled, Kernel, Launch};
+use super::kernel::{self, Compiled, Kernel, Launch, type_name};
 use crate::backend::Positions;
 use crate::error::Result;
 
@@ -38,9 +38,9 @@ impl kernel::Form for Form {
 
     fn entry(&self) -> (String, String) {
         let Form { is_bf16, head_dim, heads, turned, is_capped } = self;
-        let kind = if *is_bf16 { "BF16" } else { "F16" };
+        let number = type_name(*is_bf16);
         let body = format!(
-            "using Attention = mlx_lm::Attention<mlx_lm::Type::{kind}, {head_dim}, {heads}, {turned}, {is_capped}>;\n\
+            "using Attention = mlx_lm::Attention<{number}, {head_dim}, {heads}, {turned}, {is_capped}>;\n\
              __shared__ Attention::Shared shared;\n\
              Attention{{a, a.sequences[blockIdx.z], shared}}.run();"
         );

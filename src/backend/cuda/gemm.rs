@@ -3,8 +3,8 @@
 use mlx_rs::Dtype;
 
 use super::driver::Stream;
-use super::gemv::{Added, LayerAddresses, MAX_LAYERS, activation_name, divided_up, fits, packing};
-use super::kernel::{Compiled, Kernel, Launch};
+use super::gemv::{Added, LayerAddresses, MAX_LAYERS, activation_name, divided_up, fits, packing, rows_and_biases};
+use super::kernel::{Compiled, Kernel, Launch, type_name};
 use super::{Epilogue, Gpu, Linear};
 use crate::backend::Activation;
 use crate::error::Result;
@@ -86,11 +86,11 @@ impl super::kernel::Form for Form {
 
     fn entry(&self) -> (String, String) {
         let &Form { bits, group_size, layers, order, tile: Tile { rows, stages, .. }, .. } = self;
-        let kind = if self.is_bf16 { "BF16" } else { "F16" };
+        let number = type_name(self.is_bf16);
         let activation = activation_name(self.activation);
         let body = format!(
             "extern __shared__ __align__(1024) unsigned char shared[];\n\
-             mlx_lm::Gemm<{bits}, {group_size}, mlx_lm::Type::{kind}, {layers}, mlx_lm::Activation::{activation}, {order}, {rows}, {stages}>\
+             mlx_lm::Gemm<{bits}, {group_size}, {number}, {layers}, mlx_lm::Activation::{activation}, {order}, {rows}, {stages}>\
              (a, shared).run();"
         );
         ("mlx_lm::GemmArguments".to_owned(), body)
@@ -145,10 +145,7 @@ impl Plan {
         order: i32,
     ) -> Option<Self> {
         let (bits, group_size) = packing(layers.first()?);
-        let (mut rows, mut biases) = ([0; MAX_LAYERS], [false; MAX_LAYERS]);
-        for ((layer, rows), has_bias) in layers.iter().zip(&mut rows).zip(&mut biases) {
-            (*rows, *has_bias) = (layer.weight.arrays()[0].dim(0), layer.bias.is_some());
-        }
+        let (rows, biases) = rows_and_biases(layers);
         let activation = epilogue.activation();
         let is_done = matches!(bits, 4 | 8 | 16)
             && matches!(dtype, Dtype::Float16 | Dtype::Bfloat16)
@@ -194,13 +191,8 @@ impl Plan {
     pub unsafe fn launch(&self, kernel: Kernel, stream: Stream, at: Addresses) -> Result<()> {
         let form = if self.is_wide { &self.wide } else { &self.narrow };
         let mut weights = at.weights.iter().copied();
-        let mut next = || weights.next().expect("an address for each weight");
-        let mut layers = [LayerAddresses::default(); MAX_LAYERS];
-        for ((layer, &rows), &has_bias) in layers.iter_mut().zip(&self.rows).zip(&self.biases).take(form.layers) {
-            let words = next();
-            let [scales, biases] = if form.bits == 16 { [0; 2] } else { [next(), next()] };
-            *layer = LayerAddresses { words, scales, biases, bias: if has_bias { next() } else { 0 }, rows };
-        }
+        let next = || weights.next().expect("an address for each weight");
+        let layers = LayerAddresses::read(form.layers, form.bits, self.rows, self.biases, next);
         let Plan { tokens, columns, width, .. } = *self;
         let arguments = Arguments { layers, x: at.x, y: at.y, residual: at.residual, tokens, columns, width };
         let tiles = self.rows.iter().map(|&rows| divided_up(rows, form.tile.rows)).sum::<i32>();

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 
 use super::driver::Stream;
-use super::kernel::{Compiled, Kernel, Launch};
+use super::kernel::{Compiled, Kernel, Launch, type_name};
 use super::node::{Memory, When, node};
 use super::{Epilogue, Fused, Gpu, Linear, Weight};
 use crate::backend::{Activation, Residual};
@@ -148,13 +148,13 @@ impl super::kernel::Form for Form {
             "extern __shared__ __align__(128) unsigned char shared[];\n\
              const mlx_lm::Layer layers[] = {{{}}};\n\
              const mlx_lm::Fused fused = {{{}, a.fused.eps, {{{}, a.fused.residual.multiplier, a.fused.residual.most}}}};\n\
-             mlx_lm::Gemv<{}, {}, mlx_lm::Type::{}, {}, {}, mlx_lm::Activation::{}, {}, {}, {}, {}>(a, layers, fused, shared).run();",
+             mlx_lm::Gemv<{}, {}, {}, {}, {}, mlx_lm::Activation::{}, {}, {}, {}, {}>(a, layers, fused, shared).run();",
             (0..self.layers).map(layer).collect::<Vec<_>>().join(", "),
             if_has(self.has_norm, "a.fused.norm"),
             if_has(self.has_residual, "a.fused.residual.of"),
             self.bits,
             self.group_size,
-            if self.is_bf16 { "BF16" } else { "F16" },
+            type_name(self.is_bf16),
             self.columns,
             self.layers,
             activation_name(self.activation),
@@ -176,6 +176,25 @@ pub(super) struct LayerAddresses {
     pub biases: u64,
     pub bias: u64,
     pub rows: i32,
+}
+
+impl LayerAddresses {
+    /// Of `n` layers of so many bits: `next` gives each one's arrays, and its bias if it has one.
+    pub fn read(
+        n: usize,
+        bits: i32,
+        rows: [i32; MAX_LAYERS],
+        biases: [bool; MAX_LAYERS],
+        mut next: impl FnMut() -> u64,
+    ) -> [Self; MAX_LAYERS] {
+        let mut layers = [LayerAddresses::default(); MAX_LAYERS];
+        for ((layer, rows), has_bias) in layers.iter_mut().zip(rows).zip(biases).take(n) {
+            let words = next();
+            let [scales, biases] = if bits == 16 { [0; 2] } else { [next(), next()] };
+            *layer = LayerAddresses { words, scales, biases, bias: if has_bias { next() } else { 0 }, rows };
+        }
+        layers
+    }
 }
 
 /// `Residual` of tensor.cu: what an output is added to.
@@ -319,10 +338,7 @@ impl Plan {
         if layers.len() > MAX_LAYERS {
             return None;
         }
-        let (mut rows, mut biases) = ([0; MAX_LAYERS], [false; MAX_LAYERS]);
-        for (i, layer) in layers.iter().enumerate() {
-            (rows[i], biases[i]) = (layer.weight.arrays()[0].dim(0), layer.bias.is_some());
-        }
+        let (rows, biases) = rows_and_biases(layers);
         let mut width = rows.iter().sum::<i32>();
         let mut tiles = rows.iter().map(|&rows| divided_up(rows, 16)).sum::<i32>();
         if activation.is_some() {
@@ -389,12 +405,8 @@ impl Plan {
         let mut weights = at.weights.iter().copied();
         let mut next = || weights.next().expect("an address for each weight");
         let mut arguments = Arguments { eps: self.eps, shared: at.shared, span: self.span, ..Arguments::default() };
-        for (i, layer) in arguments.layers.iter_mut().enumerate().take(self.form.layers) {
-            let words = next();
-            let [scales, biases] = if self.form.is_plain() { [0; 2] } else { [next(), next()] };
-            let bias = if self.form.biases[i] { next() } else { 0 };
-            *layer = LayerAddresses { words, scales, biases, bias, rows: self.rows[i] };
-        }
+        let Form { layers, bits, biases, .. } = self.form;
+        arguments.layers = LayerAddresses::read(layers, bits, self.rows, biases, &mut next);
         if self.form.has_norm {
             arguments.norm = next();
         }
@@ -417,6 +429,15 @@ impl Plan {
 /// The bits of a layer's weights, 16 of one that is not packed, with the columns of a scale.
 pub(super) fn packing(layer: &Linear) -> (i32, i32) {
     layer.weight.packing().map_or((16, 64), |packing| (packing.bits, packing.group_size))
+}
+
+/// How many rows each layer has, and whether it has a bias; of [`MAX_LAYERS`] at most.
+pub(super) fn rows_and_biases(layers: &[Linear]) -> ([i32; MAX_LAYERS], [bool; MAX_LAYERS]) {
+    let (mut rows, mut biases) = ([0; MAX_LAYERS], [false; MAX_LAYERS]);
+    for ((layer, rows), has_bias) in layers.iter().zip(&mut rows).zip(&mut biases) {
+        (*rows, *has_bias) = (layer.weight.arrays()[0].dim(0), layer.bias.is_some());
+    }
+    (rows, biases)
 }
 
 /// Whether a layer takes so many columns, and all its numbers are of this type.

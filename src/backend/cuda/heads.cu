@@ -1,5 +1,5 @@
-//! A head out of the projection of queries, keys and values: normalised by the root of its mean square, and turned (arXiv 2104.09864).
-//! Behind `numbers.cu`.
+//! What attention in prompts and in decoding share, behind `numbers.cu`: a head out of the projection of queries, keys and values, normalised
+//! by the root of its mean square and turned (arXiv 2104.09864); powers, and capped scores.
 
 namespace mlx_lm {
 
@@ -63,6 +63,15 @@ struct Head {
         if (lane + 32 * j < HALF) store(component(lane + 32 * j, half), values[j][half]);
   }
 };
+
+// 2^x, and 0 for -∞.
+__device__ inline float power(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline float infinity() { return __int_as_float(0x7f800000); }
 
 // cap · tanh(s / cap) of a score s (Gemma 2, arXiv 2408.00118, section 2).
 __device__ inline float capped(float score, float cap) {

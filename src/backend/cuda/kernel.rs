@@ -30,6 +30,11 @@ pub(super) trait Form: Clone + Eq + Hash + Send + Sync {
     fn entry(&self) -> (String, String);
 }
 
+/// `Type` of numbers.cu.
+pub(super) fn type_name(is_bf16: bool) -> &'static str {
+    if is_bf16 { "mlx_lm::Type::BF16" } else { "mlx_lm::Type::F16" }
+}
+
 /// A compiled kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {

@@ -92,14 +92,6 @@ struct PromptAttention {
     ask(shared + (3 + buffer) * TILE, prompt.values + at, HEAD_DIM, rows);
   }
 
-  __device__ static float power(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
-
-  __device__ static float infinity() { return __int_as_float(0x7f800000); }
-
   __device__ void run() const {
     allow_next();
     await_previous();

@@ -9,7 +9,7 @@ use super::blocks::{At, Numbers, Part, Room, RowLaunch, RowSteps};
 use super::driver::Stream;
 use super::gemm;
 use super::gemv::{Added, divided_up, packing};
-use super::kernel::{self, Compiled, Kernel, Launch};
+use super::kernel::{self, Compiled, Kernel, Launch, type_name};
 use super::rows::{RowAddresses, RowNorm};
 use crate::backend::{Block, Epilogue, Linear, Positions};
 use crate::error::Result;
@@ -76,7 +76,7 @@ impl kernel::Form for Form {
 
     fn entry(&self) -> (String, String) {
         let &Form { is_bf16, head_dim, kind } = self;
-        let number = if is_bf16 { "mlx_lm::Type::BF16" } else { "mlx_lm::Type::F16" };
+        let number = type_name(is_bf16);
         let body = match kind {
             Kind::PlaceHeads { turned } => format!("mlx_lm::place_heads<{number}, {head_dim}, {turned}>(a);"),
             Kind::Attention { order, is_capped } => format!(

@@ -7,7 +7,7 @@ use mlx_rs::{Array, Dtype};
 use super::Gpu;
 use super::driver::Stream;
 use super::gemv::Added;
-use super::kernel::{self, Compiled, Kernel, Launch};
+use super::kernel::{self, Compiled, Kernel, Launch, type_name};
 use super::node::{Memory, When, node};
 use crate::backend::{Linear, Norm, Packing, Weight};
 use crate::error::Result;
@@ -44,10 +44,6 @@ struct NormForm {
     adds: bool,
 }
 
-fn kind(is_bf16: bool) -> &'static str {
-    if is_bf16 { "mlx_lm::Type::BF16" } else { "mlx_lm::Type::F16" }
-}
-
 impl kernel::Form for Form {
     const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("tensor.cu"), include_str!("rows.cu"));
 
@@ -57,14 +53,16 @@ impl kernel::Form for Form {
 
     fn entry(&self) -> (String, String) {
         let call = match *self {
-            Form::Embedding { is_bf16, bits, group_size } => format!("embed<{}, {bits}, {group_size}>", kind(is_bf16)),
+            Form::Embedding { is_bf16, bits, group_size } => {
+                format!("embed<{}, {bits}, {group_size}>", type_name(is_bf16))
+            }
             Form::Unpacked { is_bf16, packing: Packing { group_size, bits } } => {
-                format!("unpack<{}, {bits}, {group_size}>", kind(is_bf16))
+                format!("unpack<{}, {bits}, {group_size}>", type_name(is_bf16))
             }
             Form::Norm(NormForm { is_bf16, order, has_norm, adds }) => {
-                format!("normalise<{}, {THREADS}, {order}, {has_norm}, {adds}>", kind(is_bf16))
+                format!("normalise<{}, {THREADS}, {order}, {has_norm}, {adds}>", type_name(is_bf16))
             }
-            Form::Largest { is_bf16 } => format!("largest<{}, {THREADS}>", kind(is_bf16)),
+            Form::Largest { is_bf16 } => format!("largest<{}, {THREADS}>", type_name(is_bf16)),
         };
         (
             "mlx_lm::RowsArguments".to_owned(),

@@ -317,17 +317,22 @@ fn distance(found: &[f64], wanted: &[f64]) -> f64 {
     (square / wanted.iter().map(|x| x * x).sum::<f64>()).sqrt()
 }
 
-#[test]
-fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
-    let Some(gpu) = gpu() else { return };
-    let rng = &mut StdRng::seed_from_u64(1);
-    let models = [
+/// One of each kind and packing.
+fn models(rng: &mut StdRng) -> [Model; 5] {
+    [
         Model::new(rng, None, Some(Packing::DEFAULT), Kind::Plain),
         Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), Kind::Biased),
         Model::new(rng, Some(9), None, Kind::Plain),
         Model::new(rng, Some(100), Some(Packing { group_size: 32, bits: 4 }), Kind::Around),
         Model::new(rng, None, Some(Packing { group_size: 64, bits: 8 }), Kind::After),
-    ];
+    ]
+}
+
+#[test]
+fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
+    let Some(gpu) = gpu() else { return };
+    let rng = &mut StdRng::seed_from_u64(1);
+    let models = models(rng);
     let lengths = [(0, 0), (1, 0), (69, 4), (70, 4), (300, 4), (64, 0), (129, 3)];
     // More than one launch multiplies.
     let mut sequences: Vec<Sequence> = (lengths.into_iter().cycle().take(35).enumerate())
@@ -364,13 +369,7 @@ fn blocks_compute_what_f64_does_and_do_not_depend_on_company() {
 fn prompts_compute_what_f64_does_however_they_are_cut() {
     let Some(gpu) = gpu() else { return };
     let rng = &mut StdRng::seed_from_u64(6);
-    let models = [
-        Model::new(rng, None, Some(Packing::DEFAULT), Kind::Plain),
-        Model::new(rng, Some(70), Some(Packing { group_size: 32, bits: 8 }), Kind::Biased),
-        Model::new(rng, Some(9), None, Kind::Plain),
-        Model::new(rng, Some(100), Some(Packing { group_size: 32, bits: 4 }), Kind::Around),
-        Model::new(rng, None, Some(Packing { group_size: 64, bits: 8 }), Kind::After),
-    ];
+    let models = models(rng);
     // Tokens before, sinks, and tokens of the pass; of the first two, those are decoded.
     let cases = [(5, 0, 1), (90, 4, 1), (0, 0, 1), (0, 4, 200), (64, 0, 64), (300, 4, 33), (70, 4, 150), (129, 3, 17)];
     let mut sequences: Vec<Sequence> = (cases.iter().enumerate())
