@@ -7,8 +7,8 @@ use minijinja::{ErrorKind, State, Value};
 
 use super::Jinja;
 
-/// Python's default limit of recursion would let JSON nest deeper than a thread's stack holds.
-const MAX_JSON_DEPTH: usize = 128;
+/// Python's default limit of recursion would let values nest deeper than a thread's stack holds.
+pub(super) const MAX_DEPTH: usize = 128;
 
 /// Python's `json.dumps`, with transformers' defaults: no HTML escapes, other characters than ASCII as they are.
 pub(super) fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Jinja<String> {
@@ -52,8 +52,8 @@ struct Json<'a> {
 
 impl Json<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Jinja<()> {
-        if depth > MAX_JSON_DEPTH {
-            return Err(not_json(format!("nested deeper than {MAX_JSON_DEPTH}")));
+        if depth > MAX_DEPTH {
+            return Err(not_json(format!("nested deeper than {MAX_DEPTH}")));
         }
         // A small value can be an exponentially large text, which the engine sees only when it is complete.
         self.state.consume_fuel(4 + value.as_str().map_or(0, str::len) as u64 / 64)?;

@@ -11,21 +11,25 @@
 
 mod continuation;
 mod json;
-pub(crate) use json::python_float;
+mod python;
+mod rewrite;
 mod worker;
+
+pub(crate) use json::python_float;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use jiff::civil::{Date, DateTime};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde, ValueKind, from_args};
-use minijinja::{Environment, ErrorKind, State, Value, escape_formatter};
+use minijinja::value::{Rest, Serde};
+use minijinja::{Environment, ErrorKind, Value, escape_formatter};
 use minijinja_contrib::globals::{cycler, joiner};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use crate::error::{Error, Result};
+use rewrite::Rewritten;
 
 pub use worker::{serve, set_worker};
 
@@ -92,7 +96,7 @@ impl ChatTemplate {
         }
         // Jinja2 knows one kind of line end.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        ChatTemplate { source: generation_as_with(&source), special_tokens }
+        ChatTemplate { source, special_tokens }
     }
 
     /// The template's own text.
@@ -187,7 +191,7 @@ impl Job {
         thread::scope(|scope| {
             let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
             let thread = thread.map_err(|e| Error::Template(format!("no thread to render it: {e}")))?;
-            thread.join().expect("panics are caught").map_err(|e| Failure::from(e).into())
+            thread.join().expect("panics are caught").map_err(|(_, failure)| failure.into())
         })
     }
 }
@@ -204,13 +208,19 @@ impl Compiled {
 
     fn new(source: &str, date: Option<Date>) -> Jinja<Self> {
         let mut env = environment(date)?;
-        env.add_template_owned(Self::NAME, source.to_owned())?;
+        env.add_template_owned(Self::NAME, Rewritten::new(source).source)?;
         Ok(Compiled { source: source.to_owned(), date, env })
     }
 }
 
 /// Render in this thread, with the template in `kept` if that is this one, which is left there. The place of a panic is not known.
-fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64, kept: &mut Option<Compiled>) -> Jinja<String> {
+fn render(
+    source: &str,
+    variables: Value,
+    date: Option<Date>,
+    fuel: u64,
+    kept: &mut Option<Compiled>,
+) -> std::result::Result<String, (ErrorKind, Failure)> {
     let same = kept.take().filter(|kept| kept.source == source && kept.date == date);
     let render = || {
         let mut compiled = same.map_or_else(|| Compiled::new(source, date), Ok)?;
@@ -220,7 +230,8 @@ fn render(source: &str, variables: Value, date: Option<Date>, fuel: u64, kept: &
         text
     };
     let not_jinja = |_| Err(minijinja::Error::new(ErrorKind::InvalidOperation, "not one that MiniJinja can run"));
-    catch_unwind(AssertUnwindSafe(render)).unwrap_or_else(not_jinja)
+    let rendered = catch_unwind(AssertUnwindSafe(render)).unwrap_or_else(not_jinja);
+    rendered.map_err(|error| (error.kind(), Failure::of(&error, &Rewritten::new(source))))
 }
 
 /// Jinja as transformers sets it up.
@@ -228,15 +239,23 @@ fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_debug(true); // errors know their column
-    env.set_unknown_method_callback(python_method);
+    env.set_unknown_method_callback(python::method);
     env.set_formatter(|out, state, value| match json::float(value) {
-        Some(number) => Ok(out.write_str(&json::python_float(number))?),
+        Some(number) => Ok(out.write_str(&python_float(number))?),
+        None if python::is_container(value) => Ok(out.write_str(&python::repr(state, value)?)?),
         None => escape_formatter(out, state, value),
     });
-    env.add_test("iterable", is_iterable);
-    env.add_test("sequence", is_iterable);
-    env.add_filter("default", default);
+    env.add_test("iterable", python::is_iterable);
+    env.add_test("sequence", python::is_iterable);
+    env.add_filter("center", python::center);
+    env.add_filter("default", python::default);
+    env.add_filter("float", python::to_float);
+    env.add_filter("int", python::int);
+    env.add_filter("string", python::string);
     env.add_filter("tojson", json::tojson);
+    env.add_filter("truncate", python::truncate);
+    env.add_filter("wordcount", python::wordcount);
+    env.add_function(rewrite::PERCENT, python::percent);
     env.add_function("cycler", |items: Rest<Value>| cycler(items.to_vec()));
     env.add_function("joiner", joiner);
     env.add_function("raise_exception", |message: String| -> Jinja<()> {
@@ -279,12 +298,12 @@ impl Place {
 
     /// Where rendering failed. MiniJinja knows only the line of some statements; their column is that of the line's
     /// first character.
-    fn of_error(error: &minijinja::Error) -> Option<Self> {
-        let (line, source) = (error.line()?, error.template_source()?);
+    fn of_error(error: &minijinja::Error, template: &Rewritten) -> Option<Self> {
+        let line = error.line()?;
         if let Some(range) = error.range() {
-            return Some(Place { line, ..Place::of(source, range.start) });
+            return Some(Place { line, ..template.place(range.start) });
         }
-        let text = source.split('\n').nth(line - 1)?;
+        let text = template.source.split('\n').nth(line - 1)?;
         Some(Place { line, column: text.chars().take_while(|c| c.is_whitespace()).count() + 1 })
     }
 }
@@ -296,9 +315,9 @@ struct Failure {
     problem: String,
 }
 
-impl From<minijinja::Error> for Failure {
-    fn from(error: minijinja::Error) -> Self {
-        if let Some(raised) = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<Raised>()) {
+impl Failure {
+    fn of(error: &minijinja::Error, template: &Rewritten) -> Self {
+        if let Some(raised) = std::error::Error::source(error).and_then(|e| e.downcast_ref::<Raised>()) {
             return Failure { place: None, problem: raised.0.clone() };
         }
         let problem = match (error.kind(), error.detail()) {
@@ -306,7 +325,7 @@ impl From<minijinja::Error> for Failure {
             (_, Some(detail)) => detail.to_owned(),
             (kind, None) => kind.to_string(),
         };
-        Failure { place: Place::of_error(&error), problem }
+        Failure { place: Place::of_error(error, template), problem }
     }
 }
 
@@ -317,110 +336,4 @@ impl From<Failure> for Error {
             None => problem,
         })
     }
-}
-
-/// The source with `{% generation %} … {% endgeneration %}` written as `with` blocks.
-///
-/// Transformers' own tag marks the text to train on. MiniJinja takes no new tags, but `with` renders the same: both
-/// are a scope of their own, and the tags stay in place for white space control, padded so that columns stay right.
-fn generation_as_with(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find('{') {
-        let (text, from_tag) = rest.split_at(start);
-        let (tag, after) = from_tag.split_at(tag_length(from_tag));
-        out.push_str(text);
-        rest = after;
-        match keyword(tag) {
-            "generation" => out.push_str(&tag.replacen("generation", "with      ", 1)),
-            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endwith      ", 1)),
-            "raw" => {
-                let end = after.match_indices("{%").find(|&(i, _)| keyword(&after[i..]) == "endraw");
-                let (raw, after) = after.split_at(end.map_or(after.len(), |(i, _)| i));
-                out.push_str(tag);
-                out.push_str(raw);
-                rest = after;
-            }
-            _ => out.push_str(tag),
-        }
-    }
-    out + rest
-}
-
-/// The statement of a `{% … %}` tag; empty for anything else.
-fn keyword(tag: &str) -> &str {
-    let Some(inside) = tag.strip_prefix("{%") else { return "" };
-    let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside).trim_start();
-    &inside[..inside.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(inside.len())]
-}
-
-/// How many bytes of `source`, which starts with `{`, are one tag, expression or comment; 1 when it starts none.
-fn tag_length(source: &str) -> usize {
-    let bytes = source.as_bytes();
-    let end = match bytes.get(1) {
-        Some(b'#') => return source[2..].find("#}").map_or(source.len(), |i| i + 4),
-        Some(b'%') => "%}",
-        Some(b'{') => "}}",
-        _ => return 1,
-    };
-    let (mut quote, mut depth, mut i) = (None, 0, 2);
-    while i < bytes.len() {
-        match (quote, bytes[i]) {
-            (Some(_), b'\\') => i += 1,
-            (Some(open), c) if c == open => quote = None,
-            (Some(_), _) => {}
-            (None, c @ (b'\'' | b'"')) => quote = Some(c),
-            (None, b'{') => depth += 1,
-            (None, b'}') if depth > 0 => depth -= 1,
-            (None, _) if bytes[i..].starts_with(end.as_bytes()) => return i + 2,
-            (None, _) => {}
-        }
-        i += 1;
-    }
-    source.len()
-}
-
-/// Python's methods of strings, lists and mappings.
-fn python_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Jinja<Value> {
-    match (value.as_str(), name) {
-        (Some(text), "removeprefix") => {
-            from_args(args).map(|(p,): (&str,)| text.strip_prefix(p).unwrap_or(text).into())
-        }
-        (Some(text), "removesuffix") => {
-            from_args(args).map(|(s,): (&str,)| text.strip_suffix(s).unwrap_or(text).into())
-        }
-        // Of three parts, of which the last two, or the first two, are empty without the separator.
-        (Some(text), "partition" | "rpartition") => {
-            let (separator,): (&str,) = from_args(args)?;
-            let parts = match (name, text.split_once(separator), text.rsplit_once(separator)) {
-                ("partition", Some((before, after)), _) | (_, _, Some((before, after))) => [before, separator, after],
-                ("partition", None, _) => [text, "", ""],
-                _ => ["", "", text],
-            };
-            Ok(parts.map(Value::from).to_vec().into())
-        }
-        (Some(text), "rsplit") => {
-            let (separator, limit): (&str, Option<usize>) = from_args(args)?;
-            let parts = text.rsplitn(limit.map_or(usize::MAX, |n| n.saturating_add(1)), separator);
-            let mut parts: Vec<Value> = parts.map(Value::from).collect();
-            parts.reverse();
-            Ok(parts.into())
-        }
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
-    }
-}
-
-/// Whether Python iterates over the value; templates ask this of a message's `content`. Slices and concatenations are
-/// lazy here and lists in Python, so what Python cannot index (`keys()`) is not told from a sequence.
-fn is_iterable(value: &Value) -> bool {
-    use ValueKind::{Iterable, Map, Seq, String, Undefined};
-    matches!(value.kind(), Undefined | String | Seq | Map | Iterable)
-}
-
-/// Jinja2's `default`, whose second argument templates also give by name.
-fn default(value: Value, other: Option<Value>, positional: Option<bool>, named: Kwargs) -> Jinja<Value> {
-    let falsy_too = positional.or(named.get("boolean")?).unwrap_or(false);
-    named.assert_all_used()?;
-    let keep = !value.is_undefined() && (!falsy_too || value.is_true());
-    Ok(if keep { value } else { other.unwrap_or_else(|| "".into()) })
 }

@@ -119,14 +119,13 @@ fn answer(line: &str, kept: &mut Option<Compiled>) -> io::Result<()> {
     let max_bytes = MAX_OWN_BYTES + MAX_GROWTH * line.len();
     for Attempt { source, fuel } in attempts {
         let part = &job.source[..job.source.floor_char_boundary(source)];
-        let reply =
-            match render_in_thread(part, variables.clone(), job.date, fuel, kept).map_err(|e| (e.kind(), e.into())) {
-                _ if part.len() < job.source.len() => Reply::Short(Place::of(&job.source, part.len())),
-                Err((ErrorKind::OutOfFuel, failure)) if fuel < FUEL => Reply::Short(failure.place.unwrap_or_default()),
-                Ok(text) if text.len() > max_bytes => Reply::TooLong,
-                Err((_, Failure { problem, .. })) if problem.len() > max_bytes => Reply::TooLong,
-                rendered => Reply::Done(rendered.map_err(|(_, failure)| failure)),
-            };
+        let reply = match render_in_thread(part, variables.clone(), job.date, fuel, kept) {
+            _ if part.len() < job.source.len() => Reply::Short(Place::of(&job.source, part.len())),
+            Err((ErrorKind::OutOfFuel, failure)) if fuel < FUEL => Reply::Short(failure.place.unwrap_or_default()),
+            Ok(text) if text.len() > max_bytes => Reply::TooLong,
+            Err((_, Failure { problem, .. })) if problem.len() > max_bytes => Reply::TooLong,
+            rendered => Reply::Done(rendered.map_err(|(_, failure)| failure)),
+        };
         let mut line = serde_json::to_vec(&reply)?;
         line.push(b'\n');
         io::stdout().lock().write_all(&line)?;

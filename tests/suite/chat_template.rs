@@ -103,25 +103,12 @@ fn conversations_render_as_in_transformers() {
 }
 
 /// Expressions that no chat template is known to use, and that MiniJinja evaluates differently from Jinja2.
-const DIFFERENT: [&str; 18] = [
-    "'%s-%s' % ('a', 'b')",
-    "'x'|int",
-    "\"they're BILL'S friends from the UK\".title()",
-    "['it\\'s', \"say \\\"x\\\"\", 'both \\' and \"', 'line\\nbreak', 'é\\u200b']",
+const DIFFERENT: [&str; 5] = [
     "people[0]|attr('name')",
-    "'a b c'|wordcount",
-    "'a long sentence indeed'|truncate(12)",
-    "'a b/ç'|urlencode",
-    "payload",
-    "payload.list",
     "'a' < 1",
     "[1, 2] < 3",
     "people|groupby('tag', default='-')|map(attribute='grouper')|list",
-    "'ab'.zfill(5)",
-    "'a\\tb'.expandtabs(4)",
-    "'a'.center(5)",
-    "'abc'.index('c')",
-    "'Hello World'.swapcase()",
+    "{'a': 'x y', 'b': 2}|urlencode",
 ];
 
 #[test]
