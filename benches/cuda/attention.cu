@@ -6,16 +6,17 @@
 
 #include "harness.h"
 
+#include "../../src/backend/cuda/tensor.cu"
 #include "../../src/backend/cuda/heads.cu"
 #include "../../src/backend/cuda/attention.cu"
 
 using namespace mlx_lm;
 
-template <Type T, int HEAD_DIM, int HEADS, int TURNED>
-__global__ void __launch_bounds__(128, HEADS <= 4 ? 4 : 2) kernel(__grid_constant__ const AttentionArguments a) {
-  using A = Attention<T, HEAD_DIM, HEADS, TURNED, false>;
+template <Type T, int HEAD_DIM, int HEADS, int TURNED, int GROUP>
+__global__ void __launch_bounds__(128, HEAD_DIM <= 128 ? 4 : 2) kernel(__grid_constant__ const AttentionArguments a) {
+  using A = Attention<T, HEAD_DIM, HEADS, TURNED, false, GROUP>;
   __shared__ typename A::Shared shared;
-  A{a, a.sequences[blockIdx.z], shared}.run();
+  A{a, shared}.run();
 }
 
 // What a sequence is checked with: where its token is, and what that sees.
@@ -34,9 +35,11 @@ std::vector<double> values_of(const unsigned short* data, size_t n) {
   return wide;
 }
 
-template <Type T, int HEAD_DIM, int HEADS>
-void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool turned) {
-  auto chosen = turned ? kernel<T, HEAD_DIM, HEADS, HEAD_DIM / 2> : kernel<T, HEAD_DIM, HEADS, 0>;
+// With clusters of several sizes where a group has several parts, all of which must have the same numbers.
+template <Type T, int HEAD_DIM, int HEADS, int GROUP>
+void run_form(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool turned) {
+  auto chosen = turned ? kernel<T, HEAD_DIM, HEADS, HEAD_DIM / 2, GROUP> : kernel<T, HEAD_DIM, HEADS, 0, GROUP>;
+  CHECK(cudaFuncSetAttribute(chosen, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   int n = int(cases.size()), all_heads = n_heads + 2 * n_kv_heads, capacity = 0;
   for (Case& c : cases) capacity = std::max(capacity, c.position + 1);
   size_t cache = (size_t)n_kv_heads * capacity * HEAD_DIM, token = (size_t)all_heads * HEAD_DIM;
@@ -61,15 +64,15 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   for (int copy = 0; copy < copies; copy++) {
     AttentionArguments& a = arguments[copy];
     a = {projected, {norms ? weights[0] : nullptr, 1e-5f}, {norms ? weights[1] : nullptr, 1e-6f}, attended};
-    a.n_heads = n_heads, a.n_kv_heads = n_kv_heads, a.scale = 1 / std::sqrt(float(HEAD_DIM));
+    a.n_heads = n_heads, a.n_kv_heads = n_kv_heads, a.blocks_of_key = n_heads / n_kv_heads / HEADS, a.scale = 1 / std::sqrt(float(HEAD_DIM));
     for (int s = 0; s < n; s++) {
       Sequence& q = a.sequences[s];
       q = {numbers<T>(cache, 10 + copy * 64 + s, -1), numbers<T>(cache, 42 + copy * 64 + s, -1)};
       int end = cases[s].position + 1, first = cases[s].window ? std::max(0, end - cases[s].window) : 0;
       q.position = end - 1, q.capacity = capacity, q.sinks = std::min(cases[s].sinks, first), q.skip = first - q.sinks;
       q.sees = end - q.skip, q.turns = on_gpu;
-      q.part = (q.sees + 64 * 64 - 1) / (64 * 64) * 64;
-      parts = std::max(parts, (q.sees + q.part - 1) / q.part);
+      q.part = (q.sees + 64 * 64 - 1) / (64 * 64) * 64, q.parts = (q.sees + q.part - 1) / q.part;
+      parts = std::max(parts, q.parts);
       if (copy == 0) keys.push_back(values_of<T>(q.keys, cache)), values.push_back(values_of<T>(q.values, cache));
     }
   }
@@ -77,11 +80,22 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   unsigned* done;
   CHECK(cudaMalloc(&partial, (size_t)n * n_heads * parts * (HEAD_DIM + 2) * 4));
   CHECK(cudaMemset(partial, 0xff, (size_t)n * n_heads * parts * (HEAD_DIM + 2) * 4));
-  CHECK(cudaMalloc(&done, n * n_heads * 4));
-  CHECK(cudaMemset(done, 0, n * n_heads * 4));
+  CHECK(cudaMalloc(&done, n * n_heads * 64));
+  CHECK(cudaMemset(done, 0, n * n_heads * 64));
   for (auto& a : arguments) a.partial = partial, a.done = done;
-  dim3 grid(parts, n_heads / HEADS, n);
-  chosen<<<grid, 128>>>(arguments[0]);
+  auto start = [&](int sequences, int in_cluster, AttentionArguments a, cudaStream_t stream) {
+    a.cluster = int(std::log2(in_cluster));
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(in_cluster), 1, 1};
+    dim3 grid((parts + GROUP - 1) / GROUP * in_cluster, n_heads / HEADS, sequences);
+    cudaLaunchConfig_t config = {grid, dim3(128), 0, stream, &attribute, in_cluster > 1};
+    CHECK(cudaLaunchKernelEx(&config, chosen, a));
+  };
+  std::vector<int> clusters;
+  for (int size = 1; size <= GROUP; size *= 2)
+    if (GROUP == 1 || HEADS * HEAD_DIM <= 512 * size) clusters.push_back(size);
+  start(n, clusters.back(), arguments[0], 0);
   CHECK(cudaDeviceSynchronize());
 
   std::vector<double> x = values_of<T>(projected, token * n), found = values_of<T>(attended, (size_t)n * n_heads * HEAD_DIM);
@@ -139,27 +153,31 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
   // Each alone, bit for bit.
   bool same = true;
   std::vector<unsigned short> together = on_host(attended, (size_t)n * n_heads * HEAD_DIM);
-  for (int s = 0; s < n && n > 1; s++) {
+  for (int i = 0; i < n * int(clusters.size()); i++) {
+    int s = i / int(clusters.size());
     AttentionArguments a = arguments[0];
     a.projected += token * s, a.sequences[0] = a.sequences[s];
-    chosen<<<dim3(parts, n_heads / HEADS, 1), 128>>>(a);
+    start(1, clusters[i % clusters.size()], a, 0);
     CHECK(cudaDeviceSynchronize());
     size_t count = (size_t)n_heads * HEAD_DIM;
     same &= std::memcmp(on_host(attended, count).data(), together.data() + count * s, count * 2) == 0;
   }
   bool good = worst < 3e-5 && same;
   wrong += !good;
-  double us = 0, bytes = 0;
+  std::printf("%s %3d, %2d over %d%s%s, %2d sequences, %6d tokens, %2d parts, groups of %2d: error %.1e%s%s", T == Type::BF16 ? "bf16" : "f16 ", HEAD_DIM, n_heads,
+              n_kv_heads, norms ? ", norms" : "", turned ? ", turned" : "", n, arguments[0].sequences[0].sees, parts, GROUP, worst,
+              same ? "" : ", differs alone", good ? "" : "  WRONG");
+  double bytes = 0;
   for (int s = 0; s < n; s++) bytes += 4.0 * arguments[0].sequences[s].sees * n_kv_heads * HEAD_DIM;
-  if (!only_check) {
-    us = median_time([&](cudaStream_t stream) {
-      for (int i = 0; i < std::max(copies, 10); i++) chosen<<<grid, 128, 0, stream>>>(arguments[i % copies]);
-    });
-    us /= std::max(copies, 10);
-  }
-  std::printf("%s %3d, %2d over %d%s%s, %2d sequences, %6d tokens, %2d parts: %8.2f us  %5.2f TB/s  error %.1e%s%s\n", T == Type::BF16 ? "bf16" : "f16 ",
-              HEAD_DIM, n_heads, n_kv_heads, norms ? ", norms" : "", turned ? ", turned" : "", n, arguments[0].sequences[0].sees, parts, us,
-              us ? bytes / us / 1e6 : 0, worst, same ? "" : ", differs alone", good ? "" : "  WRONG");
+  if (!only_check)
+    for (int size : clusters) {
+      int launches = std::max(copies, 10);
+      double us = median_time([&](cudaStream_t stream) {
+        for (int i = 0; i < launches; i++) start(n, size, arguments[i % copies], stream);
+      });
+      std::printf("  %d: %.2f us, %.2f TB/s", size, us / launches, bytes / us * launches / 1e6);
+    }
+  std::printf("\n");
   std::fflush(stdout);
   for (auto& a : arguments)
     for (int s = 0; s < n; s++) {
@@ -167,6 +185,12 @@ void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool 
       CHECK(cudaFree(a.sequences[s].values));
     }
   for (void* p : {(void*)projected, (void*)weights[0], (void*)weights[1], (void*)on_gpu, (void*)attended, (void*)partial, (void*)done}) CHECK(cudaFree(p));
+}
+
+template <Type T, int HEAD_DIM, int HEADS>
+void run(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, bool turned) {
+  run_form<T, HEAD_DIM, HEADS, 1>(n_heads, n_kv_heads, cases, norms, turned);
+  run_form<T, HEAD_DIM, HEADS, 16>(n_heads, n_kv_heads, cases, norms, turned);
 }
 
 constexpr Type BF = Type::BF16, F = Type::F16;

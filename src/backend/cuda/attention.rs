@@ -12,9 +12,13 @@ use crate::error::Result;
 const MAX_SEQUENCES: usize = 32;
 /// `MAX_PARTS` of attention.cu.
 const MAX_PARTS: i32 = 64;
+/// `MAX_CLUSTER` of attention.cu.
+const MAX_CLUSTER: i32 = 16;
 /// A part of what a sequence sees is a multiple of so many tokens.
 const PART: i32 = 64;
-/// More heads of one block have no room in registers.
+/// What a block of a cluster has room for, of the numbers of each part.
+const MAX_SHARE: i32 = 512;
+/// A matrix instruction has rows for so many heads of one block.
 const MAX_HEADS: i32 = 8;
 
 /// What is compiled.
@@ -26,23 +30,30 @@ struct Form {
     heads: i32,
     turned: i32,
     is_capped: bool,
+    /// Parts of a cluster.
+    group: i32,
 }
 
 impl kernel::Form for Form {
-    const SOURCE: &str = concat!(include_str!("numbers.cu"), include_str!("heads.cu"), include_str!("attention.cu"));
+    const SOURCE: &str = concat!(
+        include_str!("numbers.cu"),
+        include_str!("tensor.cu"),
+        include_str!("heads.cu"),
+        include_str!("attention.cu")
+    );
 
     fn bounds(&self) -> (i32, i32) {
-        // More heads take more registers.
-        (128, if self.heads <= 4 { 4 } else { 2 })
+        // Larger heads take more registers.
+        (128, if self.head_dim <= 128 { 4 } else { 2 })
     }
 
     fn entry(&self) -> (String, String) {
-        let Form { is_bf16, head_dim, heads, turned, is_capped } = self;
+        let Form { is_bf16, head_dim, heads, turned, is_capped, group } = self;
         let number = type_name(*is_bf16);
         let body = format!(
-            "using Attention = mlx_lm::Attention<{number}, {head_dim}, {heads}, {turned}, {is_capped}>;\n\
+            "using Attention = mlx_lm::Attention<{number}, {head_dim}, {heads}, {turned}, {is_capped}, {group}>;\n\
              __shared__ Attention::Shared shared;\n\
-             Attention{{a, a.sequences[blockIdx.z], shared}}.run();"
+             Attention{{a, shared}}.run();"
         );
         ("mlx_lm::AttentionArguments".to_owned(), body)
     }
@@ -68,6 +79,7 @@ pub(super) struct Sequence {
     sinks: i32,
     skip: i32,
     part: i32,
+    parts: i32,
     turns: u64,
 }
 
@@ -80,16 +92,13 @@ impl Sequence {
         let skip = first - sinks;
         let sees = end - skip;
         let part = (sees + MAX_PARTS * PART - 1) / (MAX_PARTS * PART) * PART;
-        Sequence { keys: 0, values: 0, position: at.offset, capacity, sees, sinks, skip, part, turns: 0 }
+        let parts = (sees + part - 1) / part;
+        Sequence { position: at.offset, capacity, sees, sinks, skip, part, parts, ..Sequence::default() }
     }
 
     /// With its keys and values, and what turns heads, at these addresses.
     pub fn at(self, [keys, values]: [u64; 2], turns: u64) -> Self {
         Sequence { keys, values, turns, ..self }
-    }
-
-    fn parts(&self) -> i32 {
-        (self.sees + self.part - 1) / self.part
     }
 }
 
@@ -105,6 +114,8 @@ struct Arguments {
     done: u64,
     n_heads: i32,
     n_kv_heads: i32,
+    blocks_of_key: i32,
+    cluster: i32,
     scale: f32,
     cap: f32,
     sequences: [Sequence; MAX_SEQUENCES],
@@ -138,6 +149,11 @@ pub(super) struct Plan {
     kernel: Kernel,
     /// Of a block.
     heads: i32,
+    /// Parts of a cluster.
+    group: i32,
+    max_cluster: i32,
+    /// No more blocks than this are started for the sake of speed.
+    max_blocks: i32,
 }
 
 /// Where the numbers of a launch lie; the norms' weights are 0 where there are none.
@@ -167,21 +183,44 @@ impl Plan {
         }
         let of_one_key = n_heads / n_kv_heads;
         let heads = (1..=MAX_HEADS.min(of_one_key)).rev().find(|heads| of_one_key % heads == 0)?;
-        let form = Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, heads, turned, is_capped: cap.is_some() };
+        let max_cluster = gpu.max_cluster();
+        let group = if max_cluster > 1 { MAX_CLUSTER } else { 1 };
+        let form = Form { is_bf16: dtype == Dtype::Bfloat16, head_dim, heads, turned, is_capped: cap.is_some(), group };
         let [kernel] = KERNELS.get([&form], gpu)?;
-        Some(Plan { of, kernel, heads })
+        Some(Plan { of, kernel, heads, group, max_cluster, max_blocks: 2 * gpu.multiprocessors })
+    }
+
+    /// The most groups of parts that one of the sequences has.
+    fn groups<'a>(&self, sequences: impl Iterator<Item = &'a Sequence>) -> i32 {
+        let parts = sequences.map(|sequence| sequence.parts).max().unwrap_or(1);
+        (parts + self.group - 1) / self.group
+    }
+
+    /// How many blocks a cluster has: as many as there are parts, and some to add up few, if that does not make too many blocks. Numbers
+    /// do not depend on it.
+    fn cluster(&self, sequences: &[Sequence]) -> i32 {
+        if self.group == 1 {
+            return 1;
+        }
+        let parts = sequences.iter().map(|sequence| sequence.parts).max().unwrap_or(1).min(self.group);
+        let clusters = sequences.len() as i32 * (self.of.n_heads / self.heads) * self.groups(sequences.iter());
+        let numbers = self.heads * self.of.head_dim;
+        let sizes = (0..).map(|shift| 1 << shift).take_while(|&size| size <= self.max_cluster);
+        let smallest = sizes.clone().find(|size| size * MAX_SHARE >= numbers && (*size > 1 || parts == 1));
+        let enough = |&size: &i32| size < 2 * parts.max(4) && size * clusters <= self.max_blocks;
+        sizes.filter(enough).last().max(smallest).unwrap_or(1)
     }
 
     /// Bytes for the parts of sequences.
     pub fn partial_bytes<'a>(&self, sequences: impl Iterator<Item = &'a Sequence> + Clone) -> usize {
-        let parts = sequences.clone().map(Sequence::parts).max().unwrap_or(1);
+        let groups = self.groups(sequences.clone());
         let at_once = sequences.count().min(MAX_SEQUENCES);
-        at_once * (self.of.n_heads * parts * (self.of.head_dim + 2)) as usize * 4
+        at_once * (self.of.n_heads * groups * (self.of.head_dim + 2)) as usize * 4
     }
 
     /// Bytes of counters, zeros before and after.
     pub fn done_bytes(&self) -> usize {
-        MAX_SEQUENCES * (self.of.n_heads / self.heads) as usize * 4
+        MAX_SEQUENCES * (self.of.n_heads / self.heads * MAX_CLUSTER) as usize * 4
     }
 
     /// Start it for the sequences, whose new tokens are projected one after another.
@@ -193,6 +232,7 @@ impl Plan {
         for (i, some) in sequences.chunks(MAX_SEQUENCES).enumerate() {
             let before = (i * MAX_SEQUENCES) as u64;
             let bytes_of = |heads: i32| u64::from((heads * head_dim) as u32) * 2 * before;
+            let cluster = self.cluster(some);
             let mut arguments = Arguments {
                 projected: at.projected + bytes_of(self.of.all()),
                 q_norm: at.q_norm,
@@ -202,15 +242,18 @@ impl Plan {
                 done: at.done,
                 n_heads,
                 n_kv_heads,
+                blocks_of_key: n_heads / n_kv_heads / self.heads,
+                cluster: cluster.ilog2() as i32,
                 scale,
                 cap: cap.unwrap_or(0.0),
                 sequences: [Sequence::default(); MAX_SEQUENCES],
             };
             arguments.sequences[..some.len()].copy_from_slice(some);
-            let parts = some.iter().map(Sequence::parts).max().unwrap_or(1);
-            let grid = [parts as u32, (n_heads / self.heads) as u32, some.len() as u32];
+            let blocks = self.groups(some.iter()) * cluster;
+            let grid = [blocks as u32, (n_heads / self.heads) as u32, some.len() as u32];
+            let launch = Launch { stream, grid, shared: 0, follows: true };
             // SAFETY: `Arguments` is `AttentionArguments`, which the kernel takes; the rest is the caller's promise.
-            unsafe { self.kernel.launch(Launch { stream, grid, shared: 0, follows: true }, &arguments)? };
+            unsafe { self.kernel.launch_clusters(launch, cluster as u32, &arguments)? };
         }
         Ok(())
     }
@@ -236,7 +279,7 @@ mod tests {
                     let sees = |column: i32| window.is_none_or(|window| offset < column + window) || column < sinks;
                     let wanted: Vec<i32> = (0..=offset).filter(|&column| sees(column)).collect();
                     assert_eq!(seen(&sequence), wanted, "{at:?} {window:?}");
-                    assert!((1..=MAX_PARTS).contains(&sequence.parts()) && sequence.part % PART == 0);
+                    assert!((1..=MAX_PARTS).contains(&sequence.parts) && sequence.part % PART == 0);
                 }
             }
         }

@@ -108,18 +108,32 @@ struct LaunchAttribute {
     value: [c_int; 16],
 }
 
-/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, allowed.
-const OVERLAP: LaunchAttribute = {
-    let mut value = [0; 16];
-    value[0] = 1;
-    LaunchAttribute { id: 6, pad: 0, value }
-};
+impl LaunchAttribute {
+    fn new<const N: usize>(id: c_uint, first: [c_int; N]) -> Self {
+        let mut value = [0; 16];
+        value[..N].copy_from_slice(&first);
+        LaunchAttribute { id, pad: 0, value }
+    }
+
+    /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, allowed.
+    fn overlap() -> Self {
+        Self::new(6, [1])
+    }
+
+    /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`: so many blocks along x.
+    fn cluster(blocks: u32) -> Self {
+        Self::new(4, [blocks as c_int, 1, 1])
+    }
+}
 
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
 const RELAXED: c_int = 2;
 
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: c_int = 8;
+
+/// `CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED`: clusters of more than eight blocks.
+const LARGE_CLUSTERS: c_int = 14;
 
 fn done(what: &str, status: c_int) -> Result<()> {
     if status == 0 { Ok(()) } else { Err(Error::Internal(format!("{what} failed on the GPU, with error {status}"))) }
@@ -226,6 +240,21 @@ pub(super) fn compile(source: &str, architecture: &str) -> Result<Vec<u8>> {
     }
 }
 
+/// The blocks of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Blocks {
+    pub grid: [u32; 3],
+    /// Of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: i32,
+    /// Blocks along x of a cluster.
+    pub cluster: u32,
+    /// Whether they may start before the kernel before it on the stream has ended; it waits by itself before it looks at what that
+    /// one wrote.
+    pub overlaps: bool,
+}
+
 /// A kernel on the GPU; never unloaded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Function(FunctionHandle);
@@ -236,8 +265,9 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// The kernel `name` of machine code, with up to `shared` bytes of dynamic shared memory.
-    pub fn load(code: &[u8], name: &CStr, shared: i32) -> Result<Self> {
+    /// The kernel `name` of machine code, with up to `shared` bytes of dynamic shared memory, and with large clusters, which not all
+    /// GPUs have.
+    pub fn load(code: &[u8], name: &CStr, shared: i32, has_large_clusters: bool) -> Result<Self> {
         let driver = in_context()?;
         let (mut module, mut function, mut mode) = (ptr::null_mut(), ptr::null_mut(), RELAXED);
         // SAFETY: the driver copies the code, whose length is in it, and checks it; the handles are written before they are used.
@@ -249,33 +279,31 @@ impl Function {
             loaded?;
             done("loading a kernel", (driver.cuModuleGetFunction)(&mut function, module, name.as_ptr()))?;
             done("loading a kernel", (driver.cuFuncSetAttribute)(function, MAX_DYNAMIC_SHARED, shared))?;
+            if has_large_clusters {
+                done("loading a kernel", (driver.cuFuncSetAttribute)(function, LARGE_CLUSTERS, 1))?;
+            }
         }
         Ok(Function(function))
     }
 
-    /// Start it on a stream. Where `overlaps`, its blocks may start before the kernel before it on the stream has ended; it
-    /// waits by itself before it looks at what that one wrote.
+    /// Start it on a stream.
     ///
     /// # Safety
     /// `arguments` has the layout of the kernel's only parameter, and its addresses are those of memory that is as large as
     /// the kernel takes it to be, until the kernel has run; `stream` is a stream of [the context](in_context).
-    pub unsafe fn launch<A>(
-        self,
-        stream: Stream,
-        grid: [u32; 3],
-        threads: u32,
-        shared: i32,
-        overlaps: bool,
-        arguments: &A,
-    ) -> Result<()> {
+    pub unsafe fn launch<A>(self, stream: Stream, blocks: Blocks, arguments: &A) -> Result<()> {
         let driver = in_context()?;
+        let Blocks { grid, threads, shared, cluster, overlaps } = blocks;
+        // Those that are meant stand together.
+        let attributes = [LaunchAttribute::overlap(), LaunchAttribute::cluster(cluster)];
+        let first = usize::from(!overlaps);
         let config = LaunchConfig {
             grid,
             block: [threads, 1, 1],
             shared: shared as c_uint,
             stream: stream.0,
-            attributes: &OVERLAP,
-            n_attributes: overlaps.into(),
+            attributes: attributes[first..].as_ptr(),
+            n_attributes: c_uint::from(overlaps) + c_uint::from(cluster > 1),
         };
         let parameters = [ptr::from_ref(arguments).cast::<c_void>()];
         // SAFETY: the driver copies the argument within the call; the rest is the caller's promise.

@@ -8,6 +8,22 @@ struct HeadNorm {
   float eps;
 };
 
+// What turns the first TURNED pairs of a head at a position, as a warp has it.
+template <int HEAD_DIM, int TURNED>
+struct Turns {
+  static constexpr int PAIRS = (HEAD_DIM / 2 + 31) / 32;
+
+  float2 of[PAIRS];
+
+  __device__ void load(const float2* turns) {
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+      int i = threadIdx.x % 32 + 32 * j;
+      if (i < TURNED) of[j] = turns[i];
+    }
+  }
+};
+
 // A head as a warp has it: two components each of pairs `lane` + 32 j. The first TURNED pairs are components TURNED apart; what comes
 // behind them is not turned, and paired by halves.
 template <Type T, int HEAD_DIM, int TURNED>
@@ -15,38 +31,44 @@ struct Head {
   static constexpr int HALF = HEAD_DIM / 2, PAIRS = (HALF + 31) / 32;
   static_assert(TURNED <= HALF);
 
-  float values[PAIRS][2];
+  float values[PAIRS][2], weights[PAIRS][2];
 
   __device__ static int component(int pair, int half) { return pair < TURNED ? pair + half * TURNED : pair + (half ? HALF : TURNED); }
 
-  // `turns` are the position's [TURNED].
-  __device__ Head(const unsigned short* from, HeadNorm norm, const float2* turns) {
-    int lane = threadIdx.x % 32;
-    float squares = 0;
+  // Calls `f` with each component that the lane has, its pair and half.
+  template <typename F>
+  __device__ static void for_each(F f) {
 #pragma unroll
     for (int j = 0; j < PAIRS; j++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        int i = lane + 32 * j;
-        values[j][half] = i < HALF ? to_float<T>(from[component(i, half)]) : 0;
-        squares = __fmaf_rn(values[j][half], values[j][half], squares);
+        int i = threadIdx.x % 32 + 32 * j;
+        if (i < HALF) f(component(i, half), j, half);
       }
+  }
+
+  // The norm's weights, before there is a head.
+  __device__ void prepare(HeadNorm norm) {
+    if (norm.weight) for_each([&](int c, int j, int half) { weights[j][half] = to_float<T>(norm.weight[c]); });
+  }
+
+  __device__ void load(const unsigned short* from) {
+    for_each([&](int c, int j, int half) { values[j][half] = to_float<T>(from[c]); });
+  }
+
+  // Normalise, by the norm that was prepared, and turn.
+  __device__ void place(HeadNorm norm, const Turns<HEAD_DIM, TURNED>& turns) {
     if (norm.weight) {
+      float squares = 0;
+      for_each([&](int, int j, int half) { squares = __fmaf_rn(values[j][half], values[j][half], squares); });
       float factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(sum_over_warp(squares), float(HEAD_DIM)), norm.eps));
-#pragma unroll
-      for (int j = 0; j < PAIRS; j++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          int i = lane + 32 * j;
-          if (i < HALF) values[j][half] = __fmul_rn(__fmul_rn(values[j][half], factor), to_float<T>(norm.weight[component(i, half)]));
-        }
+      for_each([&](int, int j, int half) { values[j][half] = __fmul_rn(__fmul_rn(values[j][half], factor), weights[j][half]); });
     }
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
-      int i = lane + 32 * j;
-      if (i >= TURNED) continue;
+      if (int(threadIdx.x % 32) + 32 * j >= TURNED) continue;
       float first = values[j][0], second = values[j][1];
-      float2 turn = turns[i];
+      float2 turn = turns.of[j];
       values[j][0] = __fmaf_rn(first, turn.x, -__fmul_rn(second, turn.y));
       values[j][1] = __fmaf_rn(second, turn.x, __fmul_rn(first, turn.y));
     }
@@ -55,12 +77,7 @@ struct Head {
   // Calls `store` with each component that the lane has, and its value.
   template <typename F>
   __device__ void each(F store) const {
-    int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < PAIRS; j++)
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-        if (lane + 32 * j < HALF) store(component(lane + 32 * j, half), values[j][half]);
+    for_each([&](int c, int j, int half) { store(c, values[j][half]); });
   }
 };
 

@@ -9,8 +9,8 @@ use std::thread;
 
 use sha2::{Digest, Sha256};
 
-use super::Gpu;
-use super::driver::{self, Function, Stream};
+use super::driver::{self, Blocks, Function, Stream};
+use super::{Gpu, PORTABLE_CLUSTER};
 use crate::error::Result;
 
 /// What a kernel is compiled from.
@@ -53,7 +53,9 @@ impl Kernel {
              mlx_lm_kernel(__grid_constant__ const {parameter} a) {{\n{body}\n}}\n",
             F::SOURCE
         );
-        let load = |code: &[u8]| Function::load(code, c"mlx_lm_kernel", form.dynamic_shared());
+        let load = |code: &[u8]| {
+            Function::load(code, c"mlx_lm_kernel", form.dynamic_shared(), gpu.max_cluster() > PORTABLE_CLUSTER)
+        };
         let kept = Kept::of(&source, gpu);
         let function = match kept.as_ref().and_then(Kept::read).and_then(|code| load(&code).ok()) {
             Some(function) => function,
@@ -74,9 +76,19 @@ impl Kernel {
     /// # Safety
     /// As of [`Function::launch`].
     pub unsafe fn launch<A>(self, at: Launch, arguments: &A) -> Result<()> {
-        let Launch { stream, grid, shared, follows } = at;
         // SAFETY: the caller's promise.
-        unsafe { self.function.launch(stream, grid, self.threads, shared, follows && self.overlaps, arguments) }
+        unsafe { self.launch_clusters(at, 1, arguments) }
+    }
+
+    /// [`Kernel::launch`] with clusters of so many blocks along x.
+    ///
+    /// # Safety
+    /// As of [`Function::launch`].
+    pub unsafe fn launch_clusters<A>(self, at: Launch, cluster: u32, arguments: &A) -> Result<()> {
+        let Launch { stream, grid, shared, follows } = at;
+        let blocks = Blocks { grid, threads: self.threads, shared, cluster, overlaps: follows && self.overlaps };
+        // SAFETY: the caller's promise.
+        unsafe { self.function.launch(stream, blocks, arguments) }
     }
 }
 

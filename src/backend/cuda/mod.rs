@@ -35,6 +35,9 @@ pub struct Gpu {
     shared_memory: i32,
 }
 
+/// The blocks of a cluster of any GPU that has clusters.
+const PORTABLE_CLUSTER: i32 = 8;
+
 impl Gpu {
     /// MLX's GPU, if the kernels run on it: `None` before compute capability 8.0, whose tensor cores cannot do what they need.
     pub fn get() -> Option<&'static Gpu> {
@@ -48,6 +51,15 @@ impl Gpu {
             (gpu.capability >= (8, 0)).then_some(gpu)
         })
         .as_ref()
+    }
+
+    /// The blocks of a cluster, which can write to each other's shared memory; 1 where there are none.
+    fn max_cluster(&self) -> i32 {
+        match self.capability.0 {
+            ..9 => 1,
+            9 | 10 => 16,
+            _ => PORTABLE_CLUSTER,
+        }
     }
 
     /// What kernels are compiled for; of Hopper, with what only it has.

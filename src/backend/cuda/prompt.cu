@@ -41,7 +41,8 @@ __device__ void place_heads(const PromptArguments& a) {
   int token = blockIdx.x, heads = a.n_heads + 2 * a.n_kv_heads, lane = threadIdx.x % 32;
   if (token >= prompt.tokens) return;
   int position = prompt.position + token, first = (blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32) * HEADS_OF_WARP;
-  const float2* turns = prompt.turns + (size_t)position * TURNED;
+  Turns<HEAD_DIM, TURNED> turns;
+  turns.load(prompt.turns + (size_t)position * TURNED);
 #pragma unroll
   for (int head = first; head < first + HEADS_OF_WARP; head++) {
     if (head >= heads) break;
@@ -53,7 +54,12 @@ __device__ void place_heads(const PromptArguments& a) {
       continue;
     }
     unsigned short* to = is_query ? from : prompt.keys + at;
-    Head<T, HEAD_DIM, TURNED>(from, is_query ? a.q_norm : a.k_norm, turns).each([&](int i, float value) { to[i] = from_float<T>(value); });
+    HeadNorm norm = is_query ? a.q_norm : a.k_norm;
+    Head<T, HEAD_DIM, TURNED> placed;
+    placed.prepare(norm);
+    placed.load(from);
+    placed.place(norm, turns);
+    placed.each([&](int i, float value) { to[i] = from_float<T>(value); });
   }
 }
 
