@@ -71,7 +71,7 @@ void run_form(int n_heads, int n_kv_heads, std::vector<Case> cases, bool norms, 
       int end = cases[s].position + 1, first = cases[s].window ? std::max(0, end - cases[s].window) : 0;
       q.position = end - 1, q.capacity = capacity, q.sinks = std::min(cases[s].sinks, first), q.skip = first - q.sinks;
       q.sees = end - q.skip, q.turns = on_gpu;
-      q.part = (q.sees + 64 * 64 - 1) / (64 * 64) * 64, q.parts = (q.sees + q.part - 1) / q.part;
+      q.units = (q.sees + 63) / 64, q.parts = std::min(q.units, 64);
       parts = std::max(parts, q.parts);
       if (copy == 0) keys.push_back(values_of<T>(q.keys, cache)), values.push_back(values_of<T>(q.values, cache));
     }
@@ -207,8 +207,9 @@ int main(int argc, char** argv) {
   run<F, 256, 8>(8, 1, {{130, 0, 0}}, false, true);
   run<BF, 128, 8>(8, 1, {{5000, 0, 0}, {4095, 0, 0}}, false, true);
   run<F, 128, 1>(1, 1, {{9000, 8000, 4}}, false, true);
+  run<BF, 64, 4>(8, 2, {{4095, 0, 0}, {4096, 0, 0}, {6400, 0, 0}, {4200, 4160, 10}}, false, true);
   if (!only_check) {
-    for (int tokens : {64, 512, 1024, 8192, 32768}) {
+    for (int tokens : {64, 512, 1024, 8192, 32768, 32800}) {
       run<BF, 128, 4>(32, 8, {{tokens - 1, 0, 0}}, false, true);
       run<BF, 64, 4>(32, 8, {{tokens - 1, 0, 0}}, false, true);
     }

@@ -1,11 +1,11 @@
 """`mlx_lm serve` under load, and any server with OpenAI's interface: requests per second and time to the first token.
 
-    load.py storm  [--binary target/release/mlx_lm] [--seconds 60]
+    load.py storm  [--binary target/release/mlx_lm] [--seconds 60] [--model-root PATH]
     load.py rate URL [--model NAME] [--clients 1,8,32] [--seconds 10]
     load.py overhead [--binary target/release/mlx_lm]
     load.py kills [--binary target/release/mlx_lm] [--times 100]
 
-`storm` starts the server with the demo model: 200 clients at once for a while, then 2,000 requests of which a third hang up at random
+`storm` starts the server with the demo model, or with another one, which completes short texts: 200 clients at once for a while, then 2,000 requests of which a third hang up at random
 moments. Each answer must be the one that `mlx_lm` gives for the prompt and the seed, no request may fail but with 429, all sequences must
 be freed, and the memory after a second round must be that after the first within 5 %.
 
@@ -33,6 +33,12 @@ from urllib.parse import urlsplit
 PROMPTS = [
     {"messages": [{"role": "user", "content": f"{question} ({i})"}], "max_tokens": 8 + 5 * (i % 6), "temperature": i % 3 / 2, "seed": i}
     for i, question in enumerate(["Why is the sky blue?", "Tell me a story.", "What colour is the sea?", "Hello!"] * 8)
+]
+
+
+TEXTS = [
+    {"prompt": text, "max_tokens": 2 + i % 5, "temperature": i % 3 / 2, "seed": i, "ignore_eos": True}
+    for i, text in enumerate(["sky", "stories", "the sea", "Hello!"] * 8)
 ]
 
 
@@ -118,11 +124,11 @@ async def rate(options):
         print(f"{n} clients: {len(results) / took:.2f} requests/s, first token after {milliseconds(firsts)}, {len(failed)} failed", flush=True)
 
 
-def expected(binary):
+def expected(binary, model, prompts):
     """What `mlx_lm` answers."""
     names = {"temperature": "temp"}
-    lines = "\n".join(json.dumps({names.get(k, k): v for k, v in prompt.items()}) for prompt in PROMPTS)
-    done = subprocess.run([binary, "--batch", "-"], input=lines, capture_output=True, text=True, check=True)
+    lines = "\n".join(json.dumps({names.get(k, k): v for k, v in prompt.items()}) for prompt in prompts)
+    done = subprocess.run([binary, "--batch", "-", *model], input=lines, capture_output=True, text=True, check=True)
     return [json.loads(line)["text"] for line in done.stdout.splitlines()]
 
 
@@ -209,8 +215,10 @@ async def running(url):
 
 
 async def storm(options):
-    answers = expected(options.binary)
-    server = subprocess.Popen([options.binary, "serve", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    model = ["--model-root", options.model_root] if options.model_root else []
+    prompts, path = (TEXTS, "/v1/completions") if model else (PROMPTS, "/v1/chat/completions")
+    answers = expected(options.binary, model, prompts)
+    server = subprocess.Popen([options.binary, "serve", "--port", "0", *model], stderr=subprocess.PIPE, text=True)
     try:
         address = next(m[1] for line in server.stderr if (m := re.search(r"listening at (\S+),", line)))
         url = urlsplit(address)
@@ -218,11 +226,11 @@ async def storm(options):
 
         async def once(hang_up=False):
             nonlocal refused, failed, wrong
-            i = random.randrange(len(PROMPTS))
+            i = random.randrange(len(prompts))
             stream = random.random() < 0.7
             try:
                 status, text, first, took = await ask(
-                    url, "/v1/chat/completions", {**PROMPTS[i], "stream": stream}, random.random() * 0.5 if hang_up else None
+                    url, path, {**prompts[i], "stream": stream}, random.random() * 0.5 if hang_up else None
                 )
             except Hung:
                 return 0, None
@@ -232,7 +240,9 @@ async def storm(options):
                 failed += 1
                 print("failed:", status, text[:300])
             else:
-                text = text if stream else json.loads(text)["choices"][0]["message"]["content"]
+                if not stream:
+                    choice = json.loads(text)["choices"][0]
+                    text = choice["text"] if model else choice["message"]["content"]
                 wrong += text != answers[i]
             return status, first
 
@@ -271,6 +281,7 @@ commands = parser.add_subparsers(required=True)
 command = commands.add_parser("storm")
 command.add_argument("--binary", default="target/release/mlx_lm")
 command.add_argument("--seconds", type=float, default=60)
+command.add_argument("--model-root")
 command.set_defaults(run=storm)
 command = commands.add_parser("rate")
 command.add_argument("url")

@@ -144,7 +144,7 @@ fn write_string(text: &str, out: &mut String) {
 
 /// Rust escapes what Python does. A mark that joins the character before it is printed as it is.
 fn is_printable(c: char) -> bool {
-    !c.is_control() && !format!("x{c}").escape_debug().nth(1).is_some_and(|first| first == '\\')
+    !c.is_control() && format!("x{c}").escape_debug().nth(1) != Some('\\')
 }
 
 /// Python's methods of strings, lists and mappings.

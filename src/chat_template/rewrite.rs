@@ -15,8 +15,8 @@ pub(super) const PERCENT: &str = "__percent__";
 /// - `a % b` formats where `a` is a string, and MiniJinja's operators cannot be changed: it becomes a call of [`PERCENT`].
 pub(super) struct Rewritten {
     pub(super) source: String,
-    /// Where something was put in or taken out: the place in `source` behind it and how many bytes longer `source` is up to there.
-    longer: Vec<(usize, isize)>,
+    /// What was written in place of other text: its bytes in `source`, and those of the other in the template.
+    written: Vec<(Range<usize>, Range<usize>)>,
     original: String,
 }
 
@@ -41,24 +41,29 @@ impl Rewritten {
                 _ => percents(tag, start, &mut edits),
             }
         }
-        // Stable, so what ends an operand stands before what follows it.
-        edits.sort_by_key(|(range, _)| range.start);
-        let (mut source, mut longer, mut done) = (String::with_capacity(original.len()), Vec::new(), 0);
+        // Stable, so what ends an operand stands before what follows it. What is put in stands before what is replaced.
+        edits.sort_by_key(|(range, _)| (range.start, range.end));
+        let (mut source, mut written, mut done) = (String::with_capacity(original.len()), Vec::new(), 0);
         for (range, text) in edits {
             source.push_str(&original[done..range.start]);
+            let start = source.len();
             source.push_str(&text);
             done = range.end;
-            longer.push((source.len(), source.len() as isize - done as isize));
+            written.push((start..source.len(), range));
         }
         source.push_str(&original[done..]);
-        Rewritten { source, longer, original: original.to_owned() }
+        Rewritten { source, written, original: original.to_owned() }
     }
 
     /// The place in the template of a byte of `source`.
     pub(super) fn place(&self, byte: usize) -> Place {
-        let known = self.longer.partition_point(|&(at, _)| at <= byte);
-        let longer = known.checked_sub(1).map_or(0, |i| self.longer[i].1);
-        Place::of(&self.original, byte.saturating_add_signed(-longer).min(self.original.len()))
+        let before = self.written.partition_point(|(written, _)| written.start <= byte);
+        let original = match before.checked_sub(1).map(|i| &self.written[i]) {
+            None => byte,
+            Some((written, original)) if byte < written.end => original.start,
+            Some((written, original)) => original.end + (byte - written.end),
+        };
+        Place::of(&self.original, original.min(self.original.len()))
     }
 }
 
@@ -214,4 +219,48 @@ fn tag_length(source: &str) -> usize {
         i += 1;
     }
     source.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::seq::IndexedRandom;
+    use rand::{RngExt, SeedableRng};
+
+    #[test]
+    fn every_text_is_rewritten_and_its_end_is_its_end() {
+        let pieces = [
+            "{{", "}}", "{%", "%}", "{#", "#}", "%", "-", "+", "'", "\"", "\\", "(", ")", "[", "}", "{", ",", "is",
+            "not", " ", "\n",
+        ]
+        .into_iter()
+        .chain([
+            "generation",
+            "endgeneration",
+            "raw",
+            "endraw",
+            "if",
+            "x",
+            "é",
+            "1e",
+            "**",
+            "//",
+            "|",
+            ".",
+            "=",
+            "~",
+        ]);
+        let pieces: Vec<&str> = pieces.collect();
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..20_000 {
+            let text: String = (0..rng.random_range(0..30)).map(|_| *pieces.choose(&mut rng).unwrap()).collect();
+            let rewritten = Rewritten::new(&text);
+            let places = (0..=rewritten.source.len()).map(|byte| rewritten.place(byte));
+            let places: Vec<(usize, usize)> = places.map(|place| (place.line, place.column)).collect();
+            assert!(places.is_sorted(), "{text:?}");
+            let end = Place::of(&text, text.len());
+            assert_eq!(places.last(), Some(&(end.line, end.column)), "{text:?}");
+        }
+    }
 }

@@ -33,9 +33,9 @@ impl Session {
         is_verbose: bool,
     ) -> Result<Self> {
         let started = Instant::now();
-        let checkpoint = super::open(model)?;
-        let tokenizer = Arc::new(Tokenizer::load(&checkpoint)?);
-        let engine = Engine::start(move || load_model(&checkpoint), tokenizer, options)?;
+        let checkpoint = Arc::new(super::open(model)?);
+        let of_model = Arc::clone(&checkpoint);
+        let engine = Engine::start(move || load_model(&of_model), || Tokenizer::load(&checkpoint), options)?;
         if is_verbose {
             note!("load: {:.2} s", started.elapsed().as_secs_f64());
             note!("kernels: {}", engine.call(|_| mlx_lm::ops::description())?);

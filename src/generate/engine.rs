@@ -203,24 +203,24 @@ impl Engine {
     /// # Errors
     /// As [`Tokenizer::load`], [`Model::load`] and [`Engine::start`].
     pub fn load(checkpoint: Checkpoint, options: EngineOptions) -> Result<Self> {
-        let tokenizer = Arc::new(Tokenizer::load(&checkpoint)?);
-        let stop = Arc::clone(&options.stop);
-        let load = move || Model::load(&checkpoint, &mut Watch { on_progress: &mut |_, _| (), stop: &stop });
-        Engine::start(load, tokenizer, options)
+        let checkpoint = Arc::new(checkpoint);
+        let (of_model, stop) = (Arc::clone(&checkpoint), Arc::clone(&options.stop));
+        let load = move || Model::load(&of_model, &mut Watch { on_progress: &mut |_, _| (), stop: &stop });
+        Engine::start(load, || Tokenizer::load(&checkpoint), options)
     }
 
-    /// Start a thread that loads a model by `load` and computes with it.
+    /// Start a thread that loads a model by `load` and computes with it, and call `load_tokenizer` meanwhile.
     ///
     /// # Errors
-    /// Those of `load`, and when there can be no thread.
+    /// Those of `load_tokenizer`, then those of `load`, and when there can be no thread.
     pub fn start(
         load: impl FnOnce() -> Result<Model> + Send + 'static,
-        tokenizer: Arc<Tokenizer>,
+        load_tokenizer: impl FnOnce() -> Result<Tokenizer>,
         options: EngineOptions,
     ) -> Result<Self> {
         let (commands, received) = channel();
         let (ready, is_ready) = channel();
-        let of_thread = Arc::clone(&tokenizer);
+        let (give_tokenizer, tokenizer_given) = channel::<Arc<Tokenizer>>();
         let told = Arc::<Mutex<Load>>::default();
         let tell = Arc::clone(&told);
         let run = move || {
@@ -229,12 +229,23 @@ impl Engine {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok(model) => {
                     let _ = ready.send(Ok((model.config().clone(), model.dtype())));
-                    Worker::new(&model, &of_thread, &options).run(&received, |load| *locked(&tell) = load);
+                    if let Ok(tokenizer) = tokenizer_given.recv() {
+                        Worker::new(&model, &tokenizer, &options).run(&received, |load| *locked(&tell) = load);
+                    }
                 }
             }
         };
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(16 << 20).spawn(run);
         let thread = thread.map_err(|e| Error::OutOfMemory(format!("a thread could not be started: {e}")))?;
+        let tokenizer = match load_tokenizer() {
+            Ok(tokenizer) => Arc::new(tokenizer),
+            Err(error) => {
+                drop(give_tokenizer);
+                let _ = thread.join();
+                return Err(error);
+            }
+        };
+        let _ = give_tokenizer.send(Arc::clone(&tokenizer));
         match is_ready.recv() {
             Ok(Ok((config, dtype))) => {
                 let grammars = Compiler::new(Arc::clone(&tokenizer), config.vocab_size);

@@ -15,9 +15,6 @@ use super::{blocking, unix_seconds};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, EngineOptions, Load, available_memory};
-use crate::models::Model;
-use crate::tokenizer::Tokenizer;
-use crate::watch::Watch;
 
 /// How long a request waits for its model to be loaded.
 const LOAD_PATIENCE: Duration = Duration::from_secs(60);
@@ -215,10 +212,7 @@ impl Registry {
                 )));
             }
         }
-        let tokenizer = Arc::new(Tokenizer::load(&checkpoint)?);
-        let stop = Arc::clone(&self.options.engine.stop);
-        let load = move || Model::load(&checkpoint, &mut Watch { on_progress: &mut |_, _| (), stop: &stop });
-        let engine = Engine::start(load, tokenizer, self.options.engine.clone())?;
+        let engine = Engine::load(checkpoint, self.options.engine.clone())?;
         let identity = engine.call(|model| model.identity().to_owned())?;
         if let Some(store) = &self.options.store {
             store.load(&engine, &identity);

@@ -209,6 +209,15 @@ fn generation_tags_leave_the_text_alone_and_are_a_scope() {
 }
 
 #[test]
+fn an_error_behind_a_percent_has_the_column_of_the_source() {
+    let percents = "{{ '%s' % (5 % 3) }}{% if loop is defined and 4 % 2 %}{% endif %}";
+    let place = |template: &str| error(&format!("é\n{template}{{{{ missing.x }}}}"));
+    assert_eq!(place(percents), place(&"x".repeat(percents.len())));
+    assert!(error("{{ 1 % 2 }}{{ 1 % }}").starts_with("line 1, column "));
+    assert!(error("a\n{{ [1] % 2 }}").starts_with("line 2, column "));
+}
+
+#[test]
 fn line_ends_are_newlines() {
     assert_eq!(render("a\r\n{% if true %}\r\nb\rc\r\n{% endif %}\r\n"), "a\nb\nc\n");
 }

@@ -79,8 +79,8 @@ fn a_sequence_is_what_it_is_alone_bit_for_bit() {
         let start = |options: EngineOptions| {
             let checkpoint = Checkpoint::open(&root).unwrap();
             let load = move || Model::load(&checkpoint, &mut Watch::none());
-            let tokenizer = Tokenizer::load(&Checkpoint::demo().unwrap()).unwrap();
-            Engine::start(load, tokenizer.into(), options).unwrap()
+            let tokenizer = || Tokenizer::load(&Checkpoint::demo().unwrap());
+            Engine::start(load, tokenizer, options).unwrap()
         };
         let options = |parallel, prefill_budget| EngineOptions {
             parallel,

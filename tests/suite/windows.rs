@@ -229,8 +229,8 @@ fn start(root: &Path, options: EngineOptions) -> Engine {
     let checkpoint = Checkpoint::open(root).unwrap();
     let load = move || Model::load(&checkpoint, &mut Watch::none());
     // Texts do not matter.
-    let tokenizer = Tokenizer::load(&Checkpoint::demo().unwrap()).unwrap();
-    Engine::start(load, tokenizer.into(), options).unwrap()
+    let tokenizer = || Tokenizer::load(&Checkpoint::demo().unwrap());
+    Engine::start(load, tokenizer, options).unwrap()
 }
 
 fn request(prompt: &[u32], limits: CacheLimits) -> Request {

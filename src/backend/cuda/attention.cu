@@ -19,7 +19,7 @@ struct Sequence {
   int capacity;
   int sees;                // tokens, itself included
   int sinks, skip;
-  int part, parts;         // tokens of a part, and how many of those there are
+  int units, parts;        // 64 tokens each, of which the last may have less; and what units are shared out to
   const float2* turns;     // [positions, TURNED]: cosines and sines
 };
 
@@ -396,8 +396,10 @@ struct Attention {
     if (n <= 0) return;
     allow_next();
     cluster.expect(n * 4 * (2 * HEADS + (numbers() > 0 ? numbers() : 0)));
-    auto begin_of = [&](int part) { return (first_part + part) * sequence.part; };
-    auto end_of = [&](int part) { return part < n ? smaller(begin_of(part) + sequence.part, sequence.sees) : 0; };
+    // Parts have as many units as the others, or one more.
+    bool is_one = sequence.units <= MAX_PARTS;
+    auto begin_of = [&](int part) { return (is_one ? first_part + part : (first_part + part) * sequence.units / MAX_PARTS) * TILES; };
+    auto end_of = [&](int part) { return part < n ? smaller(begin_of(part + 1), sequence.sees) : 0; };
     // The group's last part is this block's.
     bool sees_new = first_part + n == sequence.parts && (n - 1 & cluster.size - 1) == cluster.rank;
 

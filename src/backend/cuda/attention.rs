@@ -14,8 +14,8 @@ const MAX_SEQUENCES: usize = 32;
 const MAX_PARTS: i32 = 64;
 /// `MAX_CLUSTER` of attention.cu.
 const MAX_CLUSTER: i32 = 16;
-/// A part of what a sequence sees is a multiple of so many tokens.
-const PART: i32 = 64;
+/// `TILES` of attention.cu: what a sequence sees is shared out in units of so many tokens.
+const UNIT: i32 = 64;
 /// What a block of a cluster has room for, of the numbers of each part.
 const MAX_SHARE: i32 = 512;
 /// A matrix instruction has rows for so many heads of one block.
@@ -78,7 +78,7 @@ pub(super) struct Sequence {
     sees: i32,
     sinks: i32,
     skip: i32,
-    part: i32,
+    units: i32,
     parts: i32,
     turns: u64,
 }
@@ -91,9 +91,9 @@ impl Sequence {
         let sinks = at.sinks.min(first);
         let skip = first - sinks;
         let sees = end - skip;
-        let part = (sees + MAX_PARTS * PART - 1) / (MAX_PARTS * PART) * PART;
-        let parts = (sees + part - 1) / part;
-        Sequence { position: at.offset, capacity, sees, sinks, skip, part, parts, ..Sequence::default() }
+        let units = (sees + UNIT - 1) / UNIT;
+        let parts = units.min(MAX_PARTS);
+        Sequence { position: at.offset, capacity, sees, sinks, skip, units, parts, ..Sequence::default() }
     }
 
     /// With its keys and values, and what turns heads, at these addresses.
@@ -279,7 +279,7 @@ mod tests {
                     let sees = |column: i32| window.is_none_or(|window| offset < column + window) || column < sinks;
                     let wanted: Vec<i32> = (0..=offset).filter(|&column| sees(column)).collect();
                     assert_eq!(seen(&sequence), wanted, "{at:?} {window:?}");
-                    assert!((1..=MAX_PARTS).contains(&sequence.parts) && sequence.part % PART == 0);
+                    assert!((1..=MAX_PARTS).contains(&sequence.parts) && sequence.parts <= sequence.units);
                 }
             }
         }

@@ -14,7 +14,7 @@ use super::gemv::{Added, Shared, SharedBytes, weights};
 use super::node::{Held, Memory, When, is_own, node};
 use super::prompt::Prompt;
 use super::rows::{RowAddresses, RowNorm};
-use super::{decode, prompt};
+use super::{decode, kernel, prompt};
 use crate::backend::{
     Block, CachedSpan, LayerCache, Linear, Norm, Norms, Phase, Positions, Rotation, Rotations, make_room,
 };
@@ -40,17 +40,19 @@ pub(super) fn blocks(gpu: &Gpu, x: &Array, blocks: &[Block], spans: &mut [Cached
     if !spans.iter().all(|span| span.layers.iter().zip(&heads).all(fits)) {
         return None;
     }
-    let plan = |(block, &heads): (&Block, &Heads)| {
-        let plan = |pass: &Pass| {
-            let of = (pass.rows, d, x.dtype());
-            Some(match pass.phase {
-                Phase::Decode => Planned::Decode(decode::Planned::new(gpu, of, block, heads)?),
-                Phase::Prefill => Planned::Prompt(prompt::Planned::new(gpu, of, block, heads)?),
-            })
-        };
-        passes.iter().map(plan).collect::<Option<Vec<_>>>()
+    let of_block = |(block, &heads): (&Block, &Heads), phase, rows| {
+        let of = (rows, d, x.dtype());
+        Some(match phase {
+            Phase::Decode => Planned::Decode(decode::Planned::new(gpu, of, block, heads)?),
+            Phase::Prefill => Planned::Prompt(prompt::Planned::new(gpu, of, block, heads)?),
+        })
     };
-    let planned: Vec<Vec<Planned>> = blocks.iter().zip(&heads).map(plan).collect::<Option<_>>()?;
+    let of_passes =
+        |block| passes.iter().map(|pass| of_block(block, pass.phase, pass.rows)).collect::<Option<Vec<_>>>();
+    let plan = || blocks.iter().zip(&heads).map(of_passes).collect::<Option<Vec<_>>>();
+    // What follows a prompt, before it is read.
+    let decode_next = || blocks.iter().zip(&heads).for_each(|block| drop(of_block(block, Phase::Decode, 1)));
+    let planned: Vec<Vec<Planned>> = kernel::all_at_once(plan, decode_next)?;
     Some(compute(x, blocks, &heads, passes, planned, spans))
 }
 

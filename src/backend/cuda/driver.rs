@@ -265,6 +265,11 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
+    /// Which is none: the driver refuses to launch it.
+    pub fn none() -> Self {
+        Function(ptr::null_mut())
+    }
+
     /// The kernel `name` of machine code, with up to `shared` bytes of dynamic shared memory, and with large clusters, which not all
     /// GPUs have.
     pub fn load(code: &[u8], name: &CStr, shared: i32, has_large_clusters: bool) -> Result<Self> {

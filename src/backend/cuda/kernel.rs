@@ -1,8 +1,10 @@
 //! Kernels by what they are compiled for: compiled at run time for the GPU at hand, several at once, and kept on disk.
 
-use std::collections::{HashMap, HashSet};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::hash::Hash;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
@@ -45,6 +47,11 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
+    /// Which is none.
+    fn none() -> Self {
+        Kernel { function: Function::none(), threads: 0, overlaps: false }
+    }
+
     fn new<F: Form>(form: &F, gpu: &Gpu) -> Result<Self> {
         let (threads, blocks) = form.bounds();
         let (parameter, body) = form.entry();
@@ -103,32 +110,90 @@ pub(super) struct Launch {
     pub follows: bool,
 }
 
-/// The kernels of one kind. `None` for those that a GPU's compiler refuses, which is told once.
-pub(super) struct Compiled<F>(Mutex<Option<HashMap<F, Option<Kernel>>>>);
+/// The kernels of one kind, once each is compiled; `None` for those that a GPU's compiler refuses, which is told once.
+pub(super) struct Compiled<F>(Mutex<Option<HashMap<F, Known>>>);
 
-impl<F: Form> Compiled<F> {
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    /// By a plan of [`all_at_once`], which compiles it.
+    Asked,
+    Compiled(Option<Kernel>),
+}
+
+/// What a plan of [`all_at_once`] asked for.
+#[derive(Default)]
+struct Asked {
+    /// Each compiles a kernel and keeps it.
+    jobs: Vec<Box<dyn FnOnce() + Send>>,
+    /// Whether some of what it got is no kernel.
+    is_incomplete: bool,
+}
+
+thread_local! {
+    static ASKED: RefCell<Option<Asked>> = const { RefCell::new(None) };
+}
+
+/// What `plan` gives, all of whose kernels that are not known yet are compiled at once, together with those that `ahead` asks for.
+/// Then `plan` is called twice, and the first time with kernels that must not be launched.
+pub(super) fn all_at_once<T>(plan: impl Fn() -> T, ahead: impl FnOnce()) -> T {
+    ASKED.set(Some(Asked::default()));
+    let planned = plan();
+    let is_incomplete = ASKED.with_borrow(|asked| asked.as_ref().is_some_and(|asked| asked.is_incomplete));
+    if is_incomplete {
+        ahead();
+    }
+    let asked = ASKED.take().unwrap_or_default();
+    if !is_incomplete {
+        return planned;
+    }
+    thread::scope(|scope| asked.jobs.into_iter().for_each(|job| drop(scope.spawn(job))));
+    plan()
+}
+
+impl<F: Form + 'static> Compiled<F> {
     pub const fn new() -> Self {
         Compiled(Mutex::new(None))
     }
 
-    /// The kernels of these forms, those that are not known yet compiled at once; `None` if one cannot be.
-    pub fn get<const N: usize>(&self, forms: [&F; N], gpu: &Gpu) -> Option<[Kernel; N]> {
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<F, Known>) -> T) -> T {
+        f(self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+    }
+
+    /// The kernels of these forms; `None` if one cannot be compiled.
+    pub fn get<const N: usize>(&'static self, forms: [&F; N], gpu: &Gpu) -> Option<[Kernel; N]> {
         self.get_all(&forms, gpu)?.try_into().ok()
     }
 
     /// [`Compiled::get`] of any number.
-    pub fn get_all(&self, forms: &[&F], gpu: &Gpu) -> Option<Vec<Kernel>> {
-        let mut kernels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernels = kernels.get_or_insert_default();
-        let missing: HashSet<&F> = forms.iter().copied().filter(|form| !kernels.contains_key(form)).collect();
-        thread::scope(|scope| {
-            let compile = |form| (form, scope.spawn(move || Kernel::new(form, gpu)));
-            for (form, compiled) in missing.into_iter().map(compile).collect::<Vec<_>>() {
-                let kernel = compiled.join().ok().and_then(|kernel| kernel.map_err(|error| warn(&error)).ok());
-                kernels.insert(form.clone(), kernel);
+    pub fn get_all(&'static self, forms: &[&F], gpu: &Gpu) -> Option<Vec<Kernel>> {
+        forms.iter().map(|form| self.get_one(form, gpu)).collect()
+    }
+
+    fn get_one(&'static self, form: &F, gpu: &Gpu) -> Option<Kernel> {
+        let known = self.with(|known| known.get(form).copied());
+        if let Some(Known::Compiled(kernel)) = known {
+            return kernel;
+        }
+        let ask = |asked: &mut Asked| {
+            asked.is_incomplete = true;
+            if known.is_none() {
+                self.with(|known| known.insert(form.clone(), Known::Asked));
+                let (form, gpu) = (form.clone(), *gpu);
+                asked.jobs.push(Box::new(move || {
+                    let _ = self.compiled(&form, &gpu);
+                }));
             }
-        });
-        forms.iter().map(|form| kernels[form]).collect()
+            Kernel::none()
+        };
+        let asked = ASKED.with_borrow_mut(|asked| asked.as_mut().map(ask));
+        asked.or_else(|| self.compiled(form, gpu))
+    }
+
+    fn compiled(&self, form: &F, gpu: &Gpu) -> Option<Kernel> {
+        let kernel =
+            catch_unwind(AssertUnwindSafe(|| Kernel::new(form, gpu).map_err(|error| warn(&error)).ok())).ok().flatten();
+        self.with(|known| known.insert(form.clone(), Known::Compiled(kernel)));
+        kernel
     }
 }
 

@@ -26,7 +26,7 @@ use crate::error::Result;
 use driver::Attribute;
 
 /// A GPU that the kernels run on: MLX's.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Gpu {
     /// Compute capability: 9 and 0 for Hopper.
     capability: (i32, i32),
