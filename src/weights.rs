@@ -13,7 +13,6 @@ use safetensors::Dtype as FileDtype;
 
 use crate::checkpoint::WeightFile;
 use crate::error::{Error, Result};
-use crate::mlx_rs_patch::array_from_bytes;
 use crate::mlx_rs_patch::distributed::Group;
 use crate::ops;
 use crate::tensor_index::TensorEntry;
@@ -237,7 +236,7 @@ impl<'f> Weights<'f> {
             arrays.push(match borrowed {
                 Some(array) => array,
                 None => {
-                    let array = array_from_bytes(&own, &shape, dtype)?;
+                    let array = ops::copy(&own, &shape, dtype)?;
                     if let Some(map) = file.map() {
                         map.release(part);
                     }

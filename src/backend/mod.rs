@@ -375,6 +375,11 @@ pub(crate) trait Backend: Sync {
         None
     }
 
+    /// An array of these bytes in the device's memory, without a detour.
+    fn upload(&self, _bytes: &[u8], _shape: &[i32], _dtype: Dtype) -> Declined {
+        None
+    }
+
     /// Whether it is fast only with caches of which each layer holds all positions, whatever its window hides.
     fn holds_all(&self) -> bool {
         false

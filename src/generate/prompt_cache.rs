@@ -20,8 +20,8 @@ use super::kv_cache::{CacheLimits, KvCache};
 use super::prefix::Prefix;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
-use crate::mlx_rs_patch::array_from_bytes;
 use crate::models::Model;
+use crate::ops;
 use crate::tensor_writer::{TensorHead, TensorWriter};
 
 const KEY: &str = "mlx_lm.prompt_cache";
@@ -255,7 +255,7 @@ impl PromptCache {
         if metadata.sha256 != metadata.hash(views.iter().map(|(_, _, view)| (view.dtype(), view.data()))) {
             return Err(Error::malformed(path, "is damaged (SHA-256 differs); make it again"));
         }
-        let arrays = views.iter().map(|(dtype, shape, view)| array_from_bytes(view.data(), shape, *dtype));
+        let arrays = views.iter().map(|(dtype, shape, view)| ops::copy(view.data(), shape, *dtype));
         let mut arrays = arrays.collect::<Result<Vec<_>>>()?.into_iter();
         file.check()?;
         let layers = std::iter::from_fn(|| Some((arrays.next()?, arrays.next()?))).collect();

@@ -25,6 +25,7 @@ use crate::backend::{
 };
 use crate::error::Result;
 use crate::mapped::Mapped;
+use crate::mlx_rs_patch::array_from_bytes;
 use crate::mlx_rs_patch::distributed::Group;
 
 static CPU: OnceLock<Option<InstructionSet>> = OnceLock::new();
@@ -365,6 +366,18 @@ pub(crate) fn logprobs(logits: &Array, tokens: &Array, top: usize) -> Result<(Ar
 /// See [`Backend::borrow`].
 pub(crate) fn borrow(map: &Arc<Mapped>, bytes: &[u8], shape: &[i32], dtype: Dtype) -> Option<Array> {
     backend()?.borrow(map, bytes, shape, dtype)
+}
+
+/// An array of these bytes, copied.
+///
+/// # Errors
+/// When there is no memory for it.
+///
+/// # Panics
+/// When the bytes are not as many as the shape says.
+pub(crate) fn copy(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Result<Array> {
+    let uploaded = backend().and_then(|backend| backend.upload(bytes, shape, dtype));
+    uploaded.unwrap_or_else(|| array_from_bytes(bytes, shape, dtype))
 }
 
 /// Whether a pass over so many tokens is better computed block by block than described whole: where each takes long enough

@@ -67,6 +67,8 @@ library!(Driver {
     cuCtxSetCurrent(Context);
     cuThreadExchangeStreamCaptureMode(*mut c_int);
     cuMemAdvise(u64, usize, c_int, c_int);
+    cuMemcpyHtoD_v2(u64, *const c_void, usize);
+    cuStreamSynchronize(*mut c_void);
     cuModuleLoadData(*mut ModuleHandle, *const c_void);
     cuModuleGetFunction(*mut FunctionHandle, ModuleHandle, *const c_char);
     cuFuncSetAttribute(FunctionHandle, c_int, c_int);
@@ -190,6 +192,20 @@ pub(super) fn keep_on_host(words: &[u32]) {
             (driver.cuMemAdvise)(at, size_of_val(words), PREFERRED_LOCATION, HOST);
             (driver.cuMemAdvise)(at, size_of_val(words), ACCESSED_BY, 0);
         }
+    }
+}
+
+/// Copy to memory of the GPU; when this returns, all is there.
+///
+/// # Safety
+/// From `to` on, there are as many bytes, and no kernel looks at them now.
+pub(super) unsafe fn copy_to_gpu(to: u64, bytes: &[u8]) -> Result<()> {
+    let driver = in_context()?;
+    // SAFETY: reads the bytes, and writes as many by the caller's promise. Bytes of pageable memory may be under way when the first
+    // returns, on the stream that null is.
+    unsafe {
+        done("copying to it", (driver.cuMemcpyHtoD_v2)(to, bytes.as_ptr().cast(), bytes.len()))?;
+        done("copying to it", (driver.cuStreamSynchronize)(ptr::null_mut()))
     }
 }
 

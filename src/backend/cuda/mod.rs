@@ -19,7 +19,7 @@ mod tests;
 
 use std::sync::OnceLock;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::{Backend, Block, CachedSpan, Choice, Epilogue, Linear, Norm, Phase, Weight};
 use crate::error::Result;
@@ -113,6 +113,10 @@ impl Backend for Gpu {
     fn sample(&self, logits: &Array, choices: &[Choice]) -> Option<Result<Array>> {
         let is_greedy = choices.iter().all(|choice| matches!(choice, Choice::Greedy));
         if is_greedy { rows::largest(self, logits) } else { None }
+    }
+
+    fn upload(&self, bytes: &[u8], shape: &[i32], dtype: Dtype) -> Option<Result<Array>> {
+        Some(node::upload(bytes, shape, dtype))
     }
 
     fn holds_all(&self) -> bool {

@@ -331,6 +331,22 @@ fn turns(rotation: &Rotation, positions: i32) -> Result<Array> {
     Ok(turns)
 }
 
+/// These bytes in the GPU's memory. MLX would put them into memory of the host, from which they move when a kernel looks at them.
+///
+/// # Panics
+/// When the bytes are not as many as the shape says.
+pub(super) fn upload(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Result<Array> {
+    let array = made(shape, dtype)?;
+    assert_eq!(array.nbytes(), bytes.len(), "upload: shape {shape:?} of {dtype:?}");
+    array.eval()?;
+    if !bytes.is_empty() {
+        let (_held, addresses) = Held::new(&[&array])?;
+        // SAFETY: the array has as many bytes, its zeros are there, and nobody else knows it.
+        unsafe { driver::copy_to_gpu(addresses[0], bytes)? };
+    }
+    Ok(array)
+}
+
 /// Zeros in the GPU's memory.
 fn made(shape: &[i32], dtype: Dtype) -> Result<Array> {
     let zeros = zeros_dtype(shape, dtype)?;

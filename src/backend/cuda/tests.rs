@@ -5,7 +5,7 @@ use mlx_rs::{Array, Device, Dtype};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Gpu, blocks, rows};
+use super::{Gpu, blocks, node, rows};
 use crate::backend::{
     Activation, Block, CachedSpan, Held, LayerCache, Linear, NO_TOKEN, Norm, Norms, Packing, Phase, Positions,
     Residual, Rotation, Rotations, Weight,
@@ -478,6 +478,24 @@ fn a_prompt_is_multiplied_as_f64_does() {
                 assert!(error < 2e-3, "{bits} bits: {error}");
             }
         }
+    }
+}
+
+#[test]
+fn bytes_come_as_they_are() {
+    if gpu().is_none() {
+        return;
+    }
+    for n in [0, 1, 3, 1000, 5 << 20] {
+        let words: Vec<u32> = (0..n).map(|i: u32| i.wrapping_mul(2_654_435_761)).collect();
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let array = node::upload(&bytes, &[n as i32], Dtype::Uint32).unwrap();
+        let doubled = array.add(&array).unwrap(); // by a kernel
+        doubled.eval().unwrap();
+        assert!(
+            doubled.as_slice::<u32>().iter().eq(&words.iter().map(|word| word.wrapping_mul(2)).collect::<Vec<_>>())
+        );
+        assert_eq!(array.as_slice::<u32>(), words, "{n}");
     }
 }
 
