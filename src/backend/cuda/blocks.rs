@@ -51,7 +51,11 @@ pub(super) fn blocks(gpu: &Gpu, x: &Array, blocks: &[Block], spans: &mut [Cached
         |block| passes.iter().map(|pass| of_block(block, pass.phase, pass.rows)).collect::<Option<Vec<_>>>();
     let plan = || blocks.iter().zip(&heads).map(of_passes).collect::<Option<Vec<_>>>();
     // What follows a prompt, before it is read.
-    let decode_next = || blocks.iter().zip(&heads).for_each(|block| drop(of_block(block, Phase::Decode, 1)));
+    let decode_next = || {
+        for block in blocks.iter().zip(&heads) {
+            let _ = of_block(block, Phase::Decode, 1);
+        }
+    };
     let planned: Vec<Vec<Planned>> = kernel::all_at_once(plan, decode_next)?;
     Some(compute(x, blocks, &heads, passes, planned, spans))
 }

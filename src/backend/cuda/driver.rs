@@ -203,10 +203,24 @@ pub(super) unsafe fn copy_to_gpu(to: u64, bytes: &[u8]) -> Result<()> {
     let driver = in_context()?;
     // SAFETY: reads the bytes, and writes as many by the caller's promise. Bytes of pageable memory may be under way when the first
     // returns, on the stream that null is.
-    unsafe {
-        done("copying to it", (driver.cuMemcpyHtoD_v2)(to, bytes.as_ptr().cast(), bytes.len()))?;
-        done("copying to it", (driver.cuStreamSynchronize)(ptr::null_mut()))
-    }
+    let copy = || unsafe {
+        match (driver.cuMemcpyHtoD_v2)(to, bytes.as_ptr().cast(), bytes.len()) {
+            0 => (driver.cuStreamSynchronize)(ptr::null_mut()),
+            failed => failed,
+        }
+    };
+    done("copying to it", relaxed(driver, copy))
+}
+
+/// Call what otherwise breaks what another thread's MLX is capturing.
+fn relaxed<T>(driver: &Driver, call: impl FnOnce() -> T) -> T {
+    let mut mode = RELAXED;
+    // SAFETY: changes and writes the thread's mode, which becomes what it was.
+    let exchange = |mode: &mut c_int| unsafe { (driver.cuThreadExchangeStreamCaptureMode)(mode) };
+    exchange(&mut mode);
+    let called = call();
+    exchange(&mut mode);
+    called
 }
 
 /// What tells one compiler's results from another's.
@@ -290,14 +304,11 @@ impl Function {
     /// GPUs have.
     pub fn load(code: &[u8], name: &CStr, shared: i32, has_large_clusters: bool) -> Result<Self> {
         let driver = in_context()?;
-        let (mut module, mut function, mut mode) = (ptr::null_mut(), ptr::null_mut(), RELAXED);
+        let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: the driver copies the code, whose length is in it, and checks it; the handles are written before they are used.
         unsafe {
-            // Otherwise, loading breaks what another thread's MLX is capturing.
-            (driver.cuThreadExchangeStreamCaptureMode)(&mut mode);
-            let loaded = done("loading a kernel", (driver.cuModuleLoadData)(&mut module, code.as_ptr().cast()));
-            (driver.cuThreadExchangeStreamCaptureMode)(&mut mode);
-            loaded?;
+            let load = || (driver.cuModuleLoadData)(&mut module, code.as_ptr().cast());
+            done("loading a kernel", relaxed(driver, load))?;
             done("loading a kernel", (driver.cuModuleGetFunction)(&mut function, module, name.as_ptr()))?;
             done("loading a kernel", (driver.cuFuncSetAttribute)(function, MAX_DYNAMIC_SHARED, shared))?;
             if has_large_clusters {
