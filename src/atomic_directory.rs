@@ -79,10 +79,17 @@ fn hidden(name: &std::ffi::OsStr, what: &str) -> OsString {
     hidden
 }
 
-/// Whether a file of this name belongs to what a directory is for.
-pub(crate) type Belongs = fn(&str) -> bool;
+/// What a directory is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Belongs {
+    /// Whether a file of this name belongs to it.
+    pub belongs: fn(&str) -> bool,
+    /// A file that each such directory has.
+    pub needs: &'static str,
+}
 
-/// What stands at `target` may be replaced only where `replaced` is given, and it is a directory of files that all belong there.
+/// What stands at `target` may be replaced only where `replaced` is given, and it is empty, or a directory for that, of files that all
+/// belong there.
 ///
 /// # Errors
 /// When something else stands there.
@@ -91,7 +98,7 @@ pub(crate) fn refuse_existing(target: &Path, replaced: Option<Belongs>) -> Resul
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found.map_err(Error::io(target))?,
     };
-    let Some(belongs) = replaced else { return Err(Error::Exists(target.to_owned())) };
+    let Some(Belongs { belongs, needs }) = replaced else { return Err(Error::Exists(target.to_owned())) };
     if !found.is_dir() {
         return Err(Error::malformed(target, "exists and is not a directory"));
     }
@@ -102,6 +109,11 @@ pub(crate) fn refuse_existing(target: &Path, replaced: Option<Belongs>) -> Resul
             let problem = format!("holds {:?}, which would be lost; remove the directory yourself", entry.file_name());
             return Err(Error::malformed(target, problem));
         }
+    }
+    let is_empty = fs::read_dir(target).map_err(Error::io(target))?.next().is_none();
+    if !is_empty && !target.join(needs).is_file() {
+        let problem = format!("has no {needs}, so what it holds would be lost; remove the directory yourself");
+        return Err(Error::malformed(target, problem));
     }
     Ok(())
 }
@@ -172,7 +184,7 @@ mod tests {
             fs::write(directory.path().join("new.json"), "").unwrap();
             directory.commit(replaced)
         };
-        let json: Belongs = |name| name.ends_with(".json");
+        let json = Belongs { belongs: |name| name.ends_with(".json"), needs: "old.json" };
         fs::create_dir(&target).unwrap();
         fs::write(target.join("old.json"), "").unwrap();
         fs::write(target.join("notes"), "mine").unwrap();
@@ -182,6 +194,9 @@ mod tests {
         fs::create_dir(target.join("inner.json")).unwrap();
         assert!(write(Some(json)).unwrap_err().to_string().contains("\"inner.json\""));
         fs::remove_dir(target.join("inner.json")).unwrap();
+        fs::rename(target.join("old.json"), target.join("other.json")).unwrap();
+        assert!(write(Some(json)).unwrap_err().to_string().contains("has no old.json"));
+        fs::rename(target.join("other.json"), target.join("old.json")).unwrap();
         write(Some(json)).unwrap();
         assert!(target.join("new.json").exists() && !target.join("old.json").exists());
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);

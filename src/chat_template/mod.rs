@@ -65,9 +65,11 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// One that the model is to answer; where the last message is the assistant's, that is continued.
+    /// One that the model is to answer; where the last message is the assistant's, and calls nothing, that is continued.
     pub fn to_answer(messages: Vec<serde_json::Value>) -> Self {
-        let last = messages.last().filter(|message| message["role"] == "assistant");
+        let calls =
+            |message: &serde_json::Value| message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty());
+        let last = messages.last().filter(|message| message["role"] == "assistant" && !calls(message));
         let continues = last.is_some_and(|message| message["content"].is_string() || message["content"].is_array());
         Conversation {
             messages,

@@ -192,6 +192,10 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Jinja<Option<Value>>
             }
             out.into()
         }
+        "casefold" => {
+            let () = from_args(args)?;
+            text.to_lowercase().into()
+        }
         "swapcase" => {
             let () = from_args(args)?;
             let swapped =
@@ -300,7 +304,11 @@ pub(super) fn to_float(state: &State, value: &Value, default: Option<Value>, nam
 
 /// Jinja2's `string`.
 pub(super) fn string(state: &State, value: &Value) -> Jinja<Value> {
-    if is_container(value) { repr(state, value).map(Value::from) } else { filters::string(state, value) }
+    match float(value) {
+        Some(number) => Ok(python_float(number).into()),
+        None if is_container(value) => repr(state, value).map(Value::from),
+        None => filters::string(state, value),
+    }
 }
 
 /// Jinja2's `center`.

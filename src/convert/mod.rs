@@ -196,9 +196,16 @@ fn refuse(checkpoint: &Checkpoint, output: &Path, overwrite: bool, is_pack: bool
     }
 }
 
-/// Which directories may be replaced.
+/// Which directories may be replaced: models, with the files that converters write and checkpoints have.
 fn replaced(overwrite: bool) -> Option<atomic_directory::Belongs> {
-    overwrite.then_some(|name: &str| is_carried(name) || name.ends_with(".safetensors") || name.ends_with(".json"))
+    const KINDS: [&str; 5] = [".safetensors", ".json", ".jinja", ".model", ".tiktoken"];
+    const CODE: [&str; 4] = ["configuration_", "modeling_", "processing_", "tokenization_"];
+    let belongs = |name: &str| {
+        let is_code = name.ends_with(".py") && CODE.iter().any(|begin| name.starts_with(begin));
+        let is_of_kind = KINDS.iter().any(|kind| name.ends_with(kind));
+        is_of_kind || is_code || mlxpack::is_text(name) || matches!(name, "merges.txt" | "vocab.txt")
+    };
+    overwrite.then_some(atomic_directory::Belongs { belongs, needs: CONFIG })
 }
 
 /// The files' names and their outputs.

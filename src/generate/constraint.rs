@@ -17,7 +17,7 @@ use llguidance::toktrie::{INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInf
 use llguidance::{Matcher, ParserFactory};
 use serde_json::json;
 
-use super::grammar::{Grammar, json_schema};
+use super::grammar::{Grammar, json_schema, lark};
 use crate::error::{Error, Result, panic_message};
 use crate::tokenizer::Tokenizer;
 
@@ -125,7 +125,7 @@ fn source(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
             (GrammarWithLexer::from_json_schema(json_schema(schema)?), schema.to_string().len())
         }
         Grammar::Regex(regex) => (GrammarWithLexer::from_regex(regex), regex.len()),
-        Grammar::Lark(lark) => (GrammarWithLexer::from_lark(lark.clone()), lark.len()),
+        Grammar::Lark(source) => (GrammarWithLexer::from_lark(lark(source)?.to_owned()), source.len()),
     };
     match length {
         0..=MAX_SOURCE => Ok(TopLevelGrammar::from_grammar(source)),

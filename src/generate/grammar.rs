@@ -61,6 +61,41 @@ const FORMATS: [(&str, &str); 5] = [
     ("date-time", "^.{5}(0[13-9]|1.|02-([01].|2[0-8])).*[tT].{6}[0-5]"),
 ];
 
+/// Keywords whose values have numbers that are compared.
+const COMPARED: [&str; 6] = ["const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
+/// llguidance's numbers are whole up to here; from 2^63 on, it does not come to an end.
+const MAX_WHOLE: f64 = (1_u64 << 53) as f64;
+
+/// Whether all numbers within a value are ones that llguidance can hold.
+fn has_small_numbers(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => match number.as_i128() {
+            Some(whole) => whole.unsigned_abs() <= MAX_WHOLE as u128,
+            None => number.as_f64().is_some_and(|number| number.abs() <= MAX_WHOLE),
+        },
+        Value::Array(values) => values.iter().all(has_small_numbers),
+        Value::Object(fields) => fields.values().all(has_small_numbers),
+        _ => true,
+    }
+}
+
+/// A grammar of llguidance's kind of Lark, unless it is one that cannot be followed, or not soon; or why it is.
+pub(super) fn lark(source: &str) -> Result<&str, String> {
+    // Some pass over rules takes the square of their number.
+    const MAX_RULES: usize = 2000;
+    let rules = source.lines().filter(|line| line.contains(':')).count();
+    if rules > MAX_RULES {
+        return Err(format!("it has {rules} rules, expected at most {MAX_RULES}"));
+    }
+    let schemas = source.match_indices("%json").filter_map(|(at, found)| {
+        serde_json::Deserializer::from_str(&source[at + found.len()..]).into_iter::<Value>().next()?.ok()
+    });
+    for mut schema in schemas {
+        tighten(&mut schema, &mut Vec::new())?;
+    }
+    Ok(source)
+}
+
 /// Leave out the few values that llguidance takes for fitting and others do not: an exclusive bound itself, which it allows between
 /// two neighbouring integers, and names and times that do not exist. `steps` gets each `multipleOf`.
 fn tighten(schema: &mut Value, steps: &mut Vec<f64>) -> Result<(), String> {
@@ -84,6 +119,11 @@ fn tighten(schema: &mut Value, steps: &mut Vec<f64>) -> Result<(), String> {
         return Err(
             "`minProperties` of more than 1 needs `additionalProperties` to be false and no `patternProperties`".into(),
         );
+    }
+    if let Some(keyword) =
+        COMPARED.iter().find(|name| fields.get(**name).is_some_and(|value| !has_small_numbers(value)))
+    {
+        return Err(format!("`{keyword}` has a number beyond 2^53"));
     }
     steps.extend(fields.get("multipleOf").and_then(Value::as_f64));
     for (exclusive, inclusive, sign) in [("exclusiveMinimum", "minimum", 1.0), ("exclusiveMaximum", "maximum", -1.0)] {

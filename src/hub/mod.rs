@@ -166,30 +166,34 @@ impl Hub {
     /// # Errors
     /// As [`Hub::pull`]; [`HubProblem::Offline`] and [`HubProblem::OfflineInPart`] when it would have to be downloaded and may not.
     pub fn get(&self, name: &ModelName, events: &mut Events) -> Result<PathBuf> {
-        let found = Folder::new(self.cache(), name.repository()).find(name.revision())?;
-        let missing = match &found {
-            Some(snapshot) => Folder::missing(snapshot)?,
-            None => None,
-        };
-        match (found, missing) {
-            (Some(snapshot), None) => Ok(snapshot),
-            (Some(_), Some(file)) if self.options.is_offline => {
-                Err(problem(name, HubProblem::OfflineInPart { file, name: name.to_string() }))
-            }
-            _ => self.pull(name, events),
+        match self.cached(name)? {
+            Ok(snapshot) => Ok(snapshot),
+            Err(_) if !self.options.is_offline => self.pull(name, events),
+            Err(missing) => Err(problem(name, missing)),
         }
     }
 
+    /// The model's folder in the cache, or what is not there.
+    fn cached(&self, name: &ModelName) -> Result<std::result::Result<PathBuf, HubProblem>> {
+        let (cache, asked) = (self.cache().to_owned(), name.to_string());
+        let Some(snapshot) = Folder::new(self.cache(), name.repository()).find(name.revision())? else {
+            return Ok(Err(HubProblem::Offline { cache, name: asked }));
+        };
+        Ok(match Folder::missing(&snapshot)? {
+            None => Ok(snapshot),
+            Some(file) => Err(HubProblem::OfflineInPart { file, name: asked }),
+        })
+    }
+
     /// Ask the hub for the model and download what is not in the cache: configuration, tokenizer, chat template, weights and
-    /// licence. The folder is the snapshot of its commit.
+    /// licence. The folder is the snapshot of its commit. Offline, that is all in the cache, or an error.
     ///
     /// # Errors
     /// [`Error::Hub`]; [`Error::Unsupported`] and others of [`models::read_config`] for a model that does not run here, before its
     /// weights are downloaded; [`Error::Io`] when the cache cannot be written; [`Error::Interrupted`].
     pub fn pull(&self, name: &ModelName, events: &mut Events) -> Result<PathBuf> {
         if self.options.is_offline {
-            let (cache, asked) = (self.cache().to_owned(), name.to_string());
-            return Err(problem(name, HubProblem::Offline { cache, name: asked }));
+            return self.cached(name)?.map_err(|missing| problem(name, missing));
         }
         let client = Client::new(&self.options, name, events.stop)?;
         let listing = Listing::fetch(&client)?;

@@ -212,7 +212,9 @@ impl Answer {
         let parts = choice.parser.as_mut().map(Parser::finish).unwrap_or_default();
         let begins_call = |part: &Part| matches!(part, Part::CallBegin { .. });
         let has_called = choice.calls > 0 || parts.iter().any(begins_call);
-        let finish_reason = if reason == FinishReason::Stop && has_called { "tool_calls" } else { finish_reason };
+        let is_cut = parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
+        let is_of_calls = reason == FinishReason::Stop && has_called && !is_cut;
+        let finish_reason = if is_of_calls { "tool_calls" } else { finish_reason };
         Ok(Update::Piece(Piece { index, parts, tokens: Vec::new(), finish_reason: Some(finish_reason) }))
     }
 

@@ -106,6 +106,12 @@ pub async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> 
     let _place = shared.admit(1)?;
     let DetokenizeRequest { model, tokens } = shared.prepare(move || read_body(&body)).await?;
     let lease = shared.registry.lease(model.as_deref()).await?;
-    let detokenize = move || Ok(Json(json!({"prompt": lease.engine.tokenizer().decode(&tokens)?})).into_response());
+    let detokenize = move || {
+        let n = lease.engine.config().vocab_size as u32;
+        if let Some(id) = tokens.iter().find(|&&id| id >= n) {
+            return Err(ApiError::field("tokens", format!("{id}, expected ids below {n}")));
+        }
+        Ok(Json(json!({"prompt": lease.engine.tokenizer().decode(&tokens)?})).into_response())
+    };
     shared.prepare(detokenize).await
 }

@@ -218,6 +218,21 @@ fn an_error_behind_a_percent_has_the_column_of_the_source() {
 }
 
 #[test]
+fn a_last_message_of_the_assistant_is_continued_unless_it_calls() {
+    let question = json!({"role": "user", "content": "Hi"});
+    let said = |message: Value| {
+        let conversation = Conversation::to_answer(vec![question.clone(), message]);
+        assert_ne!(conversation.add_generation_prompt, conversation.continue_final_message);
+        conversation.continue_final_message
+    };
+    assert!(said(json!({"role": "assistant", "content": "He"})));
+    assert!(said(json!({"role": "assistant", "content": "He", "tool_calls": []})));
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": {}}});
+    assert!(!said(json!({"role": "assistant", "content": "", "tool_calls": [call]})));
+    assert!(!said(question.clone()));
+}
+
+#[test]
 fn line_ends_are_newlines() {
     assert_eq!(render("a\r\n{% if true %}\r\nb\rc\r\n{% endif %}\r\n"), "a\nb\nc\n");
 }

@@ -476,6 +476,19 @@ fn what_cannot_be_followed_is_refused_before_a_token_is_made() {
     assert!(schema(json!({"type": "string", "pattern": "(?=a)b"})).starts_with("the JSON schema cannot be followed"));
     assert!(schema(json!({"type": "string", "format": "colour"})).contains("colour"));
     assert!(schema(json!({"type": "object", "x-guidance": {"lenient": true}})).contains("x-guidance"));
+    // Beyond 2^53 llguidance's numbers are not exact, and from 2^63 on some do not come to an end.
+    for number in ["9007199254740993", "-9223372036854775808", "1e25", "-1e300"] {
+        let number: Value = serde_json::from_str(number).unwrap();
+        for keyword in ["const", "minimum", "exclusiveMaximum"] {
+            let bounded = json!({"items": {"type": "number", keyword: number}});
+            assert!(schema(bounded).contains(&format!("`{keyword}` has a number beyond 2^53")));
+        }
+        assert!(schema(json!({"enum": [1, {"a": [number]}]})).contains("`enum`"));
+        let lark = format!("start: x\nx: %json {{\"type\": \"integer\", \"const\": {number}}}");
+        assert!(refused(Grammar::Lark(lark)).contains("`const`"));
+    }
+    let chain: String = (0..20_000).map(|i| format!("r{i}: r{} \"a\"\n", i + 1)).collect();
+    assert!(refused(Grammar::Lark(format!("start: r0\n{chain}r20000: \"b\"\n"))).contains("20002 rules"));
     assert!(refused(Grammar::Regex("a(b".into())).contains("unclosed group"));
     assert!(refused(Grammar::Regex("(a)\\1".into())).contains("regular expression cannot be followed"));
     assert!(refused(Grammar::Lark("start: nowhere".into())).contains("nowhere"));

@@ -1,7 +1,7 @@
 //! Bodies of requests, read strictly: a field that is not here, and is no option of a generation ([`Overrides`]) either, is an
 //! error that names it.
 
-use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -38,6 +38,7 @@ pub struct Settings {
 #[serde(default, deny_unknown_fields)]
 pub struct StreamOptions {
     /// End with what the answer took.
+    #[serde(deserialize_with = "or_default")]
     pub include_usage: bool,
 }
 
@@ -50,6 +51,11 @@ struct SettingsFields {
     user: Option<String>,
     #[serde(flatten)]
     overrides: Map<String, Value>,
+}
+
+/// What null stands for is left out.
+fn or_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Settings {
@@ -66,6 +72,7 @@ impl Settings {
         if overrides.contains_key("prefill_step") {
             return Err(ApiError::unknown_field("prefill_step"));
         }
+        let overrides = overrides.into_iter().filter(|(_, value)| !value.is_null()).collect();
         let overrides: Overrides = fields::read(Value::Object(overrides))?;
         let stops = overrides.stop.as_deref().unwrap_or_default();
         if stops.len() > MAX_STOPS || stops.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
@@ -302,6 +309,7 @@ impl Turns {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::server) struct Message {
+    #[serde(deserialize_with = "word")]
     role: Role,
     #[serde(default, deserialize_with = "text")]
     content: Option<String>,
@@ -378,6 +386,14 @@ impl Message {
             message["tool_calls"] = calls.collect::<Result<Vec<_>, ApiError>>()?.into();
         }
         Ok(message)
+    }
+}
+
+/// A text that is one of some words.
+fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    match Value::deserialize(deserializer)? {
+        value @ Value::String(_) => T::deserialize(value).map_err(D::Error::custom),
+        other => Err(D::Error::custom(format!("{other}, expected a text"))),
     }
 }
 
@@ -472,5 +488,75 @@ fn check_logprobs(name: &str, n: Option<usize>) -> Result<(), ApiError> {
 pub(in crate::server) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let not_json = |e| ApiError::bad_request(format!("the body is not JSON: {e}"));
     serde_json::from_slice::<IgnoredAny>(body).map_err(not_json)?;
-    Ok(fields::read(&mut serde_json::Deserializer::from_slice(body))?)
+    let Unique(mut body) = fields::read(&mut serde_json::Deserializer::from_slice(body))?;
+    // A struct may be written as a list of its members elsewhere.
+    if let Some(name) = ["response_format", "stream_options"].into_iter().find(|&name| body[name].is_array()) {
+        return Err(ApiError::field(name, "a list, expected an object"));
+    }
+    // What OpenAI's packages made of an answer has all fields, also those that it has not.
+    let messages = body.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten();
+    messages.filter_map(Value::as_object_mut).for_each(|message| message.retain(|_, value| !value.is_null()));
+    Ok(fields::read(body)?)
+}
+
+/// JSON whose objects name nothing twice.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UniqueVisitor).map(Unique)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Unique(item)) = items.next_element()? {
+            all.push(item);
+        }
+        Ok(all.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some((name, Unique(value))) = members.next_entry::<String, Unique>()? {
+            if all.contains_key(&name) {
+                return Err(A::Error::custom(format!("duplicate field `{name}`")));
+            }
+            all.insert(name, value);
+        }
+        Ok(all.into())
+    }
 }

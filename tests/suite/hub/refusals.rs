@@ -234,6 +234,9 @@ fn a_server_whose_listing_has_names_alone_tells_the_rest_of_each_file() {
         stdout(mlx_lm(&hub, scratch.path(), &["-m", "org/demo", "--offline", "What colour is the sky?"])),
         "The sky is blue."
     );
+    // What is there in whole can be pulled without the network.
+    let offline = HubOptions { is_offline: true, ..options(&hub, scratch.path()) };
+    assert_eq!(pull(offline, "org/demo").unwrap(), pull(options(&hub, scratch.path()), "org/demo").unwrap());
 }
 
 #[test]

@@ -71,6 +71,9 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"reasoning_effort": "low"}), "reasoning_effort"),
         (json!({"reasoning_effort": "much"}), "reasoning_effort"),
         (json!({"chat_template_kwargs": {"enable_thinking": false}}), "chat_template_kwargs.enable_thinking"),
+        (json!({"response_format": ["json_object"]}), "response_format"),
+        (json!({"stream": true, "stream_options": [true]}), "stream_options"),
+        (message(json!({"role": {"user": null}})), "messages[0].role"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"response_format": {"type": "text", "x": 1}}), "response_format.x"),
     ];
@@ -100,12 +103,30 @@ fn what_is_not_supported_is_refused_by_name() {
         ("/v1/tokenize", json!({}), Some("prompt")),
         ("/v1/tokenize", json!({"prompt": "x", "x": 1}), Some("x")),
         ("/v1/detokenize", json!({"tokens": [-1]}), Some("tokens[0]")),
+        ("/v1/detokenize", json!({"tokens": [1, 99_999_999]}), Some("tokens")),
     ] {
         let answer = server.post(path, &body);
         assert_eq!(answer.error(), (400, param.map(str::to_owned)), "{body}: {}", answer.body);
     }
     for body in ["", "{", "{}x", "nul", "\u{0}", &"[".repeat(100_000)] {
         assert_eq!(server.ask("POST", "/v1/chat/completions", &[], body).error(), (400, None), "{body:.20}");
+    }
+    for (body, param) in [
+        (r#"{"messages": [{"role": "user", "content": "Hi"}], "seed": 1, "seed": 2}"#, "seed"),
+        (r#"{"messages": [{"role": "user", "content": "Hi", "content": "Ho"}]}"#, "messages[0].content"),
+        (r#"{"messages": [{"role": "user", "content": "Hi"}], "logit_bias": {"1": 1, "1": 2}}"#, "logit_bias.1"),
+    ] {
+        let answer = server.ask("POST", "/v1/chat/completions", &[], body);
+        assert_eq!(answer.error(), (400, Some(param.into())), "{body}: {}", answer.body);
+    }
+    // Null is what is left out.
+    for fields in [
+        json!({"max_tokens": 1, "max_completion_tokens": null}),
+        json!({"stream": true, "stream_options": {"include_usage": null}}),
+        message(json!({"refusal": null, "audio": null, "tool_calls": null})),
+    ] {
+        let answer = server.chat(&with(chat.clone(), &fields));
+        assert_eq!(answer.status, 200, "{fields}: {}", answer.body);
     }
     let other = with(chat, &json!({"model": "../../etc/passwd"}));
     assert_eq!(server.chat(&other).error(), (404, Some("model".into())));
