@@ -80,6 +80,7 @@ fn has_small_numbers(value: &Value) -> bool {
 }
 
 /// A grammar of llguidance's kind of Lark, unless it is one that cannot be followed, or not soon; or why it is.
+#[cfg(feature = "structured")]
 pub(super) fn lark(source: &str) -> Result<&str, String> {
     // Some pass over rules takes the square of their number.
     const MAX_RULES: usize = 2000;
