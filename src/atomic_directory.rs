@@ -82,7 +82,7 @@ fn hidden(name: &std::ffi::OsStr, what: &str) -> OsString {
 /// What a directory is for.
 #[derive(Clone, Copy)]
 pub(crate) struct Belongs {
-    /// Whether a file of this name belongs to it.
+    /// Whether a file of this name belongs to it, or one `FOLDER/NAME`.
     pub belongs: fn(&str) -> bool,
     /// A file that each such directory has.
     pub needs: &'static str,
@@ -102,20 +102,36 @@ pub(crate) fn refuse_existing(target: &Path, replaced: Option<Belongs>) -> Resul
     if !found.is_dir() {
         return Err(Error::malformed(target, "exists and is not a directory"));
     }
-    for entry in fs::read_dir(target).map_err(Error::io(target))? {
-        let entry = entry.map_err(Error::io(target))?;
-        let is_folder = entry.file_type().map_err(Error::io(target))?.is_dir();
-        if is_folder || !entry.file_name().to_str().is_some_and(belongs) {
-            let problem = format!("holds {:?}, which would be lost; remove the directory yourself", entry.file_name());
-            return Err(Error::malformed(target, problem));
-        }
+    let held = files(target)?;
+    if let Some(name) = held.iter().find(|name| !belongs(name)) {
+        let problem = format!("holds {name:?}, which would be lost; remove the directory yourself");
+        return Err(Error::malformed(target, problem));
     }
-    let is_empty = fs::read_dir(target).map_err(Error::io(target))?.next().is_none();
-    if !is_empty && !target.join(needs).is_file() {
+    if !held.is_empty() && !target.join(needs).is_file() {
         let problem = format!("has no {needs}, so what it holds would be lost; remove the directory yourself");
         return Err(Error::malformed(target, problem));
     }
     Ok(())
+}
+
+/// The names of a directory's files; of its folders those of theirs, `FOLDER/NAME`, and `FOLDER/` where there are none or folders.
+fn files(directory: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
+        let entry = entry.map_err(Error::io(directory))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !entry.file_type().map_err(Error::io(directory))?.is_dir() {
+            names.push(name);
+            continue;
+        }
+        let inner = files(&entry.path())?;
+        if inner.is_empty() || inner.iter().any(|inner| inner.contains('/')) {
+            names.push(format!("{name}/"));
+        } else {
+            names.extend(inner.iter().map(|inner| format!("{name}/{inner}")));
+        }
+    }
+    Ok(names)
 }
 
 /// A new directory at `path`, locked. A stale one is removed; of one that another process holds locked, keep off.
@@ -184,7 +200,7 @@ mod tests {
             fs::write(directory.path().join("new.json"), "").unwrap();
             directory.commit(replaced)
         };
-        let json = Belongs { belongs: |name| name.ends_with(".json"), needs: "old.json" };
+        let json = Belongs { belongs: |name| name.ends_with(".json") && name != "inner/x.json", needs: "old.json" };
         fs::create_dir(&target).unwrap();
         fs::write(target.join("old.json"), "").unwrap();
         fs::write(target.join("notes"), "mine").unwrap();
@@ -192,8 +208,12 @@ mod tests {
         assert!(write(Some(json)).unwrap_err().to_string().contains("\"notes\""));
         fs::remove_file(target.join("notes")).unwrap();
         fs::create_dir(target.join("inner.json")).unwrap();
-        assert!(write(Some(json)).unwrap_err().to_string().contains("\"inner.json\""));
+        assert!(write(Some(json)).unwrap_err().to_string().contains("\"inner.json/\""));
         fs::remove_dir(target.join("inner.json")).unwrap();
+        fs::create_dir(target.join("inner")).unwrap();
+        fs::write(target.join("inner/x.json"), "").unwrap();
+        assert!(write(Some(json)).unwrap_err().to_string().contains("\"inner/x.json\""));
+        fs::rename(target.join("inner/x.json"), target.join("inner/y.json")).unwrap();
         fs::rename(target.join("old.json"), target.join("other.json")).unwrap();
         assert!(write(Some(json)).unwrap_err().to_string().contains("has no old.json"));
         fs::rename(target.join("other.json"), target.join("old.json")).unwrap();

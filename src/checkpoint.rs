@@ -174,6 +174,24 @@ impl Checkpoint {
         }
     }
 
+    /// The names of the files in a folder of the checkpoint, `FOLDER/NAME`; none where there is no such folder.
+    pub(crate) fn names_in(&self, folder: &str) -> Result<Vec<String>> {
+        match &self.source {
+            Source::Directory if self.path(folder).is_dir() => {
+                let path = self.path(folder);
+                let entries = fs::read_dir(&path).map_err(Error::io(&path))?;
+                let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+                let names: std::io::Result<Vec<String>> = entries.map(name).collect();
+                Ok(names.map_err(Error::io(&path))?.into_iter().map(|name| format!("{folder}/{name}")).collect())
+            }
+            Source::Directory => Ok(Vec::new()),
+            Source::Pack(pack) => {
+                let names = pack.entries().iter().map(|entry| entry.name.clone());
+                Ok(names.filter(|name| name.split_once('/').is_some_and(|(of, _)| of == folder)).collect())
+            }
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
         match &self.source {
             Source::Directory => self.path(name).is_file(),

@@ -159,7 +159,7 @@ pub fn convert(
     texts.push((CONFIG.into(), config.to_text().into()));
     texts.push((WEIGHTS_INDEX.into(), index(&plan, &shards, bytes).into()));
     let written = write::write(&plan, folder, &shards, total, watch)
-        .and_then(|()| texts.iter().try_for_each(|(name, text)| atomic_file::write(&folder.join(name), text, false)));
+        .and_then(|()| texts.iter().try_for_each(|(name, text)| write_text(&folder.join(name), text)));
     written.map_err(|error| of_output(error, folder, output))?;
     if is_pack {
         let model = Checkpoint::open(folder)?;
@@ -171,6 +171,12 @@ pub fn convert(
         directory.commit(replaced(options.overwrite))?;
     }
     Ok(Converted { bytes, parameters: plan.parameters, indivisible: plan.indivisible })
+}
+
+fn write_text(path: &Path, text: &[u8]) -> Result<()> {
+    let folder = path.parent().expect("a file in a folder");
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    atomic_file::write(path, text, false)
 }
 
 /// The error, about a file in `folder`, as one of the `output` that was asked for.
@@ -201,6 +207,9 @@ fn replaced(overwrite: bool) -> Option<atomic_directory::Belongs> {
     const KINDS: [&str; 5] = [".safetensors", ".json", ".jinja", ".model", ".tiktoken"];
     const CODE: [&str; 4] = ["configuration_", "modeling_", "processing_", "tokenization_"];
     let belongs = |name: &str| {
+        if let Some((folder, name)) = name.split_once('/') {
+            return folder == TEMPLATES && name.ends_with(".jinja");
+        }
         let is_code = name.ends_with(".py") && CODE.iter().any(|begin| name.starts_with(begin));
         let is_of_kind = KINDS.iter().any(|kind| name.ends_with(kind));
         is_of_kind || is_code || mlxpack::is_text(name) || matches!(name, "merges.txt" | "vocab.txt")
@@ -231,11 +240,17 @@ fn index(plan: &Plan, shards: &[(String, Vec<usize>)], bytes: u64) -> String {
 /// The card that mlx-lm writes for a model from a local directory.
 const CARD: &str = "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
 const README: &str = "README.md";
+/// Where chat templates stand besides the one that is taken by default.
+const TEMPLATES: &str = "additional_chat_templates";
 
 /// The texts that come along, by name.
 fn texts(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
     let mut texts = Vec::new();
     for name in checkpoint.names()?.into_iter().filter(|name| is_carried(name)) {
+        let bytes = checkpoint.bytes(&name)?;
+        texts.extend(bytes.map(|bytes| (name, bytes)));
+    }
+    for name in checkpoint.names_in(TEMPLATES)?.into_iter().filter(|name| name.ends_with(".jinja")) {
         let bytes = checkpoint.bytes(&name)?;
         texts.extend(bytes.map(|bytes| (name, bytes)));
     }

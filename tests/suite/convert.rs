@@ -343,8 +343,17 @@ fn options_that_do_not_fit_the_model_are_told() {
 fn texts_come_along_and_what_is_not_the_models_does_not() {
     let folder = source("llama-f32");
     let path = |name: &str| folder.path().join("source").join(name);
-    let texts =
-        ["LICENSE", "USE_POLICY.md", "README.md", "chat_template.jinja", "tokenizer.json", "merges.txt", "x.py"];
+    let texts = [
+        "LICENSE",
+        "USE_POLICY.md",
+        "README.md",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "merges.txt",
+        "x.py",
+        "additional_chat_templates/tool_use.jinja",
+    ];
+    fs::create_dir(path("additional_chat_templates")).unwrap();
     for name in texts {
         fs::write(path(name), name).unwrap();
     }
@@ -360,6 +369,20 @@ fn texts_come_along_and_what_is_not_the_models_does_not() {
     assert_eq!(fs::read(target.join("tokenizer.model")).unwrap(), [0xff, 0, 1]);
     let made = ["config.json", "model.safetensors", "model.safetensors.index.json"].len();
     assert_eq!(fs::read_dir(&target).unwrap().count(), texts.len() + 1 + made);
+
+    // It is replaced where nothing else is lost.
+    let again = || run(&path(""), &target, &ConvertOptions { overwrite: true, ..ConvertOptions::default() });
+    assert!(again().unwrap_err().to_string().contains("\"x.py\""));
+    fs::remove_file(target.join("x.py")).unwrap();
+    again().unwrap();
+    fs::remove_file(target.join("x.py")).unwrap();
+    for name in ["notes.txt", "additional_chat_templates/notes.txt"] {
+        fs::write(target.join(name), "mine").unwrap();
+        assert!(again().unwrap_err().to_string().contains(name));
+        fs::remove_file(target.join(name)).unwrap();
+    }
+    fs::remove_file(target.join("config.json")).unwrap();
+    assert!(again().unwrap_err().to_string().contains("has no config.json"));
 }
 
 /// 400 MB of weights, of which the largest has 205 MB, in less than a quarter of that.
