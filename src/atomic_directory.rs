@@ -104,8 +104,7 @@ pub(crate) fn refuse_existing(target: &Path, replaced: Option<Belongs>) -> Resul
     }
     let held = files(target)?;
     if let Some(name) = held.iter().find(|name| !belongs(name)) {
-        let problem = format!("holds {name:?}, which would be lost; remove the directory yourself");
-        return Err(Error::malformed(target, problem));
+        return Err(would_be_lost(target, name));
     }
     if !held.is_empty() && !target.join(needs).is_file() {
         let problem = format!("has no {needs}, so what it holds would be lost; remove the directory yourself");
@@ -117,21 +116,38 @@ pub(crate) fn refuse_existing(target: &Path, replaced: Option<Belongs>) -> Resul
 /// The names of a directory's files; of its folders those of theirs, `FOLDER/NAME`, and `FOLDER/` where there are none or folders.
 fn files(directory: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
-        let entry = entry.map_err(Error::io(directory))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !entry.file_type().map_err(Error::io(directory))?.is_dir() {
+    for (name, is_folder) in entries(directory)? {
+        if !is_folder {
             names.push(name);
             continue;
         }
-        let inner = files(&entry.path())?;
-        if inner.is_empty() || inner.iter().any(|inner| inner.contains('/')) {
+        let inner = entries(&directory.join(&name))?;
+        if inner.is_empty() || inner.iter().any(|(_, is_folder)| *is_folder) {
             names.push(format!("{name}/"));
         } else {
-            names.extend(inner.iter().map(|inner| format!("{name}/{inner}")));
+            names.extend(inner.iter().map(|(inner, _)| format!("{name}/{inner}")));
         }
     }
     Ok(names)
+}
+
+/// What a directory holds by name, and whether it is a folder.
+///
+/// # Errors
+/// When a name is no text, so that it cannot be one that belongs there.
+fn entries(directory: &Path) -> Result<Vec<(String, bool)>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
+        let entry = entry.map_err(Error::io(directory))?;
+        let is_folder = entry.file_type().map_err(Error::io(directory))?.is_dir();
+        let name = entry.file_name().into_string().map_err(|name| would_be_lost(directory, &name))?;
+        entries.push((name, is_folder));
+    }
+    Ok(entries)
+}
+
+fn would_be_lost(directory: &Path, name: &dyn std::fmt::Debug) -> Error {
+    Error::malformed(directory, format!("holds {name:?}, which would be lost; remove the directory yourself"))
 }
 
 /// A new directory at `path`, locked. A stale one is removed; of one that another process holds locked, keep off.
@@ -166,6 +182,8 @@ fn is_at(directory: &File, path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     #[test]
@@ -210,6 +228,11 @@ mod tests {
         fs::create_dir(target.join("inner.json")).unwrap();
         assert!(write(Some(json)).unwrap_err().to_string().contains("\"inner.json/\""));
         fs::remove_dir(target.join("inner.json")).unwrap();
+        let no_text = target.join(OsString::from_vec(b"\xff.json".to_vec()));
+        if fs::write(&no_text, "").is_ok() {
+            assert!(write(Some(json)).unwrap_err().to_string().contains("\"\\xFF.json\""));
+            fs::remove_file(no_text).unwrap();
+        }
         fs::create_dir(target.join("inner")).unwrap();
         fs::write(target.join("inner/x.json"), "").unwrap();
         assert!(write(Some(json)).unwrap_err().to_string().contains("\"inner/x.json\""));

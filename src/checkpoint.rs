@@ -156,38 +156,34 @@ impl Checkpoint {
 
     /// The names of the files, without those in folders.
     pub(crate) fn names(&self) -> Result<Vec<String>> {
+        self.names_in("")
+    }
+
+    /// The names of the files in a folder, `FOLDER/NAME`; none where there is no such folder.
+    pub(crate) fn names_in(&self, folder: &str) -> Result<Vec<String>> {
+        let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
         match &self.source {
             Source::Directory => {
+                let path = self.root.join(folder);
+                let entries = match fs::read_dir(&path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound && !folder.is_empty() => {
+                        return Ok(Vec::new());
+                    }
+                    entries => entries.map_err(Error::io(&path))?,
+                };
                 let mut names = Vec::new();
-                for entry in fs::read_dir(&self.root).map_err(Error::io(&self.root))? {
-                    let entry = entry.map_err(Error::io(&self.root))?;
+                for entry in entries {
+                    let entry = entry.map_err(Error::io(&path))?;
                     if !entry.path().is_dir() {
-                        names.push(entry.file_name().to_string_lossy().into_owned());
+                        names.push(prefix.clone() + &entry.file_name().to_string_lossy());
                     }
                 }
                 Ok(names)
             }
             Source::Pack(pack) => {
                 let names = pack.entries().iter().map(|entry| entry.name.clone());
-                Ok(names.filter(|name| !name.contains('/')).collect())
-            }
-        }
-    }
-
-    /// The names of the files in a folder of the checkpoint, `FOLDER/NAME`; none where there is no such folder.
-    pub(crate) fn names_in(&self, folder: &str) -> Result<Vec<String>> {
-        match &self.source {
-            Source::Directory if self.path(folder).is_dir() => {
-                let path = self.path(folder);
-                let entries = fs::read_dir(&path).map_err(Error::io(&path))?;
-                let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
-                let names: std::io::Result<Vec<String>> = entries.map(name).collect();
-                Ok(names.map_err(Error::io(&path))?.into_iter().map(|name| format!("{folder}/{name}")).collect())
-            }
-            Source::Directory => Ok(Vec::new()),
-            Source::Pack(pack) => {
-                let names = pack.entries().iter().map(|entry| entry.name.clone());
-                Ok(names.filter(|name| name.split_once('/').is_some_and(|(of, _)| of == folder)).collect())
+                let is_in = |name: &String| name.strip_prefix(&prefix).is_some_and(|name| !name.contains('/'));
+                Ok(names.filter(is_in).collect())
             }
         }
     }

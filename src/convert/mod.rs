@@ -246,11 +246,8 @@ const TEMPLATES: &str = "additional_chat_templates";
 /// The texts that come along, by name.
 fn texts(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
     let mut texts = Vec::new();
-    for name in checkpoint.names()?.into_iter().filter(|name| is_carried(name)) {
-        let bytes = checkpoint.bytes(&name)?;
-        texts.extend(bytes.map(|bytes| (name, bytes)));
-    }
-    for name in checkpoint.names_in(TEMPLATES)?.into_iter().filter(|name| name.ends_with(".jinja")) {
+    let templates = checkpoint.names_in(TEMPLATES)?.into_iter().filter(|name| name.ends_with(".jinja"));
+    for name in checkpoint.names()?.into_iter().filter(|name| is_carried(name)).chain(templates) {
         let bytes = checkpoint.bytes(&name)?;
         texts.extend(bytes.map(|bytes| (name, bytes)));
     }
