@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use mlx_lm::backend::cpu::{Affine, Floats, FloatsMut, Heads, InstructionSet, Layer, Matrix, Span, Turns, Values};
-use mlx_lm::backend::{Epilogue, Filter, Gap, Phase, Residual};
+use mlx_lm::backend::{Epilogue, Filter, Gap, Key, Phase, Residual};
 
 /// Numbers between -1 and 1 that look random.
 fn numbers(n: usize) -> Vec<bf16> {
@@ -169,7 +169,7 @@ fn choose(c: &mut Criterion) {
         });
         let filter = Filter { temp: 0.7, top_p: 0.9, min_p: 0.0, top_k: 0 };
         group.bench_function(BenchmarkId::new(kernels.name(), "temp 0.7, top-p 0.9"), |b| {
-            b.iter(|| kernels.sample(Floats::Bf16(black_box(&logits)), filter, black_box([1, 2])))
+            b.iter(|| kernels.sample(Floats::Bf16(black_box(&logits)), filter, black_box(Key::new(1))))
         });
     }
 }

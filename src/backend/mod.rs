@@ -5,6 +5,7 @@
 pub mod cpu;
 #[cfg(cuda_kernels)]
 pub mod cuda;
+mod random;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::mapped::Mapped;
 use crate::mlx_rs_patch::distributed::Group;
+pub use random::Key;
 
 /// The widths of a quantized value that MLX packs.
 pub const BITS: [i32; 6] = [2, 3, 4, 5, 6, 8];
@@ -322,12 +324,12 @@ pub struct Filter {
 }
 
 /// How a token is chosen by its logits.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Choice {
     /// The first of the largest.
     Greedy,
-    /// At random, with a key `[2]` (u32) of MLX: as `mlx.core.random.categorical` draws.
-    Random { filter: Filter, key: Array },
+    /// At random: as `mlx.core.random.categorical` draws with this key.
+    Random { filter: Filter, key: Key },
 }
 
 /// What stands for a token where the logits give none; no vocabulary is so large.

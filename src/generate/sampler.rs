@@ -7,9 +7,9 @@
 use mlx_rs::Array;
 use mlx_rs::ops::indexing::{TryIndexOp, put_along_axis, scatter_add_single, take_along_axis};
 use mlx_rs::ops::{self, argpartition_axis, concatenate, sort_axis};
-use mlx_rs::random::{RandomState, categorical};
+use mlx_rs::random::categorical;
 
-use crate::backend::{Choice, Filter};
+use crate::backend::{Choice, Filter, Key};
 use crate::error::{Error, Result};
 use crate::ops as model_ops;
 
@@ -103,7 +103,8 @@ impl SamplerOptions {
 pub struct Sampler {
     options: SamplerOptions,
     vocab_size: i32,
-    random: RandomState,
+    /// What the next draw's key is split off.
+    key: Key,
     /// The last `repetition_context` tokens `[1, n]` (u32), when a penalty needs them.
     recent: Option<Array>,
 }
@@ -113,8 +114,8 @@ impl Sampler {
     /// As [`SamplerOptions::validate_tokens`].
     pub fn new(options: SamplerOptions, vocab_size: i32) -> Result<Self> {
         options.validate_tokens(vocab_size)?;
-        let random = RandomState::with_seed(options.seed)?;
-        Ok(Sampler { options, vocab_size, random, recent: None })
+        let key = Key::new(options.seed);
+        Ok(Sampler { options, vocab_size, key, recent: None })
     }
 
     /// Whether it takes recent tokens into account.
@@ -175,13 +176,15 @@ impl Sampler {
     }
 
     /// How the next token is chosen by processed logits; each call draws anew.
-    fn next_choice(&mut self) -> Result<Choice> {
+    fn next_choice(&mut self) -> Choice {
         let SamplerOptions { temp, top_p, min_p, top_k, .. } = self.options;
         // A temperature whose reciprocal f32 cannot hold is as good as zero.
         if !(1.0 / temp).is_finite() {
-            return Ok(Choice::Greedy);
+            return Choice::Greedy;
         }
-        Ok(Choice::Random { filter: Filter { temp, top_p, min_p, top_k }, key: self.random.next_key()? })
+        let [next, key] = self.key.split();
+        self.key = next;
+        Choice::Random { filter: Filter { temp, top_p, min_p, top_k }, key }
     }
 }
 
@@ -202,10 +205,10 @@ pub fn sample(logits: Array, samplers: &mut [&mut Sampler]) -> Result<(Array, Ar
     } else {
         logits
     };
-    let choices = samplers.iter_mut().map(|sampler| sampler.next_choice()).collect::<Result<Vec<_>>>()?;
+    let choices: Vec<Choice> = samplers.iter_mut().map(|sampler| sampler.next_choice()).collect();
     let tokens = model_ops::sample(&processed, &choices, |row, filter, key| {
         let logprobs = keep(logprobs(row)?, filter)?;
-        Ok(categorical(logprobs.multiply(Array::from_f32(1.0 / filter.temp))?, None, None, key)?)
+        Ok(categorical(logprobs.multiply(Array::from_f32(1.0 / filter.temp))?, None, None, &key.to_array())?)
     })?;
     Ok((tokens, processed))
 }

@@ -21,7 +21,8 @@ use crate::backend::cpu::{self, InstructionSet};
 #[cfg(cuda_kernels)]
 use crate::backend::cuda::Gpu;
 use crate::backend::{
-    Activation, Backend, Block, CachedSpan, Choice, Epilogue, Filter, Linear, NO_TOKEN, Norm, Phase, Residual, Weight,
+    Activation, Backend, Block, CachedSpan, Choice, Epilogue, Filter, Key, Linear, NO_TOKEN, Norm, Phase, Residual,
+    Weight,
 };
 use crate::error::Result;
 use crate::mapped::Mapped;
@@ -319,7 +320,7 @@ fn capped_attention(queries: &Array, keys: &Array, values: &Array, scale: f32, c
 pub(crate) fn sample(
     logits: &Array,
     choices: &[Choice],
-    draw: impl Fn(&Array, &Filter, &Array) -> Result<Array>,
+    draw: impl Fn(&Array, &Filter, Key) -> Result<Array>,
 ) -> Result<Array> {
     if let Some(result) = on_backend(|backend| backend.sample(logits, choices)) {
         return result;
@@ -332,7 +333,7 @@ pub(crate) fn sample(
             let row = logits.try_index((i..i + 1, ..))?;
             match choice {
                 Choice::Greedy => Ok(argmax_axis(&row, -1, false)?),
-                Choice::Random { filter, key } => draw(&row, filter, key),
+                Choice::Random { filter, key } => draw(&row, filter, *key),
             }
         });
         concatenate(&rows.collect::<Result<Vec<_>>>()?, 0)?

@@ -37,7 +37,7 @@ use isa::amx;
 use isa::{Op, Simd};
 pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 
-use super::{BITS, Epilogue, Filter, GROUP_SIZES, KEY_BLOCK, NO_TOKEN, Packing, Phase, Residual};
+use super::{BITS, Epilogue, Filter, GROUP_SIZES, KEY_BLOCK, Key, NO_TOKEN, Packing, Phase, Residual};
 use crate::error::{Error, Result};
 
 /// What kernels are compiled for, the slowest first.
@@ -123,7 +123,7 @@ impl InstructionSet {
 
     /// A token at random, by its logit: the one that `mlx.core.random.categorical` draws with this key from the filtered
     /// log-probabilities over the temperature. `None` when one is NaN or ∞, or all are -∞.
-    pub fn sample(self, logits: Floats, filter: Filter, key: [u32; 2]) -> Option<u32> {
+    pub fn sample(self, logits: Floats, filter: Filter, key: Key) -> Option<u32> {
         self.run(sampling::Sample { logits, filter, key }).map(|token| token as u32)
     }
 

@@ -84,30 +84,17 @@ impl Backend for InstructionSet {
 
     fn sample(&self, logits: &Array, choices: &[Choice]) -> Option<Result<Array>> {
         let kernels = *self;
-        let mut inputs = Inputs::default();
-        inputs.push(logits);
-        let mut places = Vec::with_capacity(choices.len());
-        for choice in choices {
-            places.push(match choice {
-                Choice::Greedy => None,
-                Choice::Random { filter, key } => Some((*filter, inputs.push(key))),
-            });
-        }
-        let shape = [places.len() as i32];
-        Some(leaf(c"tokens", &inputs.arrays, &shape, Dtype::Uint32, move |inputs, output| {
-            let key_of = |key: usize| {
-                let &[a, b] = inputs[key].words() else { panic!("a key has two words") };
-                [a, b]
-            };
-            let choices: Vec<_> = places.iter().map(|place| place.map(|(filter, key)| (filter, key_of(key)))).collect();
+        let choices = choices.to_vec();
+        let shape = [choices.len() as i32];
+        Some(leaf(c"tokens", &[logits], &shape, Dtype::Uint32, move |inputs, output| {
             inputs[0].contiguous(|logits| {
                 let n = logits.len() / choices.len();
                 let tokens = Shared(output.words_mut().as_mut_ptr());
                 threads::for_each(choices.len(), |i| {
                     let row = logits.part(i * n..(i + 1) * n);
                     let token = match choices[i] {
-                        None => kernels.argmax(row),
-                        Some((filter, key)) => kernels.sample(row, filter, key),
+                        Choice::Greedy => kernels.argmax(row),
+                        Choice::Random { filter, key } => kernels.sample(row, filter, key),
                     };
                     // SAFETY: this task alone writes this token.
                     unsafe { tokens.at(i).write(token.unwrap_or(NO_TOKEN)) };

@@ -3,10 +3,10 @@
 //! As `mlx.core.random.categorical` does: one number u between 0 and 1, and the first token whose probability, with those of
 //! all tokens before it, is more than u.
 
-use crate::backend::Filter;
 use crate::backend::cpu::isa::{Op, Simd, exp};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::types::{Element, Floats, load_all, typed};
+use crate::backend::{Filter, Key};
 
 /// The first of the largest logits.
 pub(super) struct ArgMax<'a>(pub Floats<'a>);
@@ -43,11 +43,11 @@ fn largest<S: Simd, E: Element>(s: S, logits: &[E]) -> Option<f32> {
     (!is_nan && largest.is_finite()).then_some(largest)
 }
 
-/// A token at random, by logits, a filter and a key of MLX.
+/// A token at random, by logits, a filter and a key.
 pub(super) struct Sample<'a> {
     pub logits: Floats<'a>,
     pub filter: Filter,
-    pub key: [u32; 2],
+    pub key: Key,
 }
 
 impl Op for Sample<'_> {
@@ -79,7 +79,7 @@ impl Op for Sample<'_> {
             least = least.max(largest + min_p.ln());
         }
         let sums = weigh(s, &row, largest, 1.0 / temp, least, &mut weights);
-        Some(pick(&weights[..n], &sums, uniform(key)))
+        Some(pick(&weights[..n], &sums, key.uniform()))
     }
 }
 
@@ -238,26 +238,4 @@ fn pick(weights: &[f32], sums: &[f64], u: f64) -> usize {
         }
     }
     weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0)
-}
-
-/// The number that `mlx.core.random.uniform` gives for one number and this key.
-fn uniform(key: [u32; 2]) -> f64 {
-    let bits = threefry(key);
-    f64::from((bits as f32 / 4294967296.0).min(1.0 - f32::EPSILON / 2.0))
-}
-
-/// The first word of Threefry 2x32 with 20 rounds (Salmon et al., SC 2011) for the counter (0, 0).
-fn threefry(key: [u32; 2]) -> u32 {
-    const ROTATIONS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
-    let keys = [key[0], key[1], key[0] ^ key[1] ^ 0x1bd1_1bda];
-    let [mut x, mut y] = key;
-    for round in 0..5 {
-        for rotation in ROTATIONS[round % 2] {
-            x = x.wrapping_add(y);
-            y = y.rotate_left(rotation) ^ x;
-        }
-        x = x.wrapping_add(keys[(round + 1) % 3]);
-        y = y.wrapping_add(keys[(round + 2) % 3]).wrapping_add(round as u32 + 1);
-    }
-    x
 }

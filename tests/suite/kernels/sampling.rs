@@ -1,6 +1,6 @@
 //! Choosing a token.
 
-use mlx_lm::backend::Filter;
+use mlx_lm::backend::{Filter, Key};
 use mlx_rs::random::categorical;
 use mlx_rs::{Array, Device};
 use rand::SeedableRng;
@@ -46,10 +46,10 @@ fn draws_are_those_of_mlx() {
             3 => (filter.top_p, filter.min_p, filter.top_k) = (0.9, 0.05, 20),
             _ => {}
         }
-        let key = [rng.random::<u32>(), rng.random::<u32>()];
+        let key = Key::new(rng.random());
         let tempered: Vec<f32> = filtered(&logits, &filter).iter().map(|x| x / temp).collect();
         let row = Array::from_slice(&tempered, &[1, n as i32]);
-        let expected = categorical(row, None, None, &Array::from_slice(&key, &[2])).unwrap().item_cast::<u32>();
+        let expected = categorical(row, None, None, &key.to_array()).unwrap().item_cast::<u32>();
         for kernels in sets() {
             let found = kernels.sample(Floats::F32(&logits), filter, key);
             assert_eq!(found, Some(expected), "{}: draw {draw}, {n} logits, {filter:?}", kernels.name());
@@ -71,13 +71,18 @@ fn logits_that_are_no_numbers_give_no_token() {
         for (top_p, top_k) in [(1.0, 0), (0.9, 0), (1.0, 5)] {
             let filter = Filter { temp: 0.7, top_p, min_p: 0.0, top_k };
             for logits in &nothing {
-                assert_eq!(kernels.sample(Floats::F32(logits), filter, [1, 2]), None, "{}: {logits:?}", kernels.name());
+                assert_eq!(
+                    kernels.sample(Floats::F32(logits), filter, Key::new(1)),
+                    None,
+                    "{}: {logits:?}",
+                    kernels.name()
+                );
                 assert_eq!(kernels.argmax(Floats::F32(logits)), None, "{}: {logits:?}", kernels.name());
             }
             // A banned token is not chosen, and is no reason not to choose.
             for banned in [0, 50, 99] {
                 let logits = place(banned, f32::NEG_INFINITY);
-                let found = kernels.sample(Floats::F32(&logits), filter, [1, 2]);
+                let found = kernels.sample(Floats::F32(&logits), filter, Key::new(1));
                 assert!(found.is_some_and(|token| token != banned as u32), "{}: {found:?}", kernels.name());
                 assert_eq!(kernels.argmax(Floats::F32(&logits)), Some(u32::from(banned == 0)));
             }
