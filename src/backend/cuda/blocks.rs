@@ -14,7 +14,7 @@ use super::gemv::{Added, Shared, SharedBytes, weights};
 use super::node::{Held, Memory, When, is_own, node};
 use super::prompt::Prompt;
 use super::rows::{RowAddresses, RowNorm};
-use super::{decode, kernel, prompt};
+use super::{decode, kernel, prompt, sample};
 use crate::backend::{
     Block, CachedSpan, LayerCache, Linear, Norm, Norms, Phase, Positions, Rotation, Rotations, make_room,
 };
@@ -55,6 +55,7 @@ pub(super) fn blocks(gpu: &Gpu, x: &Array, blocks: &[Block], spans: &mut [Cached
         for block in blocks.iter().zip(&heads) {
             let _ = of_block(block, Phase::Decode, 1);
         }
+        let _ = sample::kernel_for(gpu, x.dtype());
     };
     let planned: Vec<Vec<Planned>> = kernel::all_at_once(plan, decode_next)?;
     Some(compute(x, blocks, &heads, passes, planned, spans))

@@ -14,6 +14,9 @@ mod kernel;
 mod node;
 mod prompt;
 mod rows;
+mod sample;
+#[cfg(test)]
+mod sample_tests;
 #[cfg(test)]
 mod tests;
 
@@ -111,8 +114,7 @@ impl Backend for Gpu {
     }
 
     fn sample(&self, logits: &Array, choices: &[Choice]) -> Option<Result<Array>> {
-        let is_greedy = choices.iter().all(|choice| matches!(choice, Choice::Greedy));
-        if is_greedy { rows::largest(self, logits) } else { None }
+        sample::sample(self, logits, choices)
     }
 
     fn upload(&self, bytes: &[u8], shape: &[i32], dtype: Dtype) -> Option<Result<Array>> {

@@ -1,9 +1,9 @@
-//! The 16-bit types of numbers, as bits. Nothing here or in the kernels includes a header, so that the run-time compiler takes
+//! Types of numbers, those of 16 bits as bits. Nothing here or in the kernels includes a header, so that the run-time compiler takes
 //! them as they are.
 
 namespace mlx_lm {
 
-enum class Type { F16, BF16 };
+enum class Type { F16, BF16, F32 };
 
 template <Type T>
 __device__ float to_float(unsigned short bits) {

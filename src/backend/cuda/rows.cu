@@ -1,5 +1,5 @@
-//! What a pass does with rows besides its blocks, behind `numbers.cu` and `tensor.cu`: rows of an embedding, the numbers of a packed matrix, a
-//! normalisation, and the largest of a row.
+//! What a pass does with rows besides its blocks, behind `numbers.cu` and `tensor.cu`: rows of an embedding, the numbers of a packed matrix, and
+//! a normalisation.
 
 namespace mlx_lm {
 
@@ -8,9 +8,7 @@ struct RowsArguments {
   const void* weight;            // [rows, columns]: words, or numbers; of a norm [columns]
   const unsigned short* scales;  // [rows, columns / group], as biases
   const unsigned short* biases;
-  void* y;                       // [n, columns]; the largest's number [n] (u32)
-  unsigned long long* best;      // [n], zeros before and after
-  unsigned* done;                // [n], as `best`
+  void* y;                       // [n, columns]
   int rows, columns;
   int pitch;                     // from row to row, of x and y, where rows are normalised
   float eps;
@@ -92,40 +90,6 @@ __device__ void normalise(const RowsArguments& a) {
     if (ADDS) value = a.residual.sum(value, to_float<T>(a.residual.of[(size_t)blockIdx.x * a.pitch + i]));
     y[place] = from_float<T>(value);
   }
-}
-
-// The first of the largest of each row, blockIdx.y; ~0 where one is NaN or ∞, or all are -∞.
-template <Type T, int THREADS>
-__device__ void largest(const RowsArguments& a) {
-  __shared__ unsigned long long found[THREADS / 32];
-  const unsigned short* x = static_cast<const unsigned short*>(a.x) + (size_t)blockIdx.y * a.columns;
-  unsigned long long best = 0;  // the value in an order of whole numbers, above how many come behind it
-  for (int i = blockIdx.x * THREADS + threadIdx.x; i < a.columns; i += gridDim.x * THREADS) {
-    float value = __fadd_rn(to_float<T>(x[i]), 0.0f);  // -0 is 0
-    unsigned bits = __float_as_uint(value), order = bits & 0x80000000 ? ~bits : bits | 0x80000000;
-    if (!(value < __int_as_float(0x7f800000))) order = ~0u;
-    unsigned long long key = (unsigned long long)order << 32 | ~unsigned(i);
-    if (key > best) best = key;
-  }
-#pragma unroll
-  for (int k = 16; k; k /= 2) {
-    unsigned long long other = __shfl_xor_sync(~0u, best, k);
-    if (other > best) best = other;
-  }
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = best;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < THREADS / 32; w++)
-    if (found[w] > best) best = found[w];
-  atomicMax(a.best + blockIdx.y, best);
-  __threadfence();
-  if (atomicAdd(a.done + blockIdx.y, 1) != gridDim.x - 1) return;
-  __threadfence();
-  best = atomicExch(a.best + blockIdx.y, 0);
-  a.done[blockIdx.y] = 0;
-  unsigned order = unsigned(best >> 32);
-  bool is_number = order != ~0u && order > 0x007fffffu;  // -∞ in that order
-  static_cast<unsigned*>(a.y)[blockIdx.y] = is_number ? ~unsigned(best) : ~0u;
 }
 
 }  // namespace mlx_lm

@@ -1,5 +1,5 @@
-//! What a pass does with rows besides its blocks: embedding, final normalisation, greedy choice, and matrices unpacked for a
-//! prompt; the launches of `rows.cu`.
+//! What a pass does with rows besides its blocks: embedding, final normalisation, and matrices unpacked for a prompt;
+//! the launches of `rows.cu`.
 
 use mlx_rs::ops::{add, matmul};
 use mlx_rs::{Array, Dtype};
@@ -13,8 +13,6 @@ use crate::backend::{Linear, Norm, Packing, Weight};
 use crate::error::Result;
 
 const THREADS: i32 = 512;
-/// Blocks that look for the largest of a row together.
-const BLOCKS: u32 = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Form {
@@ -29,9 +27,6 @@ enum Form {
         packing: Packing,
     },
     Norm(NormForm),
-    Largest {
-        is_bf16: bool,
-    },
 }
 
 /// What is done to rows by and by.
@@ -62,7 +57,6 @@ impl kernel::Form for Form {
             Form::Norm(NormForm { is_bf16, order, has_norm, adds }) => {
                 format!("normalise<{}, {THREADS}, {order}, {has_norm}, {adds}>", type_name(is_bf16))
             }
-            Form::Largest { is_bf16 } => format!("largest<{}, {THREADS}>", type_name(is_bf16)),
         };
         (
             "mlx_lm::RowsArguments".to_owned(),
@@ -80,8 +74,6 @@ struct Arguments {
     scales: u64,
     biases: u64,
     y: u64,
-    best: u64,
-    done: u64,
     rows: i32,
     columns: i32,
     pitch: i32,
@@ -243,23 +235,4 @@ impl RowNorm {
         // SAFETY: `Arguments` is `RowsArguments`, which the kernel takes; the rest is the caller's promise.
         unsafe { kernel.launch(Launch { stream, grid: [rows as u32, 1, 1], shared: 0, follows }, &arguments) }
     }
-}
-
-/// For each row of the logits `[N, V]` the first of the largest; see [`crate::backend::Backend::sample`].
-pub(super) fn largest(gpu: &Gpu, logits: &Array) -> Option<Result<Array>> {
-    let &[rows, columns] = logits.shape() else { return None };
-    let form = Form::Largest { is_bf16: is_bf16(logits.dtype())? };
-    if rows == 0 || columns == 0 {
-        return None;
-    }
-    let counters = Memory::with(|memory| memory.scratch("the largest", rows as usize * 12));
-    let counters = match counters {
-        Ok(counters) => counters,
-        Err(error) => return Some(Err(error)),
-    };
-    let y = move |memory: &mut Memory| memory.read_by_host(rows);
-    launch(gpu, form, y, &[logits, &counters], [BLOCKS, rows as u32, 1], move |at| {
-        let [y, x, best] = *at else { unreachable!("three inputs") };
-        Arguments { x, y, best, done: best + rows as u64 * 8, columns, ..Default::default() }
-    })
 }

@@ -7,11 +7,11 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Gpu, blocks, node, rows};
 use crate::backend::{
-    Activation, Block, CachedSpan, Held, LayerCache, Linear, NO_TOKEN, Norm, Norms, Packing, Phase, Positions,
-    Residual, Rotation, Rotations, Weight,
+    Activation, Block, CachedSpan, Held, LayerCache, Linear, Norm, Norms, Packing, Phase, Positions, Residual,
+    Rotation, Rotations, Weight,
 };
 
-fn gpu() -> Option<&'static Gpu> {
+pub(super) fn gpu() -> Option<&'static Gpu> {
     let gpu = Gpu::get();
     match gpu {
         Some(_) => Device::set_default(&Device::gpu()),
@@ -21,7 +21,7 @@ fn gpu() -> Option<&'static Gpu> {
 }
 
 /// Random numbers of f16 as an array, and as f64.
-fn numbers(rng: &mut StdRng, shape: &[i32], size: f64, middle: f64) -> (Array, Vec<f64>) {
+pub(super) fn numbers(rng: &mut StdRng, shape: &[i32], size: f64, middle: f64) -> (Array, Vec<f64>) {
     let n = shape.iter().product::<i32>();
     let values: Vec<f16> = (0..n).map(|_| f16::from_f64(middle + rng.random_range(-size..size))).collect();
     (Array::from_slice(&values, shape), values.iter().map(|x| x.to_f64()).collect())
@@ -499,44 +499,5 @@ fn bytes_come_as_they_are() {
             doubled.as_slice::<u32>().iter().eq(&words.iter().map(|word| word.wrapping_mul(2)).collect::<Vec<_>>())
         );
         assert_eq!(array.as_slice::<u32>(), words, "{n}");
-    }
-}
-
-#[test]
-fn the_first_of_the_largest_is_chosen() {
-    let Some(gpu) = gpu() else { return };
-    let rng = &mut StdRng::seed_from_u64(4);
-    let n = 70_001;
-    let (_, plain) = numbers(rng, &[n], 4.0, -5.0);
-    let with = |changes: &[(usize, f64)]| {
-        let mut row = plain.clone();
-        changes.iter().for_each(|&(i, x)| row[i] = x);
-        row
-    };
-    let wanted = [
-        (with(&[(60_000, 2.0), (40_000, 2.0), (69_999, 2.0)]), 40_000),
-        (with(&[(70_000, 0.5)]), 70_000),
-        (with(&[(0, 0.0), (7, -0.0)]), 0),
-        (with(&[(9, -0.0), (70, 0.0)]), 9),
-        (with(&[(5, f64::NAN)]), NO_TOKEN),
-        (with(&[(5, f64::INFINITY)]), NO_TOKEN),
-        (vec![f64::NEG_INFINITY; n as usize], NO_TOKEN),
-        (
-            {
-                let mut row = vec![f64::NEG_INFINITY; n as usize];
-                row[33] = -60000.0;
-                row
-            },
-            33,
-        ),
-    ];
-    for dtype in [Dtype::Float16, Dtype::Bfloat16] {
-        let all: Vec<f32> = wanted.iter().flat_map(|(row, _)| row.iter().map(|&x| x as f32)).collect();
-        let logits = Array::from_slice(&all, &[wanted.len() as i32, n]).as_dtype(dtype).unwrap();
-        for _ in 0..2 {
-            let tokens = rows::largest(gpu, &logits).unwrap().unwrap();
-            tokens.eval().unwrap();
-            assert_eq!(tokens.as_slice::<u32>(), wanted.each_ref().map(|(_, token)| *token));
-        }
     }
 }
