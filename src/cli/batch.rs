@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use mlx_lm::generate::{self, FinishReason, Finished, Generation, Overrides};
 use mlx_lm::{GenerateOptions, fields};
 use serde::Deserialize;
@@ -253,7 +253,7 @@ fn start(
     number: usize,
     line: &[u8],
 ) -> Box<dyn FnOnce() -> Done + Send> {
-    let value: Result<Value> = serde_json::from_slice(line).map_err(|e| anyhow!("not valid JSON: {e}"));
+    let value: Result<Value> = fields::parse(line, "the line").map_err(Into::into);
     let label = labelled(number, &value);
     let submit = |value| -> Result<(Generation, bool, Option<Reply>)> {
         let (prompt, mut options) = read_line(value, prompt, options)?;

@@ -85,6 +85,9 @@ fn api_keys(path: &Path) -> Result<ApiKeys> {
     ApiKeys::parse(&read_text(path)?).with_context(|| format!("{}: there is no key in it, one a line", path.display()))
 }
 
+/// Options that a request which does not want them could not take back.
+const OF_REQUESTS: [&str; 4] = ["logprobs", "json_schema", "regex", "grammar"];
+
 /// What `--default` sets of a generation's options.
 fn defaults(settings: &[String]) -> Result<GenerateOptions> {
     let mut given = Map::new();
@@ -94,7 +97,11 @@ fn defaults(settings: &[String]) -> Result<GenerateOptions> {
         };
         // What is not JSON is a text.
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
-        given.insert(name.replace('-', "_"), value);
+        let name = name.replace('-', "_");
+        if OF_REQUESTS.contains(&name.as_str()) {
+            return Err(Usage(format!("--default {setting}: only a request may ask for it")).into());
+        }
+        given.insert(name, value);
     }
     let overrides: Overrides =
         fields::read(Value::Object(given)).map_err(|error| Usage(format!("--default: {error}")))?;

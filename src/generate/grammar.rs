@@ -24,6 +24,16 @@ impl Grammar {
             Grammar::Lark(_) => "grammar",
         }
     }
+
+    /// The field of [`Overrides`](super::Overrides) that asks for one.
+    #[cfg(feature = "server")]
+    pub(crate) fn field(&self) -> &'static str {
+        match self {
+            Grammar::JsonSchema(_) | Grammar::JsonObject => "json_schema",
+            Grammar::Regex(_) => "regex",
+            Grammar::Lark(_) => "grammar",
+        }
+    }
 }
 
 /// Where llguidance takes settings from.

@@ -13,6 +13,7 @@ use super::grammar::Grammar;
 use super::kv_cache::CacheLimits;
 use super::sampler::SamplerOptions;
 use crate::error::{Error, Result};
+use crate::fields;
 use crate::models::config::DecoderConfig;
 
 /// How to generate.
@@ -160,6 +161,7 @@ pub struct Overrides {
             help_heading = "Limits"
         )
     )]
+    #[serde(deserialize_with = "fields::word")]
     pub overflow: Option<Overflow>,
     /// End before this text (repeatable)
     #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Limits"))]

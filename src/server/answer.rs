@@ -70,6 +70,17 @@ struct Choice {
     length: usize,
 }
 
+impl Choice {
+    /// What a piece of its text is.
+    fn parts(&mut self, text: String) -> Vec<Part> {
+        match &mut self.parser {
+            Some(parser) => parser.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Part::Content(text)],
+        }
+    }
+}
+
 /// What is new.
 enum Update {
     Reading { done: usize, total: usize },
@@ -180,15 +191,12 @@ impl Answer {
             let top = token.top_logprobs.iter().map(|&(id, logprob)| scored(id, logprob));
             tokens.push(TokenLogprob { token: scored(token.id, logprob)?, top_logprobs: top.collect::<Result<_>>()? });
         }
-        let parts = match &mut choice.parser {
-            Some(parser) => parser.push(&text),
-            None if text.is_empty() => Vec::new(),
-            None => vec![Part::Content(text)],
-        };
+        let parts = choice.parts(text);
         Ok(Update::Piece(Piece { index, parts, tokens, finish_reason: None }))
     }
 
-    fn ended(&mut self, index: usize, Finished { reason, error, stats, .. }: Finished) -> Result<Update, ApiError> {
+    fn ended(&mut self, index: usize, finished: Finished) -> Result<Update, ApiError> {
+        let Finished { reason, error, held_back, stats } = finished;
         let choice = &mut self.choices[index];
         let (name, finish_reason) = match reason {
             FinishReason::Stop => ("stop", "stop"),
@@ -209,7 +217,8 @@ impl Answer {
         if reason == FinishReason::Abort {
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"));
         }
-        let parts = choice.parser.as_mut().map(Parser::finish).unwrap_or_default();
+        let mut parts = choice.parts(held_back);
+        parts.extend(choice.parser.as_mut().map(Parser::finish).unwrap_or_default());
         let begins_call = |part: &Part| matches!(part, Part::CallBegin { .. });
         let has_called = choice.calls > 0 || parts.iter().any(begins_call);
         let is_cut = parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));

@@ -25,8 +25,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// For how long a client may take nothing of an answer that it is sent.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of a request's head, and of an answer that is not sent yet.
-const BUFFER_BYTES: usize = 64 << 10;
+/// Bytes of a request's head, of which hyper looks at a buffer more, and of an answer that is not sent yet.
+const BUFFER_BYTES: usize = routes::MAX_HEAD_BYTES;
 /// How long connections may take to end once nothing is under way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often models are looked at, and after how many times their prompts are saved.

@@ -158,6 +158,18 @@ impl Server {
 }
 
 impl Shared {
+    /// # Errors
+    /// 400 when there will never be place for so many sequences.
+    fn check_room(&self, n: usize) -> Result<(), ApiError> {
+        let most = self.capacity;
+        match n <= most {
+            true => Ok(()),
+            false => {
+                Err(ApiError::bad_request(format!("{n} answers are asked for, and the queue has room for {most}")))
+            }
+        }
+    }
+
     /// Take places for `n` sequences.
     ///
     /// # Errors
@@ -166,10 +178,7 @@ impl Shared {
         if self.is_draining.load(Ordering::Acquire) {
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"));
         }
-        if n > self.capacity {
-            let most = self.capacity;
-            return Err(ApiError::bad_request(format!("{n} answers are asked for, and the queue has room for {most}")));
-        }
+        self.check_room(n)?;
         let full = |_| ApiError::new(StatusCode::TOO_MANY_REQUESTS, "the queue is full; try again in a moment");
         Arc::clone(&self.permits).try_acquire_many_owned(n as u32).map_err(full)
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, MatchedPath, Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -23,6 +24,8 @@ use super::registry::Served;
 use super::{ApiError, Shared, page, submit, tokens};
 use crate::generate::{Event, FinishReason, GenerateOptions, Request as Generate};
 
+/// Of a request's head: its path and fields.
+pub const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Of a request's body: some two million tokens.
 const MAX_BODY_BYTES: usize = 8 << 20;
 /// Larger ones are read a few at a time.
@@ -53,9 +56,9 @@ pub fn router(shared: Arc<Shared>, cors: &[String]) -> Router {
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path has another method; the header Allow names it")
         })
-        .route_layer(from_fn_with_state(Arc::clone(&shared), count))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(from_fn_with_state(Arc::clone(&shared), check_page))
+        .layer(from_fn_with_state(Arc::clone(&shared), check_head))
+        .layer(from_fn_with_state(Arc::clone(&shared), count))
         .layer(CatchPanicLayer::custom(panicked));
     let router = if cors.is_empty() { router } else { router.layer(cors_layer(cors)) };
     router.with_state(shared)
@@ -77,7 +80,15 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; please report it").into_response()
 }
 
-async fn check_page(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Answered {
+/// # Errors
+/// 431 where the head is larger than heads may be, which is more than its connection is sure to refuse; else as [`Guard::check_page`].
+async fn check_head(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Answered {
+    let of_fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    let of_target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if of_target + of_fields.sum::<usize>() > MAX_HEAD_BYTES {
+        let message = format!("the head has more than {MAX_HEAD_BYTES} bytes, which is the most that is read");
+        return Err(ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message));
+    }
     shared.guard.check_page(request.headers())?;
     Ok(next.run(request).await)
 }
@@ -88,15 +99,16 @@ async fn check_key(State(shared): State<Arc<Shared>>, request: Request, next: Ne
 }
 
 /// Count the request's result, also where the client goes away before there is one.
-async fn count(State(shared): State<Arc<Shared>>, path: MatchedPath, request: Request, next: Next) -> Response {
+async fn count(State(shared): State<Arc<Shared>>, path: Option<MatchedPath>, request: Request, next: Next) -> Response {
     struct Counted {
         shared: Arc<Shared>,
-        path: MatchedPath,
+        path: Option<MatchedPath>,
         result: String,
     }
     impl Drop for Counted {
         fn drop(&mut self) {
-            self.shared.metrics.request(self.path.as_str(), std::mem::take(&mut self.result));
+            let path = self.path.as_ref().map_or("other", MatchedPath::as_str);
+            self.shared.metrics.request(path, std::mem::take(&mut self.result));
         }
     }
     let mut counted = Counted { shared, path, result: "abandoned".to_owned() };
@@ -150,7 +162,11 @@ async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({"object": "list", "data": models}))
 }
 
-async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn model(
+    State(shared): State<Arc<Shared>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::bad_request("the model's name is not UTF-8"))?;
     shared.registry.require(&name)?;
     Ok(Json(model_json(&shared, &name)))
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::answer::{Answer, Reply};
@@ -12,6 +13,8 @@ use super::openai::{ChatRequest, CompletionRequest, Prompt, Settings, StreamOpti
 use super::registry::Lease;
 use super::routes::body;
 use super::{ApiError, Shared};
+use crate::chat_template::Conversation;
+use crate::error::Error;
 use crate::generate::tools::{ToolChoice, tool_grammar};
 use crate::generate::{self, Engine, GenerateOptions, Generation, Grammar};
 
@@ -22,11 +25,16 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
     let ChatRequest { settings, turns, tools, grammar } = shared.prepare(move || ChatRequest::parse(&body)).await?;
     let request = Accepted::new(&shared, place, settings, 1, asked).await?;
     request
-        .answer(move |engine, options| {
+        .answer("messages", move |engine, options| {
             let tokenizer = engine.tokenizer();
             let given = tools.as_ref().map(|tools| tools.tools.as_slice());
             let conversation = turns.conversation(given, |variable| tokenizer.template_reads(variable))?;
             let prompt = tokenizer.render(&conversation)?;
+            if let Some((field, nameless)) = without_names(&conversation)
+                && tokenizer.render(&nameless)? == prompt
+            {
+                return Err(ApiError::field(&field, "the model's chat template does not know it"));
+            }
             let mut format = tokenizer.reply_format();
             format.calls = format.calls.filter(|_| tools.is_some());
             options.shown = tokenizer.special_ids(format.markers());
@@ -36,7 +44,7 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
             if let Some(Tools { tools, choice, parallel }) = tools {
                 // A function that is asked for by name is called once.
                 let parallel = parallel && !matches!(choice, ToolChoice::Function(_));
-                let is_strict = |tool: &serde_json::Value| tool["function"]["strict"] == true;
+                let is_strict = |tool: &Value| tool["function"]["strict"] == true;
                 // Otherwise the model may say, and call, what it likes.
                 let is_held = choice != ToolChoice::Auto || !parallel || tools.iter().any(is_strict);
                 let grammar = tool_grammar(tokenizer, format, &prompt, &tools, &choice, parallel);
@@ -49,6 +57,18 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
             Ok((vec![ids], Reply::Chat { format, prompt }))
         })
         .await
+}
+
+/// A conversation whose participants have no names, if it has such, and the first name's field. Those of functions do not count: what
+/// they return follows the call, or has its id.
+fn without_names(conversation: &Conversation) -> Option<(String, Conversation)> {
+    let has_name = |message: &Value| message["role"] != "tool" && message.get("name").is_some();
+    let first = conversation.messages.iter().position(has_name)?;
+    let mut nameless = conversation.clone();
+    for message in nameless.messages.iter_mut().filter(|message| has_name(message)) {
+        message.as_object_mut().expect("a message is an object").remove("name");
+    }
+    Some((format!("messages[{first}].name"), nameless))
 }
 
 /// Hold the text to what a field asks for.
@@ -67,7 +87,7 @@ pub async fn completions(State(shared): State<Arc<Shared>>, request: Request) ->
     let CompletionRequest { settings, prompts } = shared.prepare(move || CompletionRequest::parse(&body)).await?;
     let request = Accepted::new(&shared, place, settings, prompts.len(), asked).await?;
     request
-        .answer(move |engine, _| {
+        .answer("prompt", move |engine, _| {
             let ids = |prompt| match prompt {
                 Prompt::Text(text) => Ok(engine.tokenizer().encode(&text, true)?),
                 Prompt::Ids(ids) => Ok(ids),
@@ -103,13 +123,15 @@ impl Accepted {
             log::debug!("a request of {user:?}");
         }
         let options = overrides.apply(&shared.defaults)?;
-        place.merge(shared.admit(prompts.saturating_mul(n).saturating_sub(1))?);
+        let sequences = prompts.saturating_mul(n);
+        shared.check_room(sequences)?;
+        place.merge(shared.admit(sequences - 1)?);
         let lease = shared.registry.lease(model.as_deref()).await?;
         Ok(Accepted { shared: Arc::clone(shared), lease, places: place, options, n, stream, asked })
     }
 
-    /// The response to what `read` makes of the prompts: their ids, and how replies to them are told.
-    async fn answer<F>(self, read: F) -> Result<Response, ApiError>
+    /// The response to what `read` makes of the prompts in `field`: their ids, and how replies to them are told.
+    async fn answer<F>(self, field: &'static str, read: F) -> Result<Response, ApiError>
     where
         F: FnOnce(&Engine, &mut GenerateOptions) -> Result<(Vec<Vec<u32>>, Reply), ApiError> + Send + 'static,
     {
@@ -118,16 +140,20 @@ impl Accepted {
         let submit = {
             let lease = lease.clone();
             move || {
+                if let Some(grammar) = &options.grammar {
+                    lease.engine.compile(grammar).map_err(|error| ApiError::field(grammar.field(), error))?;
+                }
                 let (prompts, reply) = read(&lease.engine, &mut options)?;
                 let requests = prompts.iter().flat_map(|prompt| (0..n as u64).map(move |i| (prompt, i)));
                 let generations = requests.map(|(prompt, i)| {
                     let mut options = options.clone();
                     options.sampler.seed = options.sampler.seed.wrapping_add(i);
-                    Ok(lease.engine.submit(generate::Request {
-                        prompt: prompt.clone(),
-                        options,
-                        prompt_cache: None,
-                    })?)
+                    let request = generate::Request { prompt: prompt.clone(), options, prompt_cache: None };
+                    lease.engine.submit(request).map_err(|error| match error {
+                        // Grammars were looked at before.
+                        Error::Input(problem) => ApiError::field(field, problem),
+                        error => error.into(),
+                    })
                 });
                 Ok((generations.collect::<Result<Vec<Generation>, ApiError>>()?, reply))
             }

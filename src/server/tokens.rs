@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::openai::{Effort, Message, Turns, read_body};
 use super::routes::body;
 use super::{ApiError, Shared};
+use crate::fields;
 
 /// A prompt or a conversation.
 struct TokenizeRequest {
@@ -32,6 +33,7 @@ struct TokenizeFields {
     model: Option<String>,
     prompt: Option<String>,
     messages: Option<Vec<Message>>,
+    #[serde(default, deserialize_with = "fields::word")]
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
     add_special_tokens: Option<bool>,

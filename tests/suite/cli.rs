@@ -232,7 +232,7 @@ not json
     assert_eq!(results[0]["text"], stdout(&["--prompt", "Tell me a story", "--max-tokens", "6"]));
     assert_eq!((&results[0]["id"], &results[4]["id"]), (&"a".into(), &serde_json::json!([5])));
     assert_eq!(results[4]["text"], results[0]["text"]);
-    for (i, part) in [(1, "not valid JSON"), (2, "top_p is 7"), (3, "tmep"), (5, "prompt"), (6, "raw")] {
+    for (i, part) in [(1, "not JSON"), (2, "top_p is 7"), (3, "tmep"), (5, "prompt"), (6, "raw")] {
         assert!(results[i]["error"].as_str().unwrap().contains(part), "{}", results[i]);
     }
 

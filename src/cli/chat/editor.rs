@@ -87,8 +87,9 @@ pub fn joined(text: &str) -> String {
 }
 
 /// Whether a text goes on in the next line.
-pub fn goes_on(text: &str) -> bool {
-    text.ends_with('\\')
+pub fn goes_on(text: &[u8]) -> bool {
+    let line = text.strip_suffix(b"\n").unwrap_or(text);
+    line.strip_suffix(b"\r").unwrap_or(line).ends_with(b"\\")
 }
 
 /// Where the history is, in a directory that is there; the user's alone.
@@ -138,7 +139,11 @@ impl Completer for Typing {
 
 impl Validator for Typing {
     fn validate(&self, context: &mut ValidationContext) -> rustyline::Result<ValidationResult> {
-        Ok(if goes_on(context.input()) { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
+        Ok(if goes_on(context.input().as_bytes()) {
+            ValidationResult::Incomplete
+        } else {
+            ValidationResult::Valid(None)
+        })
     }
 }
 

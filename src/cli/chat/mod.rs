@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use super::args::ChatArgs;
 use super::generate::{Session, set_device};
 use super::output::print_stats;
-use super::process::{FAILURE, INTERRUPTED, SUCCESS, of_stdout};
+use super::process::{FAILURE, INTERRUPTED, SUCCESS, Usage, of_stdout};
 use super::progress::Progress;
 use super::prompt::MAX_INPUT_BYTES;
 use super::terminal::{self, printable};
@@ -39,6 +39,9 @@ const PATIENCE: usize = 10;
 
 pub fn chat(args: ChatArgs) -> Result<u8> {
     let options = args.options()?;
+    if options.logprobs.is_some() {
+        bail!(Usage("a conversation shows no log-probabilities, which --logprobs asks for".into()));
+    }
     let is_script = !io::stdin().is_terminal();
     if is_script {
         terminal::catch_interrupt();
@@ -129,10 +132,10 @@ impl Chat {
         let mut input = io::stdin().lock();
         let (mut code, mut number) = (SUCCESS, 0);
         loop {
-            let mut text = String::new();
+            let mut text = Vec::new();
             let first = number + 1;
-            while text.is_empty() || editor::goes_on(text.trim_end_matches(['\n', '\r'])) {
-                let read = input.by_ref().take(MAX_INPUT_BYTES).read_line(&mut text);
+            while text.is_empty() || editor::goes_on(&text) {
+                let read = input.by_ref().take(MAX_INPUT_BYTES).read_until(b'\n', &mut text);
                 if read.context("standard input")? == 0 {
                     break;
                 }
@@ -141,8 +144,11 @@ impl Chat {
             if text.is_empty() {
                 return Ok(code);
             }
-            let text = text.replace("\r\n", "\n");
-            match self.turn(&editor::joined(text.trim_end_matches('\n'))) {
+            let turn = String::from_utf8(text).context("it is not UTF-8").and_then(|text| {
+                let text = text.replace("\r\n", "\n");
+                self.turn(&editor::joined(text.trim_end_matches('\n')))
+            });
+            match turn {
                 Ok(Turn::Done) => {}
                 Ok(Turn::Interrupted) => return Ok(INTERRUPTED),
                 Err(error) if of_stdout(&error).is_some() => return Err(error),
@@ -177,7 +183,7 @@ impl Chat {
                     let config = self.session.engine.config();
                     let size = self.current_options()?.cache_limits(config)?.context_size;
                     let held = (stats.prompt_tokens + stats.generated_tokens) as u64 - stats.evicted_tokens;
-                    note!("context: {held} of {size} tokens");
+                    note!("context: {} of {size} tokens", held.min(size as u64)); // the last token goes there with the next
                 }
                 None => note!("nothing has been answered yet"),
             },
@@ -228,11 +234,17 @@ impl Chat {
             "default" => drop(self.settings.remove(&name)),
             _ => drop(self.settings.insert(name, serde_json::from_str(value).unwrap_or_else(|_| value.into()))),
         }
-        let checked = self.current_options();
+        let checked = self.check_options();
         if checked.is_err() {
             self.settings = before;
         }
-        checked.map(drop)
+        checked
+    }
+
+    fn check_options(&self) -> Result<()> {
+        let (options, engine) = (self.current_options()?, &self.session.engine);
+        options.sampler.validate_tokens(engine.config().vocab_size)?;
+        options.grammar.iter().try_for_each(|grammar| Ok(engine.compile(grammar)?))
     }
 
     fn current_options(&self) -> Result<GenerateOptions> {

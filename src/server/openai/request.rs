@@ -1,7 +1,7 @@
 //! Bodies of requests, read strictly: a field that is not here, and is no option of a generation ([`Overrides`]) either, is an
 //! error that names it.
 
-use serde::de::{DeserializeOwned, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -111,6 +111,7 @@ pub struct Tools {
 #[derive(Deserialize)]
 struct ChatFields {
     messages: Vec<Message>,
+    #[serde(default, deserialize_with = "fields::word")]
     reasoning_effort: Option<Effort>,
     chat_template_kwargs: Option<Map<String, Value>>,
     logprobs: Option<bool>,
@@ -136,11 +137,7 @@ impl ChatRequest {
         };
         check_logprobs("top_logprobs", fields.top_logprobs)?;
         let tools = Tools::read(fields.tools, fields.tool_choice, fields.parallel_tool_calls)?;
-        let grammar = match fields.response_format {
-            None | Some(ResponseFormat::Text {}) => None,
-            Some(ResponseFormat::JsonObject {}) => Some(Grammar::JsonObject),
-            Some(ResponseFormat::JsonSchema { json_schema }) => Some(Grammar::JsonSchema(json_schema.schema)),
-        };
+        let grammar = fields.response_format.map(ResponseFormat::grammar).transpose()?.flatten();
         if grammar.is_some() && tools.is_some() {
             return Err(ApiError::field("response_format", "goes without `tools`, or with `tool_choice`: \"none\""));
         }
@@ -150,11 +147,33 @@ impl ChatRequest {
 }
 
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-enum ResponseFormat {
-    Text {},
-    JsonObject {},
-    JsonSchema { json_schema: JsonSchema },
+#[serde(deny_unknown_fields)]
+struct ResponseFormat {
+    #[serde(deserialize_with = "fields::word")]
+    r#type: FormatType,
+    json_schema: Option<JsonSchema>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FormatType {
+    Text,
+    JsonObject,
+    JsonSchema,
+}
+
+impl ResponseFormat {
+    /// What the answer must be, if it must be something.
+    fn grammar(self) -> Result<Option<Grammar>, ApiError> {
+        let field = "response_format.json_schema";
+        match (self.r#type, self.json_schema) {
+            (FormatType::JsonSchema, Some(json_schema)) => Ok(Some(Grammar::JsonSchema(json_schema.schema))),
+            (FormatType::JsonSchema, None) => Err(ApiError::field(field, "missing")),
+            (_, Some(_)) => Err(ApiError::field(field, "goes with `type`: \"json_schema\"")),
+            (FormatType::JsonObject, None) => Ok(Some(Grammar::JsonObject)),
+            (FormatType::Text, None) => Ok(None),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -173,6 +192,7 @@ struct JsonSchema {
 #[serde(deny_unknown_fields)]
 #[allow(dead_code)] // some fields are checked alone
 struct Tool {
+    #[serde(deserialize_with = "fields::word")]
     r#type: FunctionType,
     function: Function,
 }
@@ -191,6 +211,7 @@ struct Function {
 #[serde(deny_unknown_fields)]
 #[allow(dead_code)] // some fields are checked alone
 struct NamedTool {
+    #[serde(deserialize_with = "fields::word")]
     r#type: FunctionType,
     function: Named,
 }
@@ -231,7 +252,12 @@ impl Tools {
             },
             Some(named) => {
                 let named: NamedTool = fields::read(named).map_err(|error| error.within("tool_choice"))?;
-                ToolChoice::Function(named.function.name)
+                let name = named.function.name;
+                if !tools.iter().any(|tool| tool["function"]["name"] == name.as_str()) {
+                    let problem = format!("there is no function {name:?} in `tools`");
+                    return Err(ApiError::field("tool_choice.function.name", problem));
+                }
+                ToolChoice::Function(name)
             }
         };
         Ok(Some(Tools { tools, choice, parallel: parallel.unwrap_or(true) }))
@@ -309,7 +335,7 @@ impl Turns {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::server) struct Message {
-    #[serde(deserialize_with = "word")]
+    #[serde(deserialize_with = "fields::word")]
     role: Role,
     #[serde(default, deserialize_with = "text")]
     content: Option<String>,
@@ -338,6 +364,7 @@ enum Role {
 #[allow(dead_code)] // some fields are checked alone
 struct ToolCall {
     id: Option<String>,
+    #[serde(default, deserialize_with = "fields::word")]
     r#type: Option<FunctionType>,
     function: FunctionCall,
 }
@@ -386,14 +413,6 @@ impl Message {
             message["tool_calls"] = calls.collect::<Result<Vec<_>, ApiError>>()?.into();
         }
         Ok(message)
-    }
-}
-
-/// A text that is one of some words.
-fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
-    match Value::deserialize(deserializer)? {
-        value @ Value::String(_) => T::deserialize(value).map_err(D::Error::custom),
-        other => Err(D::Error::custom(format!("{other}, expected a text"))),
     }
 }
 
@@ -486,9 +505,7 @@ fn check_logprobs(name: &str, n: Option<usize>) -> Result<(), ApiError> {
 
 /// A body as `T`, whose errors name the field.
 pub(in crate::server) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    let not_json = |e| ApiError::bad_request(format!("the body is not JSON: {e}"));
-    serde_json::from_slice::<IgnoredAny>(body).map_err(not_json)?;
-    let Unique(mut body) = fields::read(&mut serde_json::Deserializer::from_slice(body))?;
+    let mut body = fields::parse(body, "the body")?;
     // A struct may be written as a list of its members elsewhere.
     if let Some(name) = ["response_format", "stream_options"].into_iter().find(|&name| body[name].is_array()) {
         return Err(ApiError::field(name, "a list, expected an object"));
@@ -497,66 +514,4 @@ pub(in crate::server) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T
     let messages = body.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten();
     messages.filter_map(Value::as_object_mut).for_each(|message| message.retain(|_, value| !value.is_null()));
     Ok(fields::read(body)?)
-}
-
-/// JSON whose objects name nothing twice.
-struct Unique(Value);
-
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UniqueVisitor).map(Unique)
-    }
-}
-
-struct UniqueVisitor;
-
-impl<'de> Visitor<'de> for UniqueVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut all = Vec::new();
-        while let Some(Unique(item)) = items.next_element()? {
-            all.push(item);
-        }
-        Ok(all.into())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let mut all = Map::new();
-        while let Some((name, Unique(value))) = members.next_entry::<String, Unique>()? {
-            if all.contains_key(&name) {
-                return Err(A::Error::custom(format!("duplicate field `{name}`")));
-            }
-            all.insert(name, value);
-        }
-        Ok(all.into())
-    }
 }

@@ -90,6 +90,15 @@ fn answers_are_those_of_the_command_line_however_many_ask() {
         let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
         assert_eq!(text, raw);
     }
+    // What might have begun a stop string is text where nothing comes of it.
+    let stop = format!("{}!", &raw[raw.len() - 1..]);
+    for stream in [false, true] {
+        let body = json!({"prompt": "Once upon a time", "max_tokens": 12, "stop": stop, "stream": stream});
+        let answer = server.post("/v1/completions", &body);
+        let chunks = if stream { answer.chunks() } else { vec![answer.ok()] };
+        let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
+        assert_eq!(text, raw);
+    }
     // An answer that was begun is continued.
     let body = json!({"messages": [{"role": "user", "content": "What colour is the sky?"}, {"role": "assistant", "content": "The sky"}]});
     assert_eq!(content(&server.chat(&body).ok()), " is blue.");

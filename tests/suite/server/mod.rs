@@ -80,11 +80,10 @@ impl Server {
         self.post("/v1/chat/completions", body)
     }
 
-    /// The value of a metric without labels.
+    /// The value of a metric, with its labels if it has such; 0 where it was not counted yet.
     fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").body;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap_or(0.0)
     }
 
     fn wait_for(&self, name: &str, value: f64) {

@@ -20,6 +20,8 @@ fn what_is_not_supported_is_refused_by_name() {
     assert_eq!(server.chat(&chat).status, 200);
     let message = |fields: Value| json!({"messages": [with(json!({"role": "user", "content": "Hi"}), &fields)]});
     let function = json!({"type": "function", "function": {"name": "f"}});
+    let other_function = json!({"type": "function", "function": {"name": "g"}});
+    let schema = json!({"name": "nothing", "schema": false});
     let wrong = [
         (json!({"foo": 1}), "foo"),
         (json!({"store": true}), "store"),
@@ -65,6 +67,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"tools": [with(function.clone(), &json!({"x": 1}))]}), "tools[0].x"),
         (json!({"tools": [function.clone()], "tool_choice": "often"}), "tool_choice"),
+        (json!({"tools": [function.clone()], "tool_choice": other_function}), "tool_choice.function.name"),
         (json!({"tools": [function.clone()], "response_format": {"type": "json_object"}}), "response_format"),
         // The demo model's template knows neither.
         (json!({"tools": [function]}), "tools"),
@@ -76,6 +79,20 @@ fn what_is_not_supported_is_refused_by_name() {
         (message(json!({"role": {"user": null}})), "messages[0].role"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"response_format": {"type": "text", "x": 1}}), "response_format.x"),
+        (json!({"response_format": {"type": "text", "json_schema": schema}}), "response_format.json_schema"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}),
+            "response_format.json_schema.name",
+        ),
+        (json!({"response_format": {"type": "json_schema", "json_schema": schema}}), "response_format"),
+        (json!({"json_schema": false}), "json_schema"),
+        (json!({"regex": "("}), "regex"),
+        (json!({"grammar": "start: x"}), "grammar"),
+        (json!({"overflow": {"stream": null}}), "overflow"),
+        (json!({"reasoning_effort": {"low": null}}), "reasoning_effort"),
+        (message(json!({"name": "Ada"})), "messages[0].name"),
+        (with(message(json!({"content": "x ".repeat(20_000)})), &json!({"overflow": "error"})), "messages"),
     ];
     for (fields, param) in wrong {
         let answer = server.chat(&with(chat.clone(), &fields));
@@ -91,6 +108,8 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"prompt": 5}), "prompt"),
         (json!({"prompt": []}), "prompt"),
         (json!({"prompt": [[1], "x", {}]}), "prompt"),
+        (json!({"prompt": [[]]}), "prompt"),
+        (json!({"prompt": [9999]}), "prompt"),
         (json!({"messages": []}), "messages"),
     ] {
         let answer = server.post("/v1/completions", &with(completion.clone(), &fields));
@@ -99,7 +118,6 @@ fn what_is_not_supported_is_refused_by_name() {
     for (path, body, param) in [
         ("/v1/chat/completions", json!({}), Some("messages")),
         ("/v1/chat/completions", json!([]), None),
-        ("/v1/completions", json!({"prompt": [9999]}), None),
         ("/v1/tokenize", json!({}), Some("prompt")),
         ("/v1/tokenize", json!({"prompt": "x", "x": 1}), Some("x")),
         ("/v1/detokenize", json!({"tokens": [-1]}), Some("tokens[0]")),
@@ -131,7 +149,14 @@ fn what_is_not_supported_is_refused_by_name() {
     let other = with(chat, &json!({"model": "../../etc/passwd"}));
     assert_eq!(server.chat(&other).error(), (404, Some("model".into())));
     assert_eq!(server.get("/v1/models/..%2f..%2fetc%2fpasswd").error(), (404, Some("model".into())));
+    assert_eq!(server.get("/v1/models/%ff").error().0, 400);
     assert_eq!(server.get("/v1/nothing").error().0, 404);
+    server.wait_for(r#"mlx_lm_requests_total{path="other",result="404"}"#, 1.0);
+    let field = format!("X-Large: {}", "x".repeat(64 << 10));
+    assert_eq!(server.ask("GET", "/v1/models", &[&field], "").error().0, 431);
+    let many = json!({"prompt": vec!["x"; 300]});
+    let answer = server.post("/v1/completions", &many);
+    assert!(answer.error().0 == 400 && answer.body.contains("300 answers"), "{answer:?}");
     let answer = server.get("/v1/chat/completions");
     assert!(answer.error().0 == 405 && answer.headers.contains("allow: post"), "{answer:?}");
     let large = json!({"messages": user(&"x".repeat(9 << 20))});
@@ -172,6 +197,7 @@ fn keys_hosts_and_origins_are_checked() {
             .contains("access-control")
     );
     assert_eq!(server.ask("GET", "/v1/models", &["Origin: http://example.com"], "").error().0, 403);
+    server.wait_for(r#"mlx_lm_requests_total{path="/v1/models",result="403"}"#, 1.0);
     let mut bent = server.connect();
     bent.write_all(b"GET /v1/models HTTP/1.0\r\nHost: example.com\r\n\r\n").unwrap();
     assert_eq!(Answer::read(BufReader::new(bent)).error().0, 403);
@@ -186,6 +212,8 @@ fn keys_hosts_and_origins_are_checked() {
         &["--default", "temp=hot"][..],
         &["--default", "nothing=1"],
         &["--default", "temp"],
+        &["--default", "logprobs=2"],
+        &["--default", "regex=a"],
         &["--cors", "example.com"],
     ] {
         let output =
