@@ -7,8 +7,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Gpu, blocks, node, rows};
 use crate::backend::{
-    Activation, Block, CachedSpan, Held, LayerCache, Linear, Norm, Norms, Packing, Phase, Positions, Residual,
-    Rotation, Rotations, Weight,
+    Activation, Block, CachedSpan, Held, LayerCache, Linear, NO_TOKEN, Norm, Norms, Packing, Phase, Positions,
+    Residual, Rotation, Rotations, Weight,
 };
 
 pub(super) fn gpu() -> Option<&'static Gpu> {
