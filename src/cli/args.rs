@@ -422,7 +422,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub grammar: GrammarArgs,
     /// Generate for each line {"prompt": …, "id": …, options …} of a file or `-`; one JSON line per result
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "prefill_response", "format"], help_heading = "Output")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "messages", "format"], help_heading = "Output")]
     pub batch: Option<PathBuf>,
     /// Compute up to so many lines of the batch together; their results do not depend on it [default: 8]
     #[arg(long, value_name = "N", value_parser = parallel, help_heading = "Output")]

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::generate::Session;
 use super::output::{print_stats, result_json, token_json, write_line};
 use super::process::{FAILURE, INTERRUPTED, SUCCESS};
-use super::prompt::{Input, MAX_INPUT_BYTES, Prompt, check_messages};
+use super::prompt::{Input, MAX_INPUT_BYTES, Prompt, check_messages, check_tools};
 use super::reply::Reply;
 use super::terminal;
 
@@ -50,32 +50,36 @@ fn read_line(value: Value, flags: &Prompt, base: &GenerateOptions) -> Result<(Pr
 }
 
 impl LinePrompt {
+    /// What the line leaves out is the flags'. Nothing of either is ignored.
     fn resolve(self, flags: &Prompt) -> Result<Prompt> {
         let (flag_system, flag_response) = match &flags.input {
             Input::Text { system, response, .. } => (system.clone(), response.clone()),
             Input::Messages(_) => (None, None),
         };
         let raw = self.raw.unwrap_or(flags.raw);
-        let extras = [("system", self.system.is_some()), ("prefill_response", self.prefill_response.is_some())];
-        let extra = extras.into_iter().find(|(_, is_there)| *is_there).map(|(name, _)| name);
-        if raw && (self.messages.is_some() || extra.is_some() || self.tools.is_some()) {
-            bail!("\"raw\" goes with \"prompt\" alone");
+        let (system, response) = (self.system.or(flag_system), self.prefill_response.or(flag_response));
+        let tools = self.tools.map(check_tools).transpose()?.or_else(|| flags.tools.clone());
+        let mut template_args = flags.template_args.clone();
+        template_args.extend(self.template_args.unwrap_or_default());
+        let date = self.date.or(flags.date);
+        let extras = [("system", system.is_some()), ("prefill_response", response.is_some())];
+        let of_template =
+            [("tools", tools.is_some()), ("template_args", !template_args.is_empty()), ("date", date.is_some())];
+        let first =
+            |given: &[(&'static str, bool)]| given.iter().find(|(_, is_there)| *is_there).map(|(name, _)| *name);
+        let messages = [("messages", self.messages.is_some())];
+        if let Some(name) = first(&[&messages[..], &extras, &of_template].concat()).filter(|_| raw) {
+            bail!("\"{name}\", in the line or as a flag, goes without \"raw\"");
         }
-        let input = match (self.prompt, self.messages, extra) {
-            (Some(text), None, _) if raw => Input::Text { text, system: None, response: None },
-            (Some(text), None, _) => Input::Text {
-                text,
-                system: self.system.or(flag_system),
-                response: self.prefill_response.or(flag_response),
-            },
-            (None, Some(_), Some(extra)) => bail!("\"{extra}\" goes with \"prompt\"; put it into \"messages\""),
+        let input = match (self.prompt, self.messages, first(&extras)) {
+            (Some(text), None, _) => Input::Text { text, system, response },
+            (None, Some(_), Some(name)) => {
+                bail!("\"{name}\", in the line or as a flag, goes with \"prompt\"; put it into \"messages\"")
+            }
             (None, Some(messages), None) => Input::Messages(check_messages(messages)?),
             _ => bail!("expected either \"prompt\" or \"messages\""),
         };
-        let mut template_args = flags.template_args.clone();
-        template_args.extend(self.template_args.unwrap_or_default());
-        let tools = self.tools.or_else(|| flags.tools.clone());
-        Ok(Prompt { input, raw, tools, template_args, date: self.date.or(flags.date) })
+        Ok(Prompt { input, raw, tools, template_args, date })
     }
 }
 
@@ -113,6 +117,11 @@ impl Batch {
         // So many that there is always one to begin with when another ends, also behind one that takes long.
         let window = if parallel == 1 { 1 } else { 4 * parallel };
         Ok(Batch { lines: Lines { path, input, number: 0 }, prompt, options, window, is_ordered: !unordered })
+    }
+
+    /// What lines leave out.
+    pub fn options(&self) -> &GenerateOptions {
+        &self.options
     }
 }
 

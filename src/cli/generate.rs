@@ -48,6 +48,14 @@ impl Session {
         Ok(Session { engine, prompt_cache })
     }
 
+    /// Let requests that begin as the prompt cache does, or as others did, go on from there.
+    fn sharing(mut self) -> Result<Self> {
+        if let Some(cache) = self.prompt_cache.take() {
+            self.engine.keep(cache)?;
+        }
+        Ok(self)
+    }
+
     pub fn request(&self, prompt: Vec<u32>, options: GenerateOptions) -> Request {
         Request { prompt, options, prompt_cache: self.prompt_cache.clone() }
     }
@@ -88,7 +96,8 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
         let batch = Batch::open(path, prompt, options, parallel, unordered)?;
         // A line's result must not depend on those before it, nor the memory on how many there were.
         let engine = EngineOptions { parallel, prefixes: 2 * parallel, deterministic: true, ..engine };
-        let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?;
+        let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?.sharing()?;
+        session.engine.check(batch.options())?;
         return batch::run(batch, &session, verbose);
     }
     let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?;

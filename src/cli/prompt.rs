@@ -56,7 +56,7 @@ impl Prompt {
             Input::Text { text, system: args.system.clone(), response: args.prefill_response.clone() }
         };
         let tools = match &args.tools {
-            Some(path) => Some(read_json(path)?),
+            Some(path) => Some(check_tools(read_json(path)?).with_context(|| path.display().to_string())?),
             None => None,
         };
         Ok(Prompt {
@@ -189,6 +189,16 @@ pub fn parse_messages(text: &str) -> Result<Vec<Value>> {
     match parse_json(text)? {
         Value::Array(messages) => check_messages(messages),
         _ => bail!("expected a JSON list of messages, such as [{{\"role\": \"user\", \"content\": \"Hello\"}}]"),
+    }
+}
+
+/// Tools are a list.
+pub fn check_tools(tools: Value) -> Result<Value> {
+    match tools {
+        Value::Array(_) => Ok(tools),
+        _ => {
+            bail!("expected a JSON list of tools, such as [{{\"type\": \"function\", \"function\": {{\"name\": …}}}}]")
+        }
     }
 }
 

@@ -89,7 +89,7 @@ fn api_keys(path: &Path) -> Result<ApiKeys> {
 const OF_REQUESTS: [&str; 4] = ["logprobs", "json_schema", "regex", "grammar"];
 
 /// What `--default` sets of a generation's options.
-fn defaults(settings: &[String]) -> Result<GenerateOptions> {
+fn defaults(settings: &[String]) -> Result<Overrides> {
     let mut given = Map::new();
     for setting in settings {
         let Some((name, value)) = setting.split_once('=') else {
@@ -105,7 +105,8 @@ fn defaults(settings: &[String]) -> Result<GenerateOptions> {
     }
     let overrides: Overrides =
         fields::read(Value::Object(given)).map_err(|error| Usage(format!("--default: {error}")))?;
-    Ok(overrides.apply(&GenerateOptions::default())?)
+    overrides.apply(&GenerateOptions::default())?;
+    Ok(overrides)
 }
 
 /// The models by name. What cannot be one is refused now, not at the first request.

@@ -122,7 +122,9 @@ pub fn printable(text: &str) -> String {
             '\n' => out.push(c),
             '\t' => out.push_str("    "),
             '\r' => {}
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.push(char::REPLACEMENT_CHARACTER),
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                out.push(char::REPLACEMENT_CHARACTER)
+            }
             c if c.is_control() => out.push(char::REPLACEMENT_CHARACTER),
             c => out.push(c),
         }
@@ -140,6 +142,7 @@ mod tests {
         let controls: Vec<char> = printable(&all).chars().filter(|c| c.is_control()).collect();
         assert_eq!(controls, ['\n']);
         assert_eq!(printable("a\tb\r\n\x1b[2J\u{9b}é"), "a    b\n\u{fffd}[2J\u{fffd}é");
+        assert_eq!(printable("a\u{200f}b\u{61c}"), "a\u{fffd}b\u{fffd}");
         assert_eq!(printable("a\u{202e}b\u{2066}c\u{200d}d"), "a\u{fffd}b\u{fffd}c\u{200d}d");
     }
 }

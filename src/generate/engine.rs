@@ -277,6 +277,13 @@ impl Engine {
         self.grammars.compile(grammar).map(drop)
     }
 
+    /// # Errors
+    /// When [`Engine::submit`] would refuse any request with these options.
+    pub fn check(&self, options: &GenerateOptions) -> Result<()> {
+        super::check(&self.config, options)?;
+        options.grammar.iter().try_for_each(|grammar| self.compile(grammar))
+    }
+
     /// Hand in a request.
     ///
     /// # Errors

@@ -252,7 +252,7 @@ impl KvCache {
 
     /// Rows of buffers that have room for so many.
     fn rounded(&self, rows: i32) -> i32 {
-        ((rows + STEP - 1) / STEP * STEP).min(self.limits.context_size)
+        (rows as u32).next_multiple_of(STEP as u32).min(self.limits.context_size as u32) as i32
     }
 
     /// Let the first `count` tokens after the sinks go; those behind them move down. Of what a window hides, nothing is kept.

@@ -63,11 +63,19 @@ struct Prepared {
     max_tokens: usize,
 }
 
-/// Check a prompt and its options against the model.
-fn prepare(config: &DecoderConfig, dtype: Dtype, prompt: &[u32], options: &GenerateOptions) -> Result<Prepared> {
+/// Check options against the model.
+fn check(config: &DecoderConfig, options: &GenerateOptions) -> Result<CacheLimits> {
     options.validate()?;
     options.sampler.validate_tokens(config.vocab_size)?;
-    let limits = options.cache_limits(config)?;
+    if let Some(n) = options.logprobs.filter(|n| *n > config.vocab_size as usize) {
+        return Err(Error::setting("logprobs", n, format!("at most the {} tokens that there are", config.vocab_size)));
+    }
+    options.cache_limits(config)
+}
+
+/// Check a prompt and its options against the model.
+fn prepare(config: &DecoderConfig, dtype: Dtype, prompt: &[u32], options: &GenerateOptions) -> Result<Prepared> {
+    let limits = check(config, options)?;
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no tokens; give at least one character of text".into()));
     }

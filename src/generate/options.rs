@@ -338,7 +338,9 @@ fn logit_biases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec
 }
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
-    let parsed = text.split_once('=').and_then(|(id, value)| Some((id.parse().ok()?, value.parse().ok()?)));
+    // A number is written in one way, so that none is given twice unseen.
+    let id = |id: &str| id.parse().ok().filter(|number: &u32| number.to_string() == id);
+    let parsed = text.split_once('=').and_then(|(name, value)| Some((id(name)?, value.parse().ok()?)));
     parsed
         .filter(|(_, value): &(u32, f32)| !value.is_nan() && *value != f32::INFINITY)
         .ok_or_else(|| format!("{text}: expected a token's id and a number or -inf"))

@@ -32,6 +32,10 @@ pub struct Delta {
     pub token: Token,
     /// The text that it made certain; may be empty.
     pub text: String,
+    /// How many characters of the text come before the token's own.
+    pub offset: usize,
+    /// Whether the token stands for the end of the text.
+    pub is_eos: bool,
 }
 
 /// What a generation took.
@@ -72,6 +76,8 @@ fn rate(n: usize, time: Duration) -> f64 {
 /// The text of one sequence.
 pub(super) struct Output<'t> {
     detokenizer: Detokenizer<'t>,
+    /// Characters of what it has given.
+    characters: usize,
     stop: StopStrings,
     ignore_eos: bool,
     max_tokens: usize,
@@ -97,6 +103,7 @@ impl<'t> Output<'t> {
         }
         Output {
             detokenizer,
+            characters: 0,
             stop: StopStrings::new(&options.stop),
             ignore_eos: options.ignore_eos,
             max_tokens,
@@ -148,10 +155,12 @@ impl<'t> Output<'t> {
         let is_eos = !self.ignore_eos && tokenizer.eos_token_ids().contains(&token.id);
         let is_last = is_eos || is_over || self.stats.generated_tokens == self.max_tokens;
 
+        let offset = self.characters;
         let mut certain = if is_eos { String::new() } else { self.detokenizer.push(token.id)? };
         if is_last {
             certain.push_str(&self.detokenizer.finish());
         }
+        self.characters += certain.chars().count();
         let (mut text, stopped) = self.stop.push(&certain);
         if is_last {
             text.push_str(&self.stop.finish());
@@ -161,7 +170,7 @@ impl<'t> Output<'t> {
             () if is_last => Some(FinishReason::Length),
             () => None,
         };
-        Ok((Delta { token, text }, reason))
+        Ok((Delta { token, text, offset, is_eos }, reason))
     }
 
     /// It ends, after so many tokens were evicted from the cache, of which so many were seen.

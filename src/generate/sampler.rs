@@ -125,6 +125,11 @@ impl Sampler {
         penalizes && o.repetition_context > 0
     }
 
+    /// Whether there are tokens that it never chooses.
+    pub(super) fn bans(&self) -> bool {
+        self.options.logit_bias.iter().any(|(_, value)| *value == f32::NEG_INFINITY)
+    }
+
     /// Take `tokens` `[n]` (u32) into account as the most recent ones.
     pub fn observe(&mut self, tokens: &Array) -> Result<()> {
         if !self.observes() {

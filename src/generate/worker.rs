@@ -136,7 +136,9 @@ impl<'t> Worker<'t> {
         let Prepared { read, limits, max_tokens, .. } = &submission.prepared;
         let tokens = read.len().saturating_add(*max_tokens);
         let at_once = limits.chunk_size(read.len(), submission.options.prefill_step);
-        match self.scheduler.queue(id, self.model.cache_bytes(*limits, tokens, at_once)) {
+        let bytes = catch_unwind(AssertUnwindSafe(|| self.model.cache_bytes(*limits, tokens, at_once)));
+        let queued = bytes.map_err(|panic| panicked(&*panic)).and_then(|bytes| self.scheduler.queue(id, bytes));
+        match queued {
             Ok(()) => self.waiting.push((id, submission)),
             Err(error) => refuse(&submission, error),
         }
@@ -371,10 +373,21 @@ impl<'t> Worker<'t> {
         }
         for (id, token) in ids.into_iter().zip(tokens) {
             if let Err(error) = token.and_then(|token| self.follow(id, token)) {
-                self.end(id, error);
+                self.end(id, self.blamed(id, error));
             }
         }
         Ok(())
+    }
+
+    /// Why a constrained sequence has no token: where its biases ban tokens, they are all that might follow.
+    fn blamed(&self, id: Id, error: Error) -> Error {
+        let active = self.active.iter().find(|active| active.id == id);
+        match error {
+            Error::NotANumber(_) if active.is_some_and(|active| active.sequence.sampler.bans()) => {
+                Error::setting("logit_bias", "all tokens that may follow are banned", "one to be left")
+            }
+            error => error,
+        }
     }
 
     /// Tell a token that a constrained sequence chose, and those that alone may follow it.
@@ -384,6 +397,7 @@ impl<'t> Worker<'t> {
         let Accepted { mut forced, is_over } =
             sequence.constraint.as_mut().expect("it is constrained").accept(token.id)?;
         sequence.next = Next::Token(token.id);
+        let is_over = is_over && forced.len() <= active.left;
         forced.truncate(active.left);
         active.left -= forced.len();
         let top = active.sequence.logprobs;

@@ -161,6 +161,11 @@ impl Format {
         reasoning.into_iter().flatten().chain(calls.iter().copied())
     }
 
+    /// Whether a text that is gone on with ends within reasoning.
+    pub fn is_within_reasoning(&self, text: &str) -> bool {
+        self.reasoning.map(Reasoning::markers).is_some_and(|(open, close)| text.rfind(open) > text.rfind(close))
+    }
+
     /// Whether a reply to this prompt begins within reasoning that the template has opened.
     pub fn opens_reasoning(&self, prompt: &str) -> bool {
         self.reasoning.is_some_and(|reasoning| prompt.trim_end().ends_with(reasoning.markers().0))

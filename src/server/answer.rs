@@ -66,19 +66,8 @@ struct Choice {
     has_begun: bool,
     /// Calls so far.
     calls: usize,
-    /// Characters so far.
-    length: usize,
-}
-
-impl Choice {
-    /// What a piece of its text is.
-    fn parts(&mut self, text: String) -> Vec<Part> {
-        match &mut self.parser {
-            Some(parser) => parser.push(&text),
-            None if text.is_empty() => Vec::new(),
-            None => vec![Part::Content(text)],
-        }
-    }
+    /// Whether one of them is not whole.
+    is_cut: bool,
 }
 
 /// What is new.
@@ -117,7 +106,7 @@ impl Answer {
             counts_prompt: i.is_multiple_of(n),
             has_begun: false,
             calls: 0,
-            length: 0,
+            is_cut: false,
         };
         let choices = generations.into_iter().enumerate().map(choice).collect();
         let (is_chat, id, object) = match reply {
@@ -173,7 +162,8 @@ impl Answer {
         if is_pending { Poll::Pending } else { Poll::Ready(None) }
     }
 
-    fn piece(&mut self, index: usize, Delta { token, text }: Delta) -> Result<Update, ApiError> {
+    fn piece(&mut self, index: usize, delta: Delta) -> Result<Update, ApiError> {
+        let Delta { token, text, offset, is_eos } = delta;
         let choice = &mut self.choices[index];
         if !std::mem::replace(&mut choice.has_begun, true) {
             self.shared.metrics.first_token(self.asked.elapsed().as_secs_f64());
@@ -181,22 +171,25 @@ impl Answer {
         self.lease.token_made();
         let tokenizer = self.lease.engine.tokenizer();
         let mut tokens = Vec::new();
-        if let Some(logprob) = token.logprob.filter(|_| self.has_logprobs)
-            && !tokenizer.eos_token_ids().contains(&token.id)
-        {
+        if let Some(logprob) = token.logprob.filter(|_| self.has_logprobs && !is_eos) {
             let scored = |id, logprob| -> Result<Scored> {
                 let bytes = tokenizer.token_bytes(id)?;
                 Ok(Scored { token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes })
             };
             let top = token.top_logprobs.iter().map(|&(id, logprob)| scored(id, logprob));
-            tokens.push(TokenLogprob { token: scored(token.id, logprob)?, top_logprobs: top.collect::<Result<_>>()? });
+            let top_logprobs = top.collect::<Result<_>>()?;
+            tokens.push(TokenLogprob { token: scored(token.id, logprob)?, top_logprobs, offset });
         }
-        let parts = choice.parts(text);
+        let parts = match &mut choice.parser {
+            Some(parser) => parser.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Part::Content(text)],
+        };
+        choice.is_cut |= parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
         Ok(Update::Piece(Piece { index, parts, tokens, finish_reason: None }))
     }
 
-    fn ended(&mut self, index: usize, finished: Finished) -> Result<Update, ApiError> {
-        let Finished { reason, error, held_back, stats } = finished;
+    fn ended(&mut self, index: usize, Finished { reason, error, stats, .. }: Finished) -> Result<Update, ApiError> {
         let choice = &mut self.choices[index];
         let (name, finish_reason) = match reason {
             FinishReason::Stop => ("stop", "stop"),
@@ -217,12 +210,11 @@ impl Answer {
         if reason == FinishReason::Abort {
             return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending"));
         }
-        let mut parts = choice.parts(held_back);
-        parts.extend(choice.parser.as_mut().map(Parser::finish).unwrap_or_default());
+        let parts = choice.parser.as_mut().map(Parser::finish).unwrap_or_default();
         let begins_call = |part: &Part| matches!(part, Part::CallBegin { .. });
         let has_called = choice.calls > 0 || parts.iter().any(begins_call);
-        let is_cut = parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
-        let is_of_calls = reason == FinishReason::Stop && has_called && !is_cut;
+        choice.is_cut |= parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
+        let is_of_calls = reason == FinishReason::Stop && has_called && !choice.is_cut;
         let finish_reason = if is_of_calls { "tool_calls" } else { finish_reason };
         Ok(Update::Piece(Piece { index, parts, tokens: Vec::new(), finish_reason: Some(finish_reason) }))
     }
@@ -234,7 +226,7 @@ impl Answer {
             Part::CallBegin { name } => {
                 choice.calls += 1;
                 let function = CalledFunction { name: Some(name), arguments: String::new() };
-                let id = Some(self.shared.id("call"));
+                let id = Some(self.shared.call_id());
                 Some(Call { index: Some(choice.calls - 1), id, kind: Some("function"), function })
             }
             Part::CallArguments(arguments) => {
@@ -297,7 +289,7 @@ impl Answer {
                 let choice = |(index, Whole { text, tokens, reason, .. })| CompletionChoice {
                     index,
                     text,
-                    logprobs: has_logprobs.then(|| CompletionLogprobs::new(&tokens, 0)),
+                    logprobs: has_logprobs.then(|| CompletionLogprobs::new(&tokens)),
                     finish_reason: Some(reason),
                 };
                 Json(openai::Answer { head, choices: answers.map(choice).collect(), usage }).into_response()
@@ -388,10 +380,7 @@ impl Streaming {
             Update::Piece(Piece { index, parts, tokens, finish_reason }) => {
                 let text = |part| if let Part::Content(text) = part { Some(text) } else { None };
                 let text: String = parts.into_iter().filter_map(text).collect();
-                let choice = &mut self.answer.choices[index];
-                let offset = choice.length;
-                choice.length += text.chars().count();
-                let logprobs = (!tokens.is_empty()).then(|| CompletionLogprobs::new(&tokens, offset));
+                let logprobs = (!tokens.is_empty()).then(|| CompletionLogprobs::new(&tokens));
                 if !text.is_empty() || logprobs.is_some() || finish_reason.is_some() {
                     self.send(CompletionChoice { index, text, logprobs, finish_reason });
                 }

@@ -38,7 +38,7 @@ use axum::http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
-use crate::generate::{EngineOptions, GenerateOptions};
+use crate::generate::{EngineOptions, Overrides};
 pub use error::ApiError;
 use metrics::Metrics;
 use prompt_store::PromptStore;
@@ -61,7 +61,7 @@ pub struct ServerOptions {
     /// Where the beginnings of prompts survive a restart.
     pub prompt_cache_dir: Option<PathBuf>,
     /// What requests leave out.
-    pub defaults: GenerateOptions,
+    pub defaults: Overrides,
     /// After how long a model that nobody uses is let go.
     pub idle_unload: Option<Duration>,
     /// How long requests under way may go on once the server ends.
@@ -77,7 +77,7 @@ struct Shared {
     registry: Arc<Registry>,
     metrics: Metrics,
     guard: Guard,
-    defaults: GenerateOptions,
+    defaults: Overrides,
     /// One for each sequence that may be under way or wait.
     permits: Arc<Semaphore>,
     capacity: usize,
@@ -190,6 +190,13 @@ impl Shared {
     ) -> Result<T, ApiError> {
         let _turn = self.preparing.acquire().await;
         blocking(work).await.map_err(ApiError::from).and_then(|done| done)
+    }
+
+    /// An identifier that no other call has: of nine letters and digits, since Mistral's chat templates take no other.
+    fn call_id(&self) -> String {
+        const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+        let number = (self.registry.started << 15).wrapping_add(self.next_id.fetch_add(1, Ordering::Relaxed));
+        (0..9).rev().map(|digit| char::from(DIGITS[(number / 36u64.pow(digit) % 36) as usize])).collect()
     }
 
     /// An identifier that no other answer has.

@@ -2,10 +2,13 @@
 //!
 //! Each is a file of [`PromptCache`], named after the model and the tokens. What is no such file, or another model's, stays as it is.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
@@ -22,6 +25,8 @@ const NAME: usize = 16;
 /// A directory of prompt caches.
 pub struct PromptStore {
     directory: PathBuf,
+    /// Files with our names that could not be read; they are written anew.
+    damaged: Mutex<HashSet<PathBuf>>,
 }
 
 impl PromptStore {
@@ -29,7 +34,7 @@ impl PromptStore {
     /// When the directory cannot be made.
     pub fn open(directory: PathBuf) -> Result<Self> {
         fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
-        Ok(PromptStore { directory })
+        Ok(PromptStore { directory, damaged: Mutex::default() })
     }
 
     /// Let the engine keep what is there for its model. The rest is ignored, with one warning.
@@ -41,8 +46,11 @@ impl PromptStore {
                 remove_unfinished(&path);
             } else if is_ours(name) && !name.starts_with(&prefix(identity)) {
                 // Another model's.
-            } else if let Err(error) = read(engine, path) {
+            } else if let Err(error) = read(engine, path.clone()) {
                 ignored.push(error);
+                if is_ours(name) {
+                    self.damaged().insert(path);
+                }
             }
         }
         if let Some(first) = ignored.first() {
@@ -52,7 +60,8 @@ impl PromptStore {
         }
     }
 
-    /// Write what was of most use, and remove what no longer is. What cannot be written is a warning.
+    /// Write what was of most use, and remove what was longest of none, where there is more than is kept. What cannot be written is a
+    /// warning.
     pub fn save(&self, engine: &Engine) {
         if let Err(error) = self.try_save(engine) {
             log::warn!("a prompt is not kept: {error}");
@@ -61,23 +70,33 @@ impl PromptStore {
 
     fn try_save(&self, engine: &Engine) -> Result<()> {
         let identity = engine.call(|model| model.identity().to_owned())?;
-        let kept = engine.prefixes(MOST)?;
-        let paths: HashSet<PathBuf> = kept.iter().map(|cache| self.path(&identity, cache)).collect();
-        for cache in kept {
+        for cache in engine.prefixes(MOST)?.into_iter().rev() {
             let path = self.path(&identity, &cache);
-            if !path.exists() {
+            let is_damaged = self.damaged().remove(&path);
+            if path.exists() && !is_damaged {
+                // It is of use still.
+                let file = File::options().append(true).open(&path).map_err(Error::io(&path))?;
+                file.set_modified(SystemTime::now()).map_err(Error::io(&path))?;
+            } else {
                 // Arrays are read on the engine's thread; the disk is not waited for there.
                 engine.call(move |_| cache.contents())??.write(&path, true)?;
             }
         }
-        let stale = |path: &PathBuf| {
+        let is_of_model = |path: &PathBuf| {
             let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-            is_ours(name) && name.starts_with(&prefix(&identity)) && !paths.contains(path)
+            is_ours(name) && name.starts_with(&prefix(&identity))
         };
-        for path in self.files().filter(stale) {
-            fs::remove_file(&path).map_err(Error::io(&path))?;
+        // Another server, or the same weights under another name, may keep some too.
+        let mut files: Vec<PathBuf> = self.files().filter(is_of_model).collect();
+        files.sort_by_key(|path| Reverse(path.metadata().and_then(|metadata| metadata.modified()).ok()));
+        for path in files.iter().skip(MOST) {
+            fs::remove_file(path).map_err(Error::io(path))?;
         }
         Ok(())
+    }
+
+    fn damaged(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> impl Iterator<Item = PathBuf> {

@@ -36,10 +36,15 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
                 return Err(ApiError::field(&field, "the model's chat template does not know it"));
             }
             let mut format = tokenizer.reply_format();
+            // What the reply goes on from, as far as it matters to whoever reads it.
+            let before = match continued(&conversation).filter(|text| format.is_within_reasoning(text)) {
+                Some(_) => format.reasoning.map_or("", |reasoning| reasoning.markers().0).to_owned(),
+                None => prompt.clone(),
+            };
             format.calls = format.calls.filter(|_| tools.is_some());
             options.shown = tokenizer.special_ids(format.markers());
             if let Some(grammar) = grammar {
-                hold(engine, options, grammar.after_reasoning(tokenizer, format, &prompt), "response_format")?;
+                hold(engine, options, grammar.after_reasoning(tokenizer, format, &before), "response_format")?;
             }
             if let Some(Tools { tools, choice, parallel }) = tools {
                 // A function that is asked for by name is called once.
@@ -47,16 +52,22 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
                 let is_strict = |tool: &Value| tool["function"]["strict"] == true;
                 // Otherwise the model may say, and call, what it likes.
                 let is_held = choice != ToolChoice::Auto || !parallel || tools.iter().any(is_strict);
-                let grammar = tool_grammar(tokenizer, format, &prompt, &tools, &choice, parallel);
+                let grammar = tool_grammar(tokenizer, format, &before, &tools, &choice, parallel);
                 let grammar = grammar.map_err(|error| ApiError::field("tools", error))?;
                 if is_held {
                     hold(engine, options, grammar, "tools")?;
                 }
             }
             let ids = tokenizer.encode(&prompt, false)?;
-            Ok((vec![ids], Reply::Chat { format, prompt }))
+            Ok((vec![ids], Reply::Chat { format, prompt: before }))
         })
         .await
+}
+
+/// The last message, if it is gone on with.
+fn continued(conversation: &Conversation) -> Option<&str> {
+    let last = conversation.messages.last().filter(|_| conversation.continue_final_message)?;
+    last["content"].as_str()
 }
 
 /// A conversation whose participants have no names, if it has such, and the first name's field. Those of functions do not count: what
@@ -122,7 +133,8 @@ impl Accepted {
         if let Some(user) = user {
             log::debug!("a request of {user:?}");
         }
-        let options = overrides.apply(&shared.defaults)?;
+        let defaults = shared.defaults.apply(&GenerateOptions::default())?;
+        let options = overrides.apply(&defaults)?;
         let sequences = prompts.saturating_mul(n);
         shared.check_room(sequences)?;
         place.merge(shared.admit(sequences - 1)?);

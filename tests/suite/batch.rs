@@ -83,3 +83,80 @@ fn a_result_comes_before_the_next_line_and_ctrl_c_ends_the_wait_for_it() {
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
+
+/// Catches: what a line or a flag says and nobody heeds, fields that are given twice.
+#[test]
+fn nothing_that_a_line_or_a_flag_says_is_ignored() {
+    let error = |line: &str, args: &[&str]| {
+        let mut child = batch(&[args, &["--max-tokens", "1"]].concat());
+        let _ = child.stdin.take().unwrap().write_all(line.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        results(&output)[0]["error"].as_str().map(str::to_owned)
+    };
+    let messages = r#"{"messages": [{"role": "user", "content": "Hello"}]}"#;
+    let raw = r#"{"prompt": "a", "raw": true}"#;
+    for (line, args, part) in [
+        (messages, &["--system", "x"][..], "\"system\""),
+        (messages, &["--prefill-response", "x"], "\"prefill_response\""),
+        (raw, &["--system", "x"], "\"system\""),
+        (raw, &["--date", "2020-01-01"], "\"date\""),
+        (r#"{"prompt": "a", "raw": true, "template_args": {"x": 1}}"#, &[], "\"template_args\""),
+        (r#"{"prompt": "a", "tools": 5}"#, &[], "list of tools"),
+        (r#"{"prompt": "a", "prompt": "b"}"#, &[], "duplicate field `prompt`"),
+        (r#"{"prompt": "a", "logprobs": 4294967296}"#, &[], "logprobs"),
+    ] {
+        let told = error(line, args).unwrap_or_default();
+        assert!(told.contains(part), "{line} {args:?}: {told}");
+    }
+    for (line, args) in [(messages, &[][..]), (raw, &[]), (r#"{"prompt": "a"}"#, &["--prefill-response", "The sky"])] {
+        assert_eq!(error(line, args), None, "{line} {args:?}");
+    }
+    // What no line can do is said once.
+    let mut child = batch(&["--regex", "("]);
+    drop(child.stdin.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]));
+}
+
+/// Catches: lines that read again what a file has, or what others have read, where there is such a file.
+#[test]
+fn lines_go_on_from_a_prompt_cache_as_from_each_other() {
+    crate::compute_on_cpu();
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("story.safetensors");
+    let story = "Once upon a time there was a small girl who lived in a village where it often rained. ".repeat(3);
+    let made = Command::new(env!("CARGO_BIN_EXE_mlx_lm"))
+        .args(["cache-prompt", "--raw", "--prompt", &story, "-o"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let other = "The old lighthouse had been dark for a hundred years. Nobody went there but a fox called Lucy. ";
+    let lines: Vec<Value> = (0..6)
+        .map(|i| json!({"prompt": format!("{}{i}", if i % 2 == 0 { &story } else { other }), "raw": true, "max_tokens": 4}))
+        .collect();
+    // Results, and how many tokens of each prompt were read.
+    let answers = |args: &[&str]| -> (Vec<Value>, Vec<u64>) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mlx_lm"))
+            .args(["--batch", "-", "--parallel", "1", "--verbose"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr.clone()).unwrap();
+        let read = |line: &str| {
+            let (all, rest) = line.strip_prefix("prompt: ")?.split_once(" tokens, ")?;
+            Some(rest.split_once(" of them read").map_or(all, |(read, _)| read).parse().unwrap())
+        };
+        (results(&output), said.lines().filter_map(read).collect())
+    };
+    let (without, all) = answers(&[]);
+    let (with, rest) = answers(&["--prompt-cache", file.to_str().unwrap()]);
+    assert_eq!(with, without);
+    assert!(all[0] > 60 && rest[0] < 10 && rest[1..] == all[1..] && all[2] < 10, "{rest:?}, {all:?}");
+}

@@ -230,6 +230,16 @@ fn what_cannot_be_is_refused_and_what_fails_fails_alone() {
     let error = engine.submit(request(vec![300], large)).unwrap().find_map(Result::err).unwrap().to_string();
     assert!(error.contains("10.0 MB") && error.contains("cache memory"), "{error}");
 
+    // The largest numbers that there are, which are too large for others to be made of them.
+    let huge = GenerateOptions { max_tokens: usize::MAX, context_size: Some(i32::MAX.into()), ..options() };
+    let error = engine.submit(request(vec![300], huge)).unwrap().find_map(Result::err).unwrap().to_string();
+    assert!(error.contains("cache memory"), "{error}");
+    let all = GenerateOptions { logprobs: Some(2049), ..options() };
+    assert!(refused(request(vec![1], all)).contains("2048 tokens"));
+    let all = GenerateOptions { logprobs: Some(2048), max_tokens: 1, ..options() };
+    let deltas: Vec<_> = engine.submit(request(vec![1], all)).unwrap().map(Result::unwrap).collect();
+    assert_eq!(deltas[0].token.top_logprobs.len(), 2048);
+
     // Every token is banned for one of them.
     let sampler = SamplerOptions {
         logit_bias: (0..2048).map(|id| (id, f32::NEG_INFINITY)).collect(),

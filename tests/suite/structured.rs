@@ -554,3 +554,18 @@ fn hostile_grammars_cost_no_more_than_a_refusal() {
     let (text, _) = finish(engine.submit(request(Grammar::Regex("fine".into()), 0.0, 0, 20)).unwrap());
     assert_eq!(text, "fine");
 }
+
+/// Catches: a text that is cut off and passes for a whole one, since what must follow is known.
+#[test]
+fn a_text_that_is_cut_off_has_the_length_for_a_reason() {
+    let engine = demo();
+    let regex = || Grammar::Regex("abcdefghi jklmnop".into());
+    let (whole, reason) = finish(engine.submit(request(regex(), 0.0, 1, 100)).unwrap());
+    assert_eq!((&*whole, reason), ("abcdefghi jklmnop", FinishReason::Stop));
+    let most = (1..).find(|n| finish(engine.submit(request(regex(), 0.0, 1, *n)).unwrap()).0 == whole).unwrap();
+    for n in 1..most {
+        let (text, reason) = finish(engine.submit(request(regex(), 0.0, 1, n)).unwrap());
+        assert!(whole.starts_with(&text) && reason == FinishReason::Length, "{n}: {text}, {reason:?}");
+    }
+    assert_eq!(finish(engine.submit(request(regex(), 0.0, 1, most)).unwrap()).1, FinishReason::Stop);
+}

@@ -61,7 +61,8 @@ impl Stream {
     fn end_line(&mut self, line: String, out: &mut String) {
         let is_blank = line.trim().is_empty();
         if let Some(fence) = &self.fence {
-            let closes = line.trim().starts_with(fence.as_str());
+            let mark = &fence[..1];
+            let closes = line.trim().starts_with(fence.as_str()) && line.trim().trim_start_matches(mark).is_empty();
             if closes {
                 self.fence = None;
             }
@@ -82,6 +83,9 @@ impl Stream {
             (Some(_), _) => !is_blank && !is_item(&line) && !begins_block(&line),
             _ => false,
         };
+        let underlines =
+            is_underline(&line) && self.block.last().is_some_and(|last| !is_item(last) && !last.trim().is_empty());
+        let goes_on = goes_on || underlines;
         if !goes_on {
             self.end_block(Some(&line), out);
         }
@@ -95,7 +99,7 @@ impl Stream {
             () if is_blank && !goes_on => {}
             () => {
                 self.block.push(line);
-                if !goes_on && self.block.last().is_some_and(|line| is_heading(line) || is_rule(line)) {
+                if underlines || !goes_on && self.block.last().is_some_and(|line| is_heading(line) || is_rule(line)) {
                     self.end_block(None, out);
                 }
             }
@@ -106,7 +110,12 @@ impl Stream {
     fn end_block(&mut self, next: Option<&str>, out: &mut String) {
         let mut lines = take(&mut self.block);
         let Some(last) = lines.iter().rposition(|line| !line.trim().is_empty()) else { return };
-        let mut shown = render(&lines[..=last].join("\n"), self.columns.min(MEASURE));
+        let text = lines[..=last].join("\n");
+        // What links refer to is written for whoever reads it, too.
+        let mut shown = match lines[..=last].iter().any(|line| is_definition(line)) {
+            true => text + "\n",
+            false => render(&text, self.columns.min(MEASURE)),
+        };
         shown += &"\n".repeat(lines.len() - 1 - last);
         if let Some(next) = next {
             shown += &format!("{next}\n");
@@ -144,6 +153,20 @@ fn is_heading(line: &str) -> bool {
 fn is_rule(line: &str) -> bool {
     let marks: String = line.split_whitespace().collect();
     marks.len() >= 3 && ["-", "*", "_"].iter().any(|mark| marks.trim_start_matches(mark).is_empty())
+}
+
+/// Whether a line makes a heading of the paragraph before it.
+fn is_underline(line: &str) -> bool {
+    let marks = line.trim();
+    !marks.is_empty() && ["-", "="].iter().any(|mark| marks.trim_start_matches(mark).is_empty())
+}
+
+/// `[1]: https://example.org`
+fn is_definition(line: &str) -> bool {
+    line.trim_start()
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("]:"))
+        .is_some_and(|(name, _)| !name.contains(']'))
 }
 
 fn is_item(line: &str) -> bool {
@@ -221,8 +244,14 @@ impl Writer {
                 }
             }
             Event::Text(text) => self.text(&text),
+            // Its spaces are its own.
+            Event::Code(text) if text.contains("  ") => self.whole(Style::new().cyan(), &text),
             Event::Code(text) => self.styled(Style::new().cyan(), &text),
-            Event::Html(text) | Event::InlineHtml(text) => self.text(text.trim_end_matches('\n')),
+            Event::Html(text) => {
+                self.text(text.trim_end_matches('\n'));
+                self.end_line();
+            }
+            Event::InlineHtml(text) => self.text(&text),
             Event::SoftBreak | Event::HardBreak => self.end_line(),
             Event::Rule => {
                 self.begin_line();
@@ -335,13 +364,25 @@ impl Writer {
         }
     }
 
+    /// More of the word under way.
+    fn word(&mut self, word: &str) {
+        let styled = self.styles.iter().fold(word.to_owned(), |text, style| style.apply_to(text).to_string());
+        self.word.0 += &styled;
+        self.word.1 += measure_text_width(word);
+    }
+
+    /// A text that is not broken.
+    fn whole(&mut self, style: Style, text: &str) {
+        self.styles.push(style);
+        self.word(text);
+        self.styles.pop();
+    }
+
     fn text(&mut self, text: &str) {
         for piece in text.split_inclusive(char::is_whitespace) {
             let word = piece.trim_end();
             if !word.is_empty() {
-                let styled = self.styles.iter().fold(word.to_owned(), |text, style| style.apply_to(text).to_string());
-                self.word.0 += &styled;
-                self.word.1 += measure_text_width(word);
+                self.word(word);
             }
             if word.len() < piece.len() {
                 self.end_word();
@@ -388,7 +429,7 @@ impl Writer {
             let is_last = i + 1 == self.indents.len();
             self.out += marker.as_ref().filter(|_| is_last).unwrap_or(indent);
         }
-        self.column = self.indents.len() * 2;
+        self.column = self.indents.iter().map(|indent| measure_text_width(indent)).sum();
     }
 
     fn end_line(&mut self) {
@@ -466,6 +507,33 @@ mod tests {
                 let lines: Vec<&str> = found.lines().map(str::trim_end).collect();
                 assert_eq!(lines.join("\n"), expected, "{columns} columns, in pieces of {piece}");
                 assert!(terminal.screen().cell(3, 0).unwrap().bold() && terminal.screen().cell(5, 0).unwrap().bold());
+            }
+        }
+    }
+
+    /// Catches: text that vanishes, code that ends too early or late, lines that are joined, or wider than the terminal.
+    #[test]
+    fn nothing_is_lost() {
+        console::set_colors_enabled(true);
+        for (answer, expected) in [
+            (
+                "Sources:\n\n[1]: https://a.example\n[2]: https://b.example\n\nEnd",
+                "Sources:\n\n[1]: https://a.example\n[2]: https://b.example\n\nEnd",
+            ),
+            ("a\n\n<div>\nfoo\n</div>\n\nb", "a\n\n<div>\nfoo\n</div>\n\nb"),
+            ("```\ncode\n```python\nmore\n```\nafter", "  code\n  ```python\n  more\nafter"),
+            ("`a    b` c", "a    b c"),
+            ("Sub\n---\ntext", "Sub\ntext"),
+            ("Top\n===\ntext", "Top\ntext"),
+            ("11. eleven words of one two three four", "11. eleven words of one two\n    three four"),
+        ] {
+            for piece in [1, 7, 10_000] {
+                let found = shown(answer, piece, 20, 30).screen().contents();
+                assert_eq!(
+                    found.lines().skip(1).collect::<Vec<_>>().join("\n"),
+                    expected,
+                    "{answer:?} in pieces of {piece}"
+                );
             }
         }
     }

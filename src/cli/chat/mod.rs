@@ -115,6 +115,7 @@ impl Chat {
         let mut lines = Lines::new()?;
         note!("/help lists the commands, Ctrl-D ends the conversation");
         loop {
+            terminal::forget_interrupt();
             match lines.read()? {
                 Typed::Line(line) => match self.turn(&line) {
                     Ok(_) => {}
@@ -140,6 +141,9 @@ impl Chat {
                     break;
                 }
                 number += 1;
+                if text.len() as u64 >= MAX_INPUT_BYTES && !text.ends_with(b"\n") {
+                    bail!("line {number} has {MAX_INPUT_BYTES} bytes or more, which is more than is read");
+                }
             }
             if text.is_empty() {
                 return Ok(code);
@@ -234,17 +238,11 @@ impl Chat {
             "default" => drop(self.settings.remove(&name)),
             _ => drop(self.settings.insert(name, serde_json::from_str(value).unwrap_or_else(|_| value.into()))),
         }
-        let checked = self.check_options();
+        let checked = self.current_options().and_then(|options| Ok(self.session.engine.check(&options)?));
         if checked.is_err() {
             self.settings = before;
         }
         checked
-    }
-
-    fn check_options(&self) -> Result<()> {
-        let (options, engine) = (self.current_options()?, &self.session.engine);
-        options.sampler.validate_tokens(engine.config().vocab_size)?;
-        options.grammar.iter().try_for_each(|grammar| Ok(engine.compile(grammar)?))
     }
 
     fn current_options(&self) -> Result<GenerateOptions> {
@@ -277,7 +275,6 @@ impl Chat {
         let prompt = self.transcript.prompt(text, tokenizer)?;
 
         let max_tokens = options.max_tokens;
-        terminal::forget_interrupt();
         let _interruptible = terminal::Generation::begin();
         let _quiet = terminal::Quiet::begin();
         let mut generation = self.session.engine.submit(self.session.request(prompt, options))?;

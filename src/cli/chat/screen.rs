@@ -26,7 +26,8 @@ impl Screen {
     /// Of standard output; a script of turns is plain.
     pub fn new(is_script: bool, plain: bool, hide_reasoning: bool) -> Self {
         let is_terminal = io::stdout().is_terminal();
-        let dims = is_terminal && !is_script;
+        let is_dumb = std::env::var_os("TERM").is_some_and(|name| name == "dumb");
+        let dims = is_terminal && !is_script && !is_dumb;
         Screen { is_terminal, dims, renders: dims && !plain, shows_reasoning: !hide_reasoning }
     }
 

@@ -26,6 +26,9 @@ pub struct TokenLogprob {
     #[serde(flatten)]
     pub token: Scored,
     pub top_logprobs: Vec<Scored>,
+    /// Where it begins in the text, in characters.
+    #[serde(skip)]
+    pub offset: usize,
 }
 
 /// A token and its log-probability.
@@ -40,7 +43,7 @@ pub struct Scored {
 }
 
 impl Scored {
-    /// What the older interface calls the token, so that different ones have different names.
+    /// What the older interface calls the token.
     fn name(&self) -> String {
         match std::str::from_utf8(&self.bytes) {
             Ok(text) => text.to_owned(),
@@ -172,21 +175,21 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// `offset` is where the first token begins.
-    pub fn new(tokens: &[TokenLogprob], mut offset: usize) -> Self {
-        let top = |token: &TokenLogprob| -> Map<String, Value> {
-            token.top_logprobs.iter().map(|scored| (scored.name(), scored.logprob.into())).collect()
-        };
-        let begins = |token: &TokenLogprob| {
-            let begin = offset;
-            offset += token.token.token.chars().count();
-            begin
+    #[allow(missing_docs)]
+    pub fn new(tokens: &[TokenLogprob]) -> Self {
+        let top = |token: &TokenLogprob| {
+            let mut named = Map::new();
+            // Of tokens with one name, the likeliest, which comes first.
+            for scored in &token.top_logprobs {
+                named.entry(scored.name()).or_insert_with(|| scored.logprob.into());
+            }
+            named
         };
         CompletionLogprobs {
             tokens: tokens.iter().map(|token| token.token.name()).collect(),
             token_logprobs: tokens.iter().map(|token| token.token.logprob).collect(),
             top_logprobs: tokens.iter().map(top).collect(),
-            text_offset: tokens.iter().map(begins).collect(),
+            text_offset: tokens.iter().map(|token| token.offset).collect(),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Bodies of requests, read strictly: a field that is not here, and is no option of a generation ([`Overrides`]) either, is an
 //! error that names it.
 
+use std::collections::HashSet;
+
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -236,8 +238,14 @@ impl Tools {
                 None => Ok(None),
             };
         };
+        let mut names = HashSet::new();
         for (i, tool) in tools.iter().enumerate() {
-            fields::read::<Tool, _>(tool).map_err(|error| error.within(&format!("tools[{i}]")))?;
+            let field = format!("tools[{i}]");
+            let tool: Tool = fields::read(tool).map_err(|error| error.within(&field))?;
+            if let Some(name) = names.replace(tool.function.name) {
+                let problem = format!("there is another function {name:?}");
+                return Err(ApiError::field(&format!("{field}.function.name"), problem));
+            }
         }
         let choice = match choice {
             None => ToolChoice::Auto,
@@ -250,6 +258,9 @@ impl Tools {
                     return Err(ApiError::field("tool_choice", problem));
                 }
             },
+            Some(named @ Value::Array(_)) => {
+                return Err(ApiError::field("tool_choice", format!("{named}, expected a text or an object")));
+            }
             Some(named) => {
                 let named: NamedTool = fields::read(named).map_err(|error| error.within("tool_choice"))?;
                 let name = named.function.name;
@@ -315,6 +326,11 @@ impl Turns {
             }
             conversation.tools = Some(tools.into());
         }
+        let reserved = ["messages", "tools", "add_generation_prompt"];
+        let twice = ["reasoning_effort", "enable_thinking"].into_iter().filter(|_| self.effort.is_some());
+        if let Some(name) = reserved.into_iter().chain(twice).find(|name| self.variables.contains_key(*name)) {
+            return Err(ApiError::field(&format!("chat_template_kwargs.{name}"), "another field says this"));
+        }
         if let Some(effort) = self.effort {
             let variables = [("reasoning_effort", json!(effort)), ("enable_thinking", json!(effort != Effort::None))];
             let read = variables.into_iter().filter(|(name, _)| reads(name));
@@ -348,7 +364,7 @@ pub(in crate::server) struct Message {
     _parsed: Option<IgnoredAny>,
 }
 
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Role {
     /// What OpenAI calls `developer` of late; templates know the older name.
@@ -389,6 +405,10 @@ impl Message {
     /// As templates expect it: without what is not there, and with a call's arguments as an object.
     fn for_template(self, index: usize) -> Result<Value, ApiError> {
         let Message { role, content, name, reasoning_content, tool_calls, tool_call_id, .. } = self;
+        let of_assistant = [("reasoning_content", reasoning_content.is_some()), ("tool_calls", tool_calls.is_some())];
+        if let Some((name, _)) = of_assistant.iter().find(|(_, is_there)| *is_there && role != Role::Assistant) {
+            return Err(ApiError::field(&format!("messages[{index}].{name}"), "is of an assistant's message"));
+        }
         if content.is_none() && tool_calls.is_none() {
             return Err(ApiError::field(&format!("messages[{index}].content"), "missing"));
         }
@@ -397,7 +417,7 @@ impl Message {
         for (key, text) in texts.into_iter().filter_map(|(key, text)| Some((key, text?))) {
             message[key] = text.into();
         }
-        if let Some(calls) = tool_calls {
+        if let Some(calls) = tool_calls.filter(|calls| !calls.is_empty()) {
             let calls = calls.into_iter().enumerate().map(|(call, ToolCall { id, function, .. })| {
                 let arguments: Map<String, Value> = serde_json::from_str(&function.arguments).map_err(|e| {
                     let field = format!("messages[{index}].tool_calls[{call}].function.arguments");
@@ -503,13 +523,40 @@ fn check_logprobs(name: &str, n: Option<usize>) -> Result<(), ApiError> {
     }
 }
 
+/// Where a body has objects, which serde would also take as lists of their members.
+const OBJECTS: [&[&str]; 9] = [
+    &["response_format"],
+    &["response_format", "json_schema"],
+    &["stream_options"],
+    &["messages", "*"],
+    &["messages", "*", "tool_calls", "*"],
+    &["messages", "*", "tool_calls", "*", "function"],
+    &["tools", "*"],
+    &["tools", "*", "function"],
+    &["tool_choice", "function"],
+];
+
+/// Whether there is no list at the end of a path, of which `*` is each item of a list, below `at`.
+fn check_objects(value: &Value, path: &[&str], at: &str) -> Result<(), ApiError> {
+    match path {
+        [] if value.is_array() => Err(ApiError::field(at, "a list, expected an object")),
+        [] => Ok(()),
+        ["*", rest @ ..] => {
+            let mut items = value.as_array().into_iter().flatten().enumerate();
+            items.try_for_each(|(i, item)| check_objects(item, rest, &format!("{at}[{i}]")))
+        }
+        [name, rest @ ..] => match value.get(name) {
+            None => Ok(()),
+            Some(value) if at.is_empty() => check_objects(value, rest, name),
+            Some(value) => check_objects(value, rest, &format!("{at}.{name}")),
+        },
+    }
+}
+
 /// A body as `T`, whose errors name the field.
 pub(in crate::server) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut body = fields::parse(body, "the body")?;
-    // A struct may be written as a list of its members elsewhere.
-    if let Some(name) = ["response_format", "stream_options"].into_iter().find(|&name| body[name].is_array()) {
-        return Err(ApiError::field(name, "a list, expected an object"));
-    }
+    OBJECTS.iter().try_for_each(|path| check_objects(&body, path, ""))?;
     // What OpenAI's packages made of an answer has all fields, also those that it has not.
     let messages = body.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten();
     messages.filter_map(Value::as_object_mut).for_each(|message| message.retain(|_, value| !value.is_null()));

@@ -110,6 +110,10 @@ fn several_answers_have_seeds_of_their_own_and_usage_counts_them() {
     compute_on_cpu();
     let server = Server::start(&["--default", "temp=1", "max_tokens=8", "--default", "ignore_eos=true"]);
     let body = |fields: Value| with(json!({"messages": user("Tell me a story.")}), &fields);
+    // A default that draws anew does so for each request.
+    let random = Server::start(&["--default", "temp=1", "seed=random", "max_tokens=24"]);
+    let drawn: Vec<Value> = (0..4).map(|_| random.chat(&body(json!({}))).ok()["choices"].clone()).collect();
+    assert!(drawn.iter().any(|choices| *choices != drawn[0]), "{drawn:?}");
     let three = server.chat(&body(json!({"n": 3, "seed": 5}))).ok();
     let texts = |answer: &Value| -> Vec<Value> {
         answer["choices"].as_array().unwrap().iter().map(|choice| choice["message"]["content"].clone()).collect()
@@ -157,6 +161,27 @@ fn log_probabilities_are_those_of_the_command_line() {
     let answer = server.chat(&body).ok();
     let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
     assert_eq!(tokens.iter().map(|token| token["token"].as_str().unwrap()).collect::<String>(), content(&answer));
+    // Unless the text goes on behind it.
+    let body =
+        json!({"messages": user("What colour is the sky?"), "max_tokens": 12, "logprobs": true, "ignore_eos": true});
+    let answer = server.chat(&body).ok();
+    assert_eq!(answer["choices"][0]["logprobs"]["content"].as_array().unwrap().len(), 12, "{answer}");
+    // Where a token begins in the text does not depend on when it is certain.
+    let body = json!({"prompt": "The sky", "max_tokens": 6, "stop": [" grey, the grassX", " was grey, the zz"], "logprobs": 0});
+    let offsets = |chunks: &[Value]| -> Vec<u64> {
+        let offsets = chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["text_offset"].as_array());
+        offsets.flatten().map(|offset| offset.as_u64().unwrap()).collect()
+    };
+    let whole = server.post("/v1/completions", &body).ok();
+    let tokens: Vec<&str> = whole["choices"][0]["logprobs"]["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| token.as_str().unwrap())
+        .collect();
+    let expected: Vec<u64> = (0..tokens.len()).map(|i| tokens[..i].concat().chars().count() as u64).collect();
+    assert_eq!(offsets(&[whole]), expected);
+    assert_eq!(offsets(&server.post("/v1/completions", &with(body, &json!({"stream": true}))).chunks()), expected);
     // Bytes that are no text by themselves are told all the same.
     let body = json!({"prompt": "é".repeat(3), "logprobs": 1, "max_tokens": 1, "logit_bias": {"0": 0}});
     let legacy = server.post("/v1/completions", &body).ok()["choices"][0]["logprobs"].clone();
@@ -181,7 +206,10 @@ fn functions_are_called_and_schemas_followed_whole_and_streamed() {
         let answer = server.chat(&body).ok();
         let message = &answer["choices"][0]["message"];
         let call = &message["tool_calls"][0];
-        assert!(names.contains(&call["function"]["name"].as_str().unwrap()) && call["id"].is_string(), "{answer}");
+        assert!(names.contains(&call["function"]["name"].as_str().unwrap()), "{answer}");
+        // Mistral's templates take no other ids.
+        let id = call["id"].as_str().unwrap();
+        assert!(id.len() == 9 && id.bytes().all(|c| c.is_ascii_alphanumeric()), "{answer}");
         let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
         assert!(["celsius", "kelvin"].contains(&arguments["unit"].as_str().unwrap()), "{arguments}");
         assert_eq!((&answer["choices"][0]["finish_reason"], &message["content"]), (&json!("tool_calls"), &Value::Null));
@@ -219,6 +247,18 @@ fn a_function_is_called_where_there_is_one_and_once_where_it_is_named() {
         server.chat(&json!({"messages": user("Hi"), "regex": call.replace('{', r"\{").replace('}', r"\}")})).ok();
     assert_eq!(content(&answer), call);
     assert!(answer["choices"][0]["message"]["tool_calls"].is_null(), "{answer}");
+
+    // Arguments that are no JSON are no call that could be made.
+    let function = json!({"type": "function", "function": {"name": "f"}});
+    let bad =
+        r#"<tool_call>{"name": "f", "arguments": {"a": bad}}</tool_call>"#.replace('{', r"\{").replace('}', r"\}");
+    let answer = server.chat(&json!({"messages": user("Hi"), "regex": bad, "tools": [function]})).ok();
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    // What continues reasoning is reasoning.
+    let turns = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>\nabc"}]);
+    let answer = server.chat(&json!({"messages": turns, "regex": "de</think>\\n\\nfg"})).ok();
+    let message = &answer["choices"][0]["message"];
+    assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("de"), &json!("fg")), "{answer}");
 
     let parameters = json!({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": false});
     let function = json!({"type": "function", "function": {"name": "f", "parameters": parameters}});

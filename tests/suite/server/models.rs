@@ -1,7 +1,9 @@
 //! The models of a server, what is kept of their prompts, and what is told of both.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::SystemTime;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -64,12 +66,15 @@ fn what_a_prompt_begins_with_is_read_once_also_after_a_restart() {
     fs::write(store.join("notes.txt"), "not a cache").unwrap();
     fs::write(store.join("other.safetensors"), "not a cache").unwrap();
     fs::write(store.join(".x.safetensors.mlxpack-partial"), "half").unwrap();
-    // Another model's is not looked into, and one of this model's that is no longer of use is removed.
+    // Another model's is not looked into, and of this model's only the sixteen that were of use last stay.
     let foreign = store.join("0123456789abcdef-0123456789abcdef.safetensors");
     fs::write(&foreign, "another model's").unwrap();
     let model = kept[0].file_name().unwrap().to_str().unwrap().split_once('-').unwrap().0;
-    let stale = store.join(format!("{model}-0123456789abcdef.safetensors"));
-    fs::copy(&kept[0], &stale).unwrap();
+    let stale: Vec<PathBuf> = (0..20).map(|i| store.join(format!("{model}-{i:016x}.safetensors"))).collect();
+    for path in &stale {
+        fs::copy(&kept[0], path).unwrap();
+        fs::File::options().append(true).open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
     let server = Server::start(&["--prompt-cache-dir", dir]);
     let third = server.post("/v1/completions", &body("At night")).ok();
     assert!(cached(&third) > 50, "{third}");
@@ -82,13 +87,14 @@ fn what_a_prompt_begins_with_is_read_once_also_after_a_restart() {
     assert!(
         left.contains(&store.join("notes.txt"))
             && left.contains(&foreign)
-            && !left.contains(&stale)
+            && left.iter().filter(|path| stale.contains(path)).count() == 16 - kept.len()
+            && kept.iter().all(|path| left.contains(path))
             && left.iter().all(|path| !path.to_str().unwrap().ends_with("mlxpack-partial")),
         "{left:?}"
     );
 
     // A damaged one costs its prompt.
-    for path in &kept {
+    for path in files().iter().filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(model)) {
         let mut bytes = fs::read(path).unwrap();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
@@ -97,6 +103,14 @@ fn what_a_prompt_begins_with_is_read_once_also_after_a_restart() {
     let server = Server::start(&["--prompt-cache-dir", dir]);
     let fourth = server.post("/v1/completions", &body("At night")).ok();
     assert_eq!((cached(&fourth), &fourth["choices"]), (0, &second["choices"]));
+    // It is written anew when it is of use again.
+    server.post("/v1/completions", &body("At noon")).ok();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.end().0, Some(0));
+    let server = Server::start(&["--prompt-cache-dir", dir]);
+    let fifth = server.post("/v1/completions", &body("At night")).ok();
+    assert!(cached(&fifth) > 50, "{fifth}");
+    assert_eq!(fifth["choices"], second["choices"]);
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn what_is_not_supported_is_refused_by_name() {
     let function = json!({"type": "function", "function": {"name": "f"}});
     let other_function = json!({"type": "function", "function": {"name": "g"}});
     let schema = json!({"name": "nothing", "schema": false});
+    let nothing: serde_json::Map<_, _> = (0..2048).map(|id| (id.to_string(), json!("-inf"))).collect();
     let wrong = [
         (json!({"foo": 1}), "foo"),
         (json!({"store": true}), "store"),
@@ -59,7 +60,9 @@ fn what_is_not_supported_is_refused_by_name() {
         (message(json!({"content": [{"type": "image_url", "image_url": {"url": "x"}}]})), "messages[0].content"),
         (message(json!({"content": [{"type": "text", "text": "x", "y": 1}]})), "messages[0].content"),
         (
-            message(json!({"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "x"}}]})),
+            message(
+                json!({"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "x"}}]}),
+            ),
             "messages[0].tool_calls[0].function.arguments",
         ),
         (json!({"tool_choice": "auto"}), "tool_choice"),
@@ -67,6 +70,24 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"tools": [with(function.clone(), &json!({"x": 1}))]}), "tools[0].x"),
         (json!({"tools": [function.clone()], "tool_choice": "often"}), "tool_choice"),
+        (json!({"tools": [function.clone()], "tool_choice": ["function", ["f"]]}), "tool_choice"),
+        (json!({"tools": [function.clone(), function.clone()]}), "tools[1].function.name"),
+        (json!({"tools": [["function", ["f"]]]}), "tools[0]"),
+        (json!({"messages": [["user", "Hi"]]}), "messages[0]"),
+        (message(json!({"tool_calls": [[null, null, ["f", "{}"]]]})), "messages[0].tool_calls[0]"),
+        (message(json!({"tool_calls": []})), "messages[0].tool_calls"),
+        (message(json!({"reasoning_content": "x"})), "messages[0].reasoning_content"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": ["x", null, {}, null]}}),
+            "response_format.json_schema",
+        ),
+        (json!({"logit_bias": {"1": 1, "01": 2}}), "logit_bias"),
+        (json!({"regex": "[a-z]+", "logit_bias": nothing}), "logit_bias"),
+        (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages"),
+        (
+            json!({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": true}}),
+            "chat_template_kwargs.enable_thinking",
+        ),
         (json!({"tools": [function.clone()], "tool_choice": other_function}), "tool_choice.function.name"),
         (json!({"tools": [function.clone()], "response_format": {"type": "json_object"}}), "response_format"),
         // The demo model's template knows neither.
@@ -146,6 +167,10 @@ fn what_is_not_supported_is_refused_by_name() {
         let answer = server.chat(&with(chat.clone(), &fields));
         assert_eq!(answer.status, 200, "{fields}: {}", answer.body);
     }
+    // More than memory holds, by several fields.
+    let huge = with(chat.clone(), &json!({"context_size": i32::MAX, "max_tokens": i32::MAX}));
+    assert_eq!(server.chat(&huge).error(), (400, None));
+    assert_eq!(server.chat(&chat).status, 200);
     let other = with(chat, &json!({"model": "../../etc/passwd"}));
     assert_eq!(server.chat(&other).error(), (404, Some("model".into())));
     assert_eq!(server.get("/v1/models/..%2f..%2fetc%2fpasswd").error(), (404, Some("model".into())));
