@@ -256,7 +256,7 @@ pub struct BenchArgs {
     /// Make a model of these shapes with random weights in memory; speed does not depend on the weights
     #[arg(long, value_name = "NAME", value_parser = architecture_names(), conflicts_with = "model_root")]
     pub synthetic: Option<String>,
-    /// Bits of the synthetic model's weights: quantized in groups of 64, or 16 for bf16 [default: 4]
+    /// Bits of the synthetic model's weights: 4 or 8 in groups of 64, or 16 for bf16 [default: 4]
     #[arg(long, value_name = "BITS", value_parser = bits)]
     pub bits: Option<u32>,
     /// Tokens of the prompt

@@ -269,7 +269,7 @@ fn start(
         let tokenizer = session.engine.tokenizer();
         let (text, ids) = prompt.encode(tokenizer)?;
         let has_logprobs = options.logprobs.is_some();
-        let reply = prompt.tools.is_some().then(|| Reply::new(tokenizer, &text, &mut options));
+        let reply = prompt.tools.as_ref().map(|tools| Reply::new(tokenizer, &text, tools, &mut options));
         Ok((session.engine.submit(session.request(ids, options))?, has_logprobs, reply))
     };
     match value.and_then(submit) {

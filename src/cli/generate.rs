@@ -102,8 +102,8 @@ pub fn generate(args: GenerateArgs) -> Result<u8> {
     }
     let session = Session::load(&model, prompt_cache.as_deref(), engine, verbose)?;
     let (text, ids) = prompt.encode(session.engine.tokenizer())?;
-    let has_reply = prompt.tools.is_some() && format != Format::Text;
-    let reply = has_reply.then(|| Reply::new(session.engine.tokenizer(), &text, &mut options));
+    let tools = prompt.tools.as_ref().filter(|_| format != Format::Text);
+    let reply = tools.map(|tools| Reply::new(session.engine.tokenizer(), &text, tools, &mut options));
     run(&session, ids, options, Printer::new(format, reply), verbose)
 }
 

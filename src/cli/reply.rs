@@ -1,6 +1,6 @@
 //! With `--tools`: the calls in what a model writes.
 
-use mlx_lm::reply::{Event, Parser};
+use mlx_lm::reply::{Event, Parser, function_names};
 use mlx_lm::{GenerateOptions, Tokenizer};
 use serde_json::{Value, json};
 
@@ -15,12 +15,13 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// To `prompt`; `options` are made to show the markers of calls, which may be special tokens.
-    pub fn new(tokenizer: &Tokenizer, prompt: &str, options: &mut GenerateOptions) -> Self {
+    /// To `prompt` with these tools, a list; `options` are made to show the markers of calls, which may be special tokens.
+    pub fn new(tokenizer: &Tokenizer, prompt: &str, tools: &Value, options: &mut GenerateOptions) -> Self {
         let format = tokenizer.reply_format();
         options.shown = tokenizer.special_ids(format.markers());
         Reply {
-            parser: Parser::new(format, prompt),
+            parser: Parser::new(format, prompt)
+                .of_functions(function_names(tools.as_array().map_or(&[], Vec::as_slice))),
             reasoning: String::new(),
             content: String::new(),
             calls: Vec::new(),

@@ -240,7 +240,7 @@ fn index(plan: &Plan, shards: &[(String, Vec<usize>)], bytes: u64) -> String {
 /// The card that mlx-lm writes for a model from a local directory.
 const CARD: &str = "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
 const README: &str = "README.md";
-/// Where chat templates stand besides the one that is taken by default.
+/// Where chat templates are, other than the one that is taken by default.
 const TEMPLATES: &str = "additional_chat_templates";
 
 /// The texts that come along, by name.

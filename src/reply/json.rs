@@ -66,7 +66,7 @@ impl Number {
 pub(super) struct NotJson;
 
 /// Reads one JSON value.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Scanner {
     state: State,
     /// The objects (true) and lists that are open.

@@ -25,6 +25,13 @@ mod json;
 mod parser;
 
 pub use parser::Parser;
+use serde_json::Value;
+
+/// The names of functions, as a chat template is given them: `{"function": {"name": …}}` or `{"name": …}` each.
+pub fn function_names(tools: &[Value]) -> Vec<String> {
+    let name = |tool: &Value| tool["function"]["name"].as_str().or(tool["name"].as_str()).map(str::to_owned);
+    tools.iter().filter_map(name).collect()
+}
 
 /// A piece of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,9 +10,11 @@ use super::json::Scanner;
 use super::{ARGS, CALL_ID, Calls, Event, Format};
 
 /// Reads one reply.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Parser {
     format: Format,
+    /// The functions that there are, where that is known.
+    functions: Option<Vec<String>>,
     state: State,
     /// What is not told yet.
     held: String,
@@ -21,7 +23,7 @@ pub struct Parser {
     events: Vec<Event>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum State {
     /// The answer; so many bytes at the end of what is held begin a marker.
     Content { place: Place, matched: usize },
@@ -50,7 +52,7 @@ enum Place {
     Amid,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Header {
     name: String,
     part: HeaderPart,
@@ -69,7 +71,7 @@ enum HeaderPart {
     Arguments,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Object {
     scanner: Scanner,
     /// Where in what is held the last key, and then its value, begins.
@@ -103,7 +105,12 @@ impl Parser {
             true => State::Reasoning { has_begun: false, matched: 0 },
             false => State::Content { place: Place::Start, matched: 0 },
         };
-        Parser { format, state, held: String::new(), in_list: false, events: Vec::new() }
+        Parser { format, functions: None, state, held: String::new(), in_list: false, events: Vec::new() }
+    }
+
+    /// What only its form makes a call is one of these functions, or none.
+    pub fn of_functions(self, functions: Vec<String>) -> Self {
+        Parser { functions: Some(functions), ..self }
     }
 
     /// What more of the reply makes certain.
@@ -473,6 +480,9 @@ impl Parser {
         let value = object.begin..self.held.len();
         match object.key {
             Key::Name => match serde_json::from_str(&self.held[value]) {
+                Ok(name) if object.is_bare && self.functions.as_ref().is_some_and(|known| !known.contains(&name)) => {
+                    return self.not_a_call();
+                }
                 Ok(name) => object.name = Some(name).filter(|name: &String| !name.is_empty()),
                 Err(_) => return self.not_a_call(),
             },

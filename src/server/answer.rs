@@ -23,7 +23,7 @@ use super::registry::Lease;
 use super::{ApiError, Shared};
 use crate::error::Result;
 use crate::generate::{Delta, Event, FinishReason, Finished, Generation, Stats};
-use crate::reply::{Event as Part, Format, Parser};
+use crate::reply::{Event as Part, Parser};
 
 /// Comments in a stream in which nothing else is sent for so long.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -34,11 +34,8 @@ const READING_COMMENTS: Duration = Duration::from_secs(1);
 
 /// How the texts of an answer are told.
 pub enum Reply {
-    /// As messages in this format; the beginning of them may be the end of the prompt.
-    Chat {
-        format: Format,
-        prompt: String,
-    },
+    /// As messages, which are read so.
+    Chat(Parser),
     Completion,
 }
 
@@ -73,11 +70,11 @@ struct Choice {
 /// What is new.
 enum Update {
     Reading { done: usize, total: usize },
-    Piece(Piece),
+    Delta(ChoiceDelta),
 }
 
 /// What is new of a choice.
-struct Piece {
+struct ChoiceDelta {
     index: usize,
     parts: Vec<Part>,
     tokens: Vec<TokenLogprob>,
@@ -100,7 +97,7 @@ impl Answer {
         let choice = |(i, generation): (usize, Generation)| Choice {
             generation,
             parser: match &reply {
-                Reply::Chat { format, prompt } => Some(Parser::new(*format, prompt)),
+                Reply::Chat(parser) => Some(parser.clone()),
                 Reply::Completion => None,
             },
             counts_prompt: i.is_multiple_of(n),
@@ -110,7 +107,7 @@ impl Answer {
         };
         let choices = generations.into_iter().enumerate().map(choice).collect();
         let (is_chat, id, object) = match reply {
-            Reply::Chat { .. } => (true, shared.id("chatcmpl"), "chat.completion"),
+            Reply::Chat(_) => (true, shared.id("chatcmpl"), "chat.completion"),
             Reply::Completion => (false, shared.id("cmpl"), "text_completion"),
         };
         let head = Head {
@@ -186,7 +183,7 @@ impl Answer {
             None => vec![Part::Content(text)],
         };
         choice.is_cut |= parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
-        Ok(Update::Piece(Piece { index, parts, tokens, finish_reason: None }))
+        Ok(Update::Delta(ChoiceDelta { index, parts, tokens, finish_reason: None }))
     }
 
     fn ended(&mut self, index: usize, Finished { reason, error, stats, .. }: Finished) -> Result<Update, ApiError> {
@@ -216,7 +213,7 @@ impl Answer {
         choice.is_cut |= parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
         let is_of_calls = reason == FinishReason::Stop && has_called && !choice.is_cut;
         let finish_reason = if is_of_calls { "tool_calls" } else { finish_reason };
-        Ok(Update::Piece(Piece { index, parts, tokens: Vec::new(), finish_reason: Some(finish_reason) }))
+        Ok(Update::Delta(ChoiceDelta { index, parts, tokens: Vec::new(), finish_reason: Some(finish_reason) }))
     }
 
     /// A call's name, or more of its arguments.
@@ -248,7 +245,7 @@ impl Answer {
         }
         let mut answers: Vec<Whole> = self.choices.iter().map(|_| Whole::default()).collect();
         while let Some(update) = self.update().await {
-            let Update::Piece(Piece { index, parts, tokens, finish_reason }) = update? else { continue };
+            let Update::Delta(ChoiceDelta { index, parts, tokens, finish_reason }) = update? else { continue };
             let answer = &mut answers[index];
             answer.tokens.extend(tokens);
             answer.reason = finish_reason.unwrap_or_default();
@@ -376,8 +373,8 @@ impl Streaming {
                     self.ready.push_back(Sent::default().comment(format!("reading {done}/{total}")));
                 }
             }
-            Update::Piece(piece) if self.answer.is_chat => self.message(piece),
-            Update::Piece(Piece { index, parts, tokens, finish_reason }) => {
+            Update::Delta(piece) if self.answer.is_chat => self.message(piece),
+            Update::Delta(ChoiceDelta { index, parts, tokens, finish_reason }) => {
                 let text = |part| if let Part::Content(text) = part { Some(text) } else { None };
                 let text: String = parts.into_iter().filter_map(text).collect();
                 let logprobs = (!tokens.is_empty()).then(|| CompletionLogprobs::new(&tokens));
@@ -389,7 +386,7 @@ impl Streaming {
     }
 
     /// A chunk for each part, the first with the tokens; and one where there is none.
-    fn message(&mut self, Piece { index, parts, tokens, finish_reason }: Piece) {
+    fn message(&mut self, ChoiceDelta { index, parts, tokens, finish_reason }: ChoiceDelta) {
         let delta = |part| match part {
             Part::Content(text) => Some(ChatDelta { content: Some(text), ..ChatDelta::default() }),
             Part::Reasoning(text) => Some(ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() }),

@@ -17,6 +17,7 @@ use crate::chat_template::Conversation;
 use crate::error::Error;
 use crate::generate::tools::{ToolChoice, tool_grammar};
 use crate::generate::{self, Engine, GenerateOptions, Generation, Grammar};
+use crate::reply::{Parser, function_names};
 
 pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, ApiError> {
     let asked = Instant::now();
@@ -28,6 +29,7 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
         .answer("messages", move |engine, options| {
             let tokenizer = engine.tokenizer();
             let given = tools.as_ref().map(|tools| tools.tools.as_slice());
+            let functions = function_names(given.unwrap_or_default());
             let conversation = turns.conversation(given, |variable| tokenizer.template_reads(variable))?;
             let prompt = tokenizer.render(&conversation)?;
             if let Some((field, nameless)) = without_names(&conversation)
@@ -59,7 +61,7 @@ pub async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Result
                 }
             }
             let ids = tokenizer.encode(&prompt, false)?;
-            Ok((vec![ids], Reply::Chat { format, prompt: before }))
+            Ok((vec![ids], Reply::Chat(Parser::new(format, &before).of_functions(functions))))
         })
         .await
 }

@@ -276,3 +276,22 @@ fn markers_that_are_special_can_be_seen() {
     let text: String = ids.iter().map(|id| detokenizer.push(*id).unwrap()).collect();
     assert_eq!(text, " é<|end|> b");
 }
+
+/// Catches: JSON that is an answer and passes for a call.
+#[test]
+fn what_only_its_form_makes_a_call_names_a_function_that_there_is() {
+    let events = |format, text: &str| {
+        let mut parser = Parser::new(format, "").of_functions(vec!["add".into()]);
+        let mut events = parser.push(text);
+        events.extend(parser.finish());
+        summary(joined(events))
+    };
+    let call = |name: &str| format!(r#"{{"name": "{name}", "parameters": {{"a": 1}}}}"#);
+    assert_eq!(events(LLAMA, &call("add")).2.len(), 1);
+    assert_eq!(events(LLAMA, &call("town")), (call("town"), String::new(), Vec::new()));
+    let reversed = r#"{"parameters": {"a": 1}, "name": "town"}"#;
+    assert_eq!(events(LLAMA, reversed).0, reversed);
+    // What is marked is a call, whatever it names.
+    assert_eq!(events(LLAMA, &format!("<|python_tag|>{}", call("town"))).2.len(), 1);
+    assert_eq!(events(HERMES, r#"<tool_call>{"name": "town", "arguments": {}}</tool_call>"#).2.len(), 1);
+}

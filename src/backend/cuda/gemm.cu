@@ -74,7 +74,7 @@ __device__ void await_products() {
 
 #endif
 
-// A block's tile is ROWS by TOKENS; of two layers with an ACTIVATION, eight rows of the first are beside the same of the second, and y,
+// A block's tile is ROWS by TOKENS; of two layers with an ACTIVATION, eight rows of the first are next to the same of the second, and y,
 // whose width is one layer's, has activation(first) · second, in the ORDER of a product with so many bits.
 template <int BITS, int GROUP, Type T, int LAYERS, Activation ACTIVATION, int ORDER, int ROWS, int STAGES>
 struct Gemm {

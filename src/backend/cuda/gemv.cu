@@ -3,7 +3,7 @@
 //! `numbers.cu` and `tensor.cu`.
 //!
 //! A weight is scale · q + bias with q in whole numbers, so a unit's share of a product, a unit being columns with one scale, is
-//! scale · Σ q x + bias · Σ x. Four bits beside those of 128 (bf16) or 1024 (f16) are a number of the vectors' type, so that
+//! scale · Σ q x + bias · Σ x. Four bits together with those of 128 (bf16) or 1024 (f16) are a number of the vectors' type, so that
 //! Σ (128 + q) x is made by `mma.m16n8k16` without a conversion, and exactly but for the sum's rounding; 128 Σ x is taken off
 //! with the bias. Eight bits are two such numbers. A weight is unpacked once for all vectors.
 //!

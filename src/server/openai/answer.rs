@@ -93,7 +93,7 @@ pub struct ChatChoice {
 #[allow(missing_docs)]
 pub struct ChatMessage {
     pub role: &'static str,
-    /// `None` beside calls alone.
+    /// `None` where there are only calls.
     pub content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,

@@ -359,7 +359,7 @@ pub(in crate::server) struct Message {
     reasoning_content: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
-    /// What OpenAI's packages make of the content, and send back beside it.
+    /// What OpenAI's packages make of the content, and send back with it.
     #[serde(rename = "parsed")]
     _parsed: Option<IgnoredAny>,
 }
