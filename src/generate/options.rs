@@ -13,7 +13,6 @@ use super::grammar::Grammar;
 use super::kv_cache::CacheLimits;
 use super::sampler::SamplerOptions;
 use crate::error::{Error, Result};
-use crate::fields;
 use crate::models::config::DecoderConfig;
 
 /// How to generate.
@@ -49,7 +48,7 @@ pub struct GenerateOptions {
 /// What to do with more tokens than the context holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String")] // nothing but a text
 pub enum Overflow {
     /// Stream: keep sinks and recent tokens, and go on without end. A longer prompt goes through in chunks.
     Stream,
@@ -57,6 +56,19 @@ pub enum Overflow {
     Truncate,
     /// Evict nothing: the text ends when the context is full, and a longer prompt is an error.
     Error,
+}
+
+impl TryFrom<String> for Overflow {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match word.as_str() {
+            "stream" => Ok(Overflow::Stream),
+            "truncate" => Ok(Overflow::Truncate),
+            "error" => Ok(Overflow::Error),
+            _ => Err(format!("{word:?}, expected stream, truncate or error")),
+        }
+    }
 }
 
 impl Default for GenerateOptions {
@@ -161,7 +173,6 @@ pub struct Overrides {
             help_heading = "Limits"
         )
     )]
-    #[serde(deserialize_with = "fields::word")]
     pub overflow: Option<Overflow>,
     /// End before this text (repeatable)
     #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Limits"))]
