@@ -249,11 +249,16 @@ fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
     });
     env.add_test("iterable", python::is_iterable);
     env.add_test("sequence", python::is_iterable);
+    env.add_test("callable", python::is_callable);
     env.add_filter("center", python::center);
     env.add_filter("default", python::default);
+    env.add_filter("filesizeformat", minijinja_contrib::filters::filesizeformat);
     env.add_filter("float", python::to_float);
+    env.add_filter("forceescape", minijinja::filters::escape);
     env.add_filter("int", python::int);
+    env.add_filter("join", python::join);
     env.add_filter("string", python::string);
+    env.add_filter("striptags", minijinja_contrib::filters::striptags);
     env.add_filter("tojson", json::tojson);
     env.add_filter("truncate", python::truncate);
     env.add_filter("wordcount", python::wordcount);

@@ -149,6 +149,12 @@ fn is_printable(c: char) -> bool {
 
 /// Python's methods of strings, lists and mappings.
 pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Jinja<Value> {
+    if name == "index" && value.kind() == ValueKind::Seq {
+        let (item,): (Value,) = from_args(args)?;
+        let at = value.try_iter()?.position(|other| other == item);
+        let at = at.ok_or_else(|| repr(state, &item).map(|item| wrong(format!("{item} is not in list"))));
+        return at.map(Value::from).or_else(|error| Err(error?));
+    }
     let beyond = value.as_str().map(|text| string_method(text, name, args));
     match beyond.transpose()?.flatten() {
         Some(result) => Ok(result),
@@ -309,6 +315,48 @@ pub(super) fn string(state: &State, value: &Value) -> Jinja<Value> {
         None if is_container(value) => repr(state, value).map(Value::from),
         None => filters::string(state, value),
     }
+}
+
+/// Jinja2's `join`.
+pub(super) fn join(
+    state: &State,
+    value: &Value,
+    separator: Option<Value>,
+    attribute: Option<Value>,
+    named: Kwargs,
+) -> Jinja<String> {
+    let separator = separator.or(named.get("d")?).map_or_else(String::new, |separator| separator.to_string());
+    let attribute = attribute.or(named.get("attribute")?);
+    named.assert_all_used()?;
+    let letters = |text: &str| text.chars().map(Value::from).collect::<Vec<_>>();
+    let items = value.as_str().map_or_else(|| Ok(value.try_iter()?.collect()), |text| Jinja::Ok(letters(text)))?;
+    let mut out = String::new();
+    for (i, item) in items.into_iter().enumerate() {
+        let item = match &attribute {
+            Some(attribute) => at_path(&item, attribute)?,
+            None => item,
+        };
+        let text = string(state, &item)?.to_string();
+        state.consume_fuel(1 + (separator.len() + text.len()) as u64 / 64)?;
+        out.push_str(if i > 0 { &separator } else { "" });
+        out.push_str(&text);
+    }
+    Ok(out)
+}
+
+/// What an `attribute` of Jinja2's filters names: a number, or names and numbers with dots between them.
+fn at_path(item: &Value, path: &Value) -> Jinja<Value> {
+    let Some(path) = path.as_str() else { return item.get_item(path) };
+    let step = |item: Value, name: &str| match name.parse::<usize>() {
+        Ok(index) => item.get_item(&index.into()),
+        Err(_) => item.get_item(&name.into()),
+    };
+    path.split('.').try_fold(item.clone(), step)
+}
+
+/// Jinja2's `callable`.
+pub(super) fn is_callable(value: &Value) -> bool {
+    value.kind() == ValueKind::Plain && value.as_object().is_some()
 }
 
 /// Jinja2's `center`.
