@@ -148,7 +148,7 @@ pub struct Overrides {
     /// The most tokens to generate [default: 500]
     #[cfg_attr(
         feature = "cli",
-        arg(long, short = 'n', value_name = "N", allow_negative_numbers = true, help_heading = "Limits")
+        arg(long, short = 'n', value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "Limits")
     )]
     #[serde(alias = "max_completion_tokens")]
     pub max_tokens: Option<usize>,
@@ -182,7 +182,7 @@ pub struct Overrides {
     #[cfg_attr(feature = "cli", arg(long, num_args = 0, default_missing_value = "true", help_heading = "Limits"))]
     pub ignore_eos: Option<bool>,
     /// Prompt tokens per forward pass [default: 2048]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Limits"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "Limits"))]
     pub prefill_step: Option<usize>,
     /// Temperature: 0 takes the most likely token, higher is more random [default: 0]
     #[cfg_attr(
@@ -195,7 +195,7 @@ pub struct Overrides {
     #[cfg_attr(feature = "cli", arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub top_p: Option<f32>,
     /// Keep this many most likely tokens; 0 keeps all [default: 0]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "K", allow_negative_numbers = true, help_heading = "Sampling"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "K", value_parser = whole, allow_negative_numbers = true, help_heading = "Sampling"))]
     pub top_k: Option<usize>,
     /// Keep tokens with at least this share of the most likely one's probability (0-1) [default: 0]
     #[cfg_attr(feature = "cli", arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling"))]
@@ -207,7 +207,7 @@ pub struct Overrides {
     )]
     pub repetition_penalty: Option<f32>,
     /// How many recent tokens the penalties look at [default: 20]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "Sampling"))]
     pub repetition_context: Option<usize>,
     /// Subtract this from the logits of recent tokens [default: 0]
     #[cfg_attr(feature = "cli", arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Sampling"))]
@@ -223,7 +223,7 @@ pub struct Overrides {
     #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling"))]
     pub seed: Option<Seed>,
     /// Give the log-probabilities of the N most likely tokens at each step (with --format json or jsonl, or --batch)
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Output"))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "Output"))]
     pub logprobs: Option<usize>,
     /// A JSON schema that the text must fit
     #[cfg_attr(feature = "cli", arg(skip))] // the flags of this and the next but one name files
@@ -346,6 +346,11 @@ fn logit_biases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec
     };
     let biases: Result<_, String> = found.iter().map(bias).collect();
     biases.map(Some).map_err(|e| D::Error::custom(format!("{e}, as {{\"42\": -5.5}} or {{\"42\": \"-inf\"}}")))
+}
+
+#[cfg(feature = "cli")]
+fn whole(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number from 0".to_owned())
 }
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
