@@ -392,6 +392,14 @@ impl Checkpoint {
     }
 }
 
+/// Where chat templates are, other than the one that is taken by default.
+pub(crate) const TEMPLATES: &str = "additional_chat_templates";
+
+/// The name of the chat template in a file of that folder.
+pub(crate) fn template_name(path: &str) -> Option<&str> {
+    path.strip_prefix(TEMPLATES)?.strip_prefix('/')?.strip_suffix(".jinja").filter(|name| !name.contains('/'))
+}
+
 /// `model.safetensors.index.json`: which file holds each tensor.
 #[derive(Deserialize)]
 pub(crate) struct Index {

@@ -50,7 +50,6 @@ const MAX_SOURCE_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, Default)]
 pub struct Conversation {
     /// Objects with `role`, `content` and whatever else the template reads (`tool_calls`, `reasoning_content`, …).
-    /// Keys whose value is null count as absent.
     pub messages: Vec<serde_json::Value>,
     /// JSON schemas of functions that the model may call.
     pub tools: Option<serde_json::Value>,
@@ -155,16 +154,13 @@ impl ChatTemplate {
             return Err(Failure { place, problem }.into());
         }
         let Conversation { messages, tools, args, add_generation_prompt, .. } = conversation;
-        let mut plain = Vec::with_capacity(messages.len());
         for message in messages {
-            let Some(message) = message.as_object() else {
+            if !message.is_object() {
                 return Err(Error::Input(format!("a message is an object with `role` and `content`, not {message}")));
-            };
-            let given = message.iter().filter(|(_, value)| !value.is_null());
-            plain.push(given.map(|(k, v)| (k.clone(), v.clone())).collect::<Map<_, _>>().into());
+            }
         }
         let own = [
-            ("messages", serde_json::Value::Array(plain)),
+            ("messages", serde_json::Value::Array(messages.clone())),
             ("tools", tools.clone().unwrap_or_default()),
             ("add_generation_prompt", (*add_generation_prompt).into()),
         ];
@@ -251,6 +247,7 @@ fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
     env.add_test("sequence", python::is_iterable);
     env.add_test("callable", python::is_callable);
     env.add_filter("center", python::center);
+    env.add_filter("d", python::default);
     env.add_filter("default", python::default);
     env.add_filter("filesizeformat", minijinja_contrib::filters::filesizeformat);
     env.add_filter("float", python::to_float);

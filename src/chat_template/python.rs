@@ -278,8 +278,14 @@ pub(super) fn is_iterable(value: &Value) -> bool {
 }
 
 /// Jinja2's `default`, whose second argument templates also give by name.
-pub(super) fn default(value: Value, other: Option<Value>, positional: Option<bool>, named: Kwargs) -> Jinja<Value> {
-    let falsy_too = positional.or(named.get("boolean")?).unwrap_or(false);
+pub(super) fn default(value: Value, positional: Rest<Value>, named: Kwargs) -> Jinja<Value> {
+    // None is a value to fall back on.
+    let option = |i: usize, name: &str| match positional.get(i) {
+        None if named.has(name) => named.get(name).map(Some),
+        given => Ok(given.cloned()),
+    };
+    let other: Option<Value> = option(0, "default_value")?;
+    let falsy_too = option(1, "boolean")?.is_some_and(|falsy_too| falsy_too.is_true());
     named.assert_all_used()?;
     let keep = !value.is_undefined() && (!falsy_too || value.is_true());
     Ok(if keep { value } else { other.unwrap_or_else(|| "".into()) })

@@ -32,7 +32,14 @@ impl Config {
         if config.get("model_type").is_some_and(|model_type| model_type == "gemma3") {
             fill_in_gemma3(&mut config);
         }
+        // Nothing is said by null.
+        for key in [QUANTIZATION, QUANTIZATION_CONFIG] {
+            if config.get(key).is_some_and(Value::is_null) {
+                config.shift_remove(key);
+            }
+        }
         let nested = config.get("text_config").and_then(|text| text.get(QUANTIZATION_CONFIG)).cloned();
+        let nested = nested.filter(|nested| !nested.is_null());
         if let (Some(nested), false) = (nested, config.contains_key(QUANTIZATION_CONFIG)) {
             config.insert(QUANTIZATION_CONFIG.into(), nested);
         }

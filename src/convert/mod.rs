@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::atomic_directory::{self, AtomicDirectory};
 use crate::atomic_file;
-use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
+use crate::checkpoint::{Checkpoint, TEMPLATES, WEIGHTS_INDEX, template_name};
 use crate::error::{Error, Result};
 use crate::mlxpack;
 use crate::models;
@@ -240,13 +240,11 @@ fn index(plan: &Plan, shards: &[(String, Vec<usize>)], bytes: u64) -> String {
 /// The card that mlx-lm writes for a model from a local directory.
 const CARD: &str = "---\nlanguage: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n---\n";
 const README: &str = "README.md";
-/// Where chat templates are, other than the one that is taken by default.
-const TEMPLATES: &str = "additional_chat_templates";
 
 /// The texts that come along, by name.
 fn texts(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
     let mut texts = Vec::new();
-    let templates = checkpoint.names_in(TEMPLATES)?.into_iter().filter(|name| name.ends_with(".jinja"));
+    let templates = checkpoint.names_in(TEMPLATES)?.into_iter().filter(|name| template_name(name).is_some());
     for name in checkpoint.names()?.into_iter().filter(|name| is_carried(name)).chain(templates) {
         let bytes = checkpoint.bytes(&name)?;
         texts.extend(bytes.map(|bytes| (name, bytes)));

@@ -70,10 +70,12 @@ pub fn losses(
             Ok(cache.evicted())
         }
         Past::Recomputed(window) => {
+            // What depends on how long a context is, such as LongRoPE, depends on that of the whole text.
+            let context_size = window.min(ids.len()) as i32;
             for at in 1..ids.len() {
                 let seen = &ids[at.saturating_sub(window)..at];
                 let n = seen.len() as i32;
-                let mut cache = model.new_cache(CacheLimits::new(seen.len() as i32));
+                let mut cache = model.new_cache(CacheLimits::new(context_size));
                 let hidden_states = model.forward(&mut Batch::prefill(seen, &mut cache)?)?;
                 let logits = model.logits(&hidden_states, n - 1..n, Phase::Prefill)?;
                 let Some(found) = unless_interrupted(of(model, &logits, &ids[at..=at]))? else { break };

@@ -171,7 +171,9 @@ impl Folder {
     /// Give a blob, which is whole, its name in a snapshot.
     pub fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
         let path = self.snapshot(commit).join(file);
-        let target = Path::new("../../blobs").join(etag);
+        let parent = atomic_file::directory_of(&path);
+        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let target = Path::new(&"../".repeat(file.matches('/').count())).join("../../blobs").join(etag);
         loop {
             match symlink(&target, &path) {
                 Ok(()) => return Ok(()),
@@ -212,7 +214,11 @@ impl Folder {
 
     /// What a snapshot lacks of what a model is made of; `None` when it is whole.
     pub fn missing(snapshot: &Path) -> Result<Option<String>> {
-        Checkpoint::open(snapshot)?.missing_file()
+        let leads_nowhere = |name: &String| !snapshot.join(name).exists();
+        match names(snapshot)?.into_iter().find(leads_nowhere) {
+            Some(name) => Ok(Some(name)),
+            None => Checkpoint::open(snapshot)?.missing_file(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use ureq::http::header::{CONTENT_LENGTH, ETAG};
 
 use super::client::Client;
 use super::name::{is_commit, is_file_name, is_hex};
-use crate::checkpoint::{Index, WEIGHTS, WEIGHTS_INDEX, weights_among};
+use crate::checkpoint::{Index, WEIGHTS, WEIGHTS_INDEX, template_name, weights_among};
 use crate::error::{Error, HubProblem, Result};
 use crate::mlxpack::{TEXTS, is_about};
 
@@ -84,7 +84,9 @@ impl Listing {
     /// When the repository lacks one of them.
     pub fn others(&self, client: &Client, index: Option<Index>) -> Result<Vec<HubFile>> {
         let texts = TEXTS.into_iter().filter(|name| !["config.json", WEIGHTS_INDEX].contains(name) && self.has(name));
-        let mut files = texts.map(|name| self.describe(client, name)).collect::<Result<Vec<_>>>()?;
+        let is_template = |name: &&str| template_name(name).is_some_and(is_file_name);
+        let templates = self.names().filter(is_template);
+        let mut files = texts.chain(templates).map(|name| self.describe(client, name)).collect::<Result<Vec<_>>>()?;
         let about = self.names().filter(|name| is_about(name) && !name.to_lowercase().starts_with("readme"));
         for name in about.filter(|name| is_file_name(name)) {
             let file = self.describe(client, name)?;

@@ -13,7 +13,7 @@ use super::header::{self, Entry, Header};
 use super::pieces::{self, Digest, Progress, stream};
 use super::summary::Summary;
 use crate::atomic_file::{self, AtomicFile};
-use crate::checkpoint::{Checkpoint, WEIGHTS_INDEX};
+use crate::checkpoint::{Checkpoint, TEMPLATES, WEIGHTS_INDEX, template_name};
 use crate::error::{Error, Result};
 use crate::watch::Watch;
 
@@ -62,7 +62,8 @@ impl Plan {
             log::warn!("packing no weights: {error}");
             BTreeSet::new()
         });
-        let mut texts: BTreeSet<String> = checkpoint.names()?.into_iter().filter(|name| is_text(name)).collect();
+        let names = checkpoint.names()?.into_iter().chain(checkpoint.names_in(TEMPLATES)?);
+        let mut texts: BTreeSet<String> = names.filter(|name| is_text(name)).collect();
         texts.retain(|name| match header::check_name(name) {
             Ok(()) => true,
             Err(problem) => {
@@ -183,7 +184,7 @@ impl Source {
 
 /// Whether a file of this name, one without weights, belongs into a pack.
 pub(crate) fn is_text(name: &str) -> bool {
-    TEXTS.contains(&name) || is_about(name)
+    TEXTS.contains(&name) || is_about(name) || template_name(name).is_some()
 }
 
 /// Whether a file is a licence, a notice or a README.

@@ -18,12 +18,10 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
     // As it was trained, and as mlx-lm has it in all types.
     config.embedding_multiplier = bf16::from_f32(config.embedding_multiplier).to_f32();
     config.tie_word_embeddings = None;
-    let cap = |key: &str| -> Result<Option<f32>> { Ok(fields.optional_positive(key)?.map(|cap| cap as f32)) };
-    config.final_logit_softcapping = cap("final_logit_softcapping")?;
-    let of_scores = cap("attn_logit_softcapping")?;
+    config.final_logit_softcapping = fields.optional_positive("final_logit_softcapping")?.map(|cap| cap as f32);
     config.for_layers(|layer| {
         layer.qk_norm = Some(QkNorm::PerHead);
-        layer.attn_logit_softcapping = of_scores;
+        layer.attn_logit_softcapping = None; // which transformers reads and does not use
         layer.residual.saturates = true;
     });
     if !fields.has("layer_types") {

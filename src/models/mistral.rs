@@ -7,7 +7,9 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
     let mut config = DecoderConfig::read(fields, Defaults { max_position_embeddings: 131_072, ..Defaults::default() })?;
     // Its window slides without `layer_types` that say so.
     if !fields.has("layer_types") {
-        config.layers[0].sliding_window = fields.optional_size("sliding_window")?;
+        let is_told = fields.entries().any(|(key, _)| key == "sliding_window");
+        let window = if is_told { fields.optional_size("sliding_window")? } else { Some(4096) };
+        config.layers[0].sliding_window = window;
     }
     Ok(config)
 }
@@ -36,6 +38,9 @@ mod tests {
         assert_eq!(told(&v1), (128, Some(4096), 1e4));
         let v3 = read_json(super::config, mistral_7b(json!(null), 1e6));
         assert_eq!(told(&v3), (128, None, 1e6));
+        let mut silent = mistral_7b(json!(null), 1e6);
+        silent.as_object_mut().unwrap().remove("sliding_window");
+        assert_eq!(told(&read_json(super::config, silent)), (128, Some(4096), 1e6));
     }
 
     #[test]

@@ -5,7 +5,10 @@ use super::config::{DecoderConfig, Defaults, Fields};
 use crate::error::Result;
 
 pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
-    let mut config = DecoderConfig::read(fields, Defaults { max_position_embeddings: 32_768, ..Defaults::default() })?;
+    let defaults = Defaults { max_position_embeddings: 32_768, rope_theta: 2e6, ..Defaults::default() };
+    let mut config = DecoderConfig::read(fields, defaults)?;
+    let slides = fields.optional_bool("use_sliding_window")? == Some(true) && !fields.has("layer_types");
+    let window = if slides { fields.optional_size("sliding_window")? } else { None };
     let layers = config.num_hidden_layers as usize;
     let rotates: Vec<bool> = match fields.optional_array("no_rope_layers")? {
         // In spite of its name, 1 is for a layer that rotates.
@@ -22,6 +25,8 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
     config.layers = (0..layers).map(|i| config.layer(i).clone()).collect();
     for (layer, rotates) in config.layers.iter_mut().zip(rotates) {
         layer.rope.take_if(|_| !rotates);
+        // Those that rotate slide, unless it is said of each.
+        layer.sliding_window = window.filter(|_| rotates).or(layer.sliding_window);
     }
     Ok(config)
 }
@@ -44,6 +49,9 @@ mod tests {
         assert_eq!(rotates(smollm.clone()), [true, true, true, false, true, true, true, false]);
         smollm["no_rope_layers"] =
             json!(vec![json!([0, 1]); 18].into_iter().flat_map(|v| v.as_array().unwrap().clone()).collect::<Vec<_>>());
-        assert_eq!(rotates(smollm), [false, true, false, true, false, true, false, true]);
+        assert_eq!(rotates(smollm.clone()), [false, true, false, true, false, true, false, true]);
+        (smollm["use_sliding_window"], smollm["sliding_window"]) = (json!(true), json!(512));
+        let config = read_json(super::config, smollm);
+        assert_eq!([0, 1, 2, 3].map(|i| config.layer(i).sliding_window), [None, Some(512), None, Some(512)]);
     }
 }

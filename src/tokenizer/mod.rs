@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Decoder as _, DecoderWrapper};
 
 use crate::chat_template::{ChatTemplate, Conversation};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, TEMPLATES, template_name};
 use crate::error::{Error, Result};
 use crate::reply::Format;
 
@@ -36,7 +36,7 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `chat_template.jinja`, `config.json` and `generation_config.json`.
+    /// `chat_template.jinja`, the folder `additional_chat_templates`, `config.json` and `generation_config.json`.
     ///
     /// # Errors
     /// When there is no `tokenizer.json`, when one of the files is malformed, or when ids become text in a way that
@@ -55,10 +55,15 @@ impl Tokenizer {
         let decoding = Decoding::new(&path, inner.get_decoder())?;
 
         let mut config: Map<String, Value> = checkpoint.json(CONFIG)?.unwrap_or_default();
-        let templates = match checkpoint.text("chat_template.jinja")? {
+        let mut templates = match checkpoint.text("chat_template.jinja")? {
             Some(template) => BTreeMap::from([(DEFAULT.into(), template)]),
             None => templates(&checkpoint.path(CONFIG), config.remove("chat_template").unwrap_or_default())?,
         };
+        for path in checkpoint.names_in(TEMPLATES)? {
+            if let (Some(name), Some(template)) = (template_name(&path), checkpoint.text(&path)?) {
+                templates.insert(name.to_owned(), template);
+            }
+        }
         let special_tokens = special_tokens([checkpoint.json("special_tokens_map.json")?.unwrap_or_default(), config]);
         mark_special(&mut inner, special_tokens.values()).map_err(|e| Error::malformed(&path, e))?;
 
@@ -219,7 +224,7 @@ impl Tokenizer {
 /// The name of the template that is used when no other is asked for.
 const DEFAULT: &str = "default";
 
-/// The templates of `tokenizer_config.json` by name: one text, or a list of `{"name", "template"}`.
+/// The templates of `tokenizer_config.json` by name: one text, a list of `{"name", "template"}`, or an object of them.
 fn templates(path: &Path, found: Value) -> Result<BTreeMap<String, String>> {
     let named = |entry: &Value| {
         let text = |key| entry.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -229,9 +234,12 @@ fn templates(path: &Path, found: Value) -> Result<BTreeMap<String, String>> {
         Value::Null => Some(BTreeMap::new()),
         Value::String(template) => Some([(DEFAULT.to_owned(), template.clone())].into()),
         Value::Array(entries) => entries.iter().map(named).collect(),
+        Value::Object(entries) => {
+            entries.iter().map(|(name, template)| Some((name.clone(), template.as_str()?.to_owned()))).collect()
+        }
         _ => None,
     };
-    let expected = "a template or a list of {\"name\": …, \"template\": …}";
+    let expected = "a template, a list of {\"name\": …, \"template\": …}, or an object of templates by name";
     templates.ok_or_else(|| Error::field(path, "chat_template", found, expected))
 }
 
@@ -246,7 +254,11 @@ fn special_tokens<const N: usize>(files: [Map<String, Value>; N]) -> BTreeMap<St
 fn mark_special<'a>(inner: &mut Inner, tokens: impl Iterator<Item = &'a String>) -> tokenizers::Result<usize> {
     let unmarked =
         |token: &&String| inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token);
-    let unmarked: Vec<_> = tokens.filter(unmarked).map(|token| AddedToken::from(token, true)).collect();
+    let known = inner.get_added_vocabulary().get_added_tokens_decoder().clone();
+    let known = |text: &String| known.values().find(|token| token.content == *text).cloned();
+    let special =
+        |text: &String| AddedToken { special: true, ..known(text).unwrap_or_else(|| AddedToken::from(text, true)) };
+    let unmarked: Vec<_> = tokens.filter(unmarked).map(special).collect();
     inner.add_special_tokens(unmarked)
 }
 

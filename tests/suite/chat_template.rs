@@ -312,10 +312,10 @@ fn arguments_win_over_special_tokens_but_not_over_the_conversation() {
 }
 
 #[test]
-fn a_message_is_an_object_and_null_is_no_content() {
+fn a_message_is_an_object_and_null_is_none() {
     let message = |message| Conversation { messages: vec![message], ..conversation() };
     let template = ChatTemplate::new("{{ messages[0].content is defined }}{{ messages[0].a }}", Map::new());
-    assert_eq!(outcome(&template, &message(json!({"content": null, "a": [null]}))).unwrap(), "False[None]");
+    assert_eq!(outcome(&template, &message(json!({"content": null, "a": [null]}))).unwrap(), "True[None]");
     assert!(matches!(outcome(&template, &message(json!("Hi"))), Err(Error::Input(text)) if text.contains("\"Hi\"")));
 }
 

@@ -370,6 +370,13 @@ fn texts_come_along_and_what_is_not_the_models_does_not() {
     let made = ["config.json", "model.safetensors", "model.safetensors.index.json"].len();
     assert_eq!(fs::read_dir(&target).unwrap().count(), texts.len() + 1 + made);
 
+    let pack = folder.path().join("model.mlxpack");
+    run(&path(""), &pack, &ConvertOptions::default()).unwrap();
+    let pack = Checkpoint::open(&pack).unwrap();
+    for name in ["LICENSE", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"] {
+        assert_eq!(pack.text(name).unwrap().as_deref(), Some(name));
+    }
+
     // It is replaced where nothing else is lost.
     let again = || run(&path(""), &target, &ConvertOptions { overwrite: true, ..ConvertOptions::default() });
     assert!(again().unwrap_err().to_string().contains("\"x.py\""));
@@ -456,4 +463,21 @@ fn the_command_line_says_what_is_wrong() {
     let (code, said) = run(&["--output", "y", "--dequantize"]);
     assert!(code == Some(0) && said.contains("no layer is quantized"), "{said}");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
+}
+
+/// Catches: null that passes for a quantization.
+#[test]
+fn null_is_no_quantization() {
+    let folder = source("llama-f32");
+    let path = |name: &str| folder.path().join(name);
+    let mut config: Map<String, Value> =
+        serde_json::from_slice(&fs::read(path("source/config.json")).unwrap()).unwrap();
+    config.insert("quantization".into(), Value::Null);
+    config.insert("quantization_config".into(), Value::Null);
+    fs::write(path("source/config.json"), Value::Object(config).to_string()).unwrap();
+    run(&path("source"), &path("small"), &quantize(QuantizeOptions::default())).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(path("small/config.json")).unwrap()).unwrap();
+    let expected = serde_json::json!({"group_size": 64, "bits": 4, "mode": "affine"});
+    assert_eq!((&config["quantization"], &config["quantization_config"]), (&expected, &expected));
+    Checkpoint::open(path("small")).unwrap().require_model().unwrap();
 }

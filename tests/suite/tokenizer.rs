@@ -39,7 +39,9 @@ fn directory(files: &[(&str, Value)]) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for (name, content) in files {
         let text = content.as_str().map_or_else(|| content.to_string(), str::to_owned);
-        fs::write(root.path().join(name), text).unwrap();
+        let path = root.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
     root
 }
@@ -324,7 +326,16 @@ fn chat_templates_are_found_wherever_transformers_keeps_them() {
     assert_eq!(tokenizer.render(&conversation).unwrap(), "<s>Hi</s>False");
 
     let file = ("chat_template.jinja", json!("the file"));
-    assert_eq!(load(&[one, file]).unwrap().render(&conversation).unwrap(), "the file");
+    assert_eq!(load(&[one, file.clone()]).unwrap().render(&conversation).unwrap(), "the file");
+
+    // As transformers and mlx-lm save several.
+    let more = ("additional_chat_templates/tool_use.jinja", json!("for tools"));
+    let both = load(&[file.clone(), more.clone()]).unwrap();
+    assert_eq!([&conversation, &with_tools].map(|it| both.render(it).unwrap()), ["the file", "for tools"]);
+    let alone = load(&[more]).unwrap();
+    assert_eq!(alone.render(&with_tools).unwrap(), "for tools");
+    let object = load(&[config(json!({"default": "default!", "tool_use": "tool_use!"}))]).unwrap();
+    assert_eq!([&conversation, &with_tools].map(|it| object.render(it).unwrap()), ["default!", "tool_use!"]);
 
     let named = |names: &[&str]| {
         config(

@@ -409,15 +409,17 @@ impl Message {
         if let Some((name, _)) = of_assistant.iter().find(|(_, is_there)| *is_there && role != Role::Assistant) {
             return Err(ApiError::field(&format!("messages[{index}].{name}"), "is of an assistant's message"));
         }
+        let tool_calls = tool_calls.filter(|calls| !calls.is_empty());
         if content.is_none() && tool_calls.is_none() {
             return Err(ApiError::field(&format!("messages[{index}].content"), "missing"));
         }
-        let mut message = json!({"role": role, "content": content.unwrap_or_default()});
+        // Some templates tell calls by content that is none.
+        let mut message = json!({"role": role, "content": content});
         let texts = [("name", name), ("reasoning_content", reasoning_content), ("tool_call_id", tool_call_id)];
         for (key, text) in texts.into_iter().filter_map(|(key, text)| Some((key, text?))) {
             message[key] = text.into();
         }
-        if let Some(calls) = tool_calls.filter(|calls| !calls.is_empty()) {
+        if let Some(calls) = tool_calls {
             let calls = calls.into_iter().enumerate().map(|(call, ToolCall { id, function, .. })| {
                 let arguments: Map<String, Value> = serde_json::from_str(&function.arguments).map_err(|e| {
                     let field = format!("messages[{index}].tool_calls[{call}].function.arguments");
