@@ -6,19 +6,15 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{ErrorKind, State, Value};
 
 use super::Jinja;
+use super::arguments::bind;
 
 /// Python's default limit of recursion would let values nest deeper than a thread's stack holds.
 pub(super) const MAX_DEPTH: usize = 128;
 
 /// Python's `json.dumps`, with transformers' defaults: no HTML escapes, other characters than ASCII as they are.
 pub(super) fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Jinja<String> {
-    let option = |i: usize, name| match positional.get(i) {
-        Some(value) => Ok(value.clone()),
-        None => named.get::<Option<Value>>(name).map(Option::unwrap_or_default),
-    };
-    let (ensure_ascii, indent) = (option(0, "ensure_ascii")?, option(1, "indent")?);
-    let (separators, sort_keys) = (option(2, "separators")?, option(3, "sort_keys")?);
-    named.assert_all_used()?;
+    let options = bind(&positional, &named, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
+    let [ensure_ascii, indent, separators, sort_keys] = options.map(Option::unwrap_or_default);
 
     let indent = match indent.kind() {
         ValueKind::Undefined | ValueKind::None => None,

@@ -9,8 +9,11 @@
 //! [`set_worker`] with a command that starts a program that calls [`serve`]. Where none does, templates are rendered in
 //! the program itself, as [`ChatTemplate::render_here`] does.
 
+mod arguments;
 mod continuation;
+mod filters;
 mod json;
+mod methods;
 mod python;
 mod rewrite;
 mod worker;
@@ -22,9 +25,8 @@ use std::thread;
 
 use jiff::civil::{Date, DateTime};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Rest, Serde};
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, escape_formatter};
-use minijinja_contrib::globals::{cycler, joiner};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
@@ -237,41 +239,44 @@ fn environment(date: Option<Date>) -> Jinja<Environment<'static>> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_debug(true); // errors know their column
-    env.set_unknown_method_callback(python::method);
+    env.set_unknown_method_callback(methods::method);
     env.set_formatter(|out, state, value| match json::float(value) {
         Some(number) => Ok(out.write_str(&python_float(number))?),
         None if python::is_container(value) => Ok(out.write_str(&python::repr(state, value)?)?),
         None => escape_formatter(out, state, value),
     });
-    env.add_test("iterable", python::is_iterable);
-    env.add_test("sequence", python::is_iterable);
-    env.add_test("callable", python::is_callable);
-    env.add_filter("center", python::center);
-    env.add_filter("d", python::default);
-    env.add_filter("default", python::default);
-    env.add_filter("filesizeformat", minijinja_contrib::filters::filesizeformat);
-    env.add_filter("float", python::to_float);
-    env.add_filter("forceescape", minijinja::filters::escape);
-    env.add_filter("int", python::int);
-    env.add_filter("join", python::join);
-    env.add_filter("string", python::string);
-    env.add_filter("striptags", minijinja_contrib::filters::striptags);
-    env.add_filter("tojson", json::tojson);
-    env.add_filter("truncate", python::truncate);
-    env.add_filter("wordcount", python::wordcount);
+    filters::add_to(&mut env);
     env.add_function(rewrite::PERCENT, python::percent);
-    env.add_function("cycler", |items: Rest<Value>| cycler(items.to_vec()));
-    env.add_function("joiner", joiner);
     env.add_function("raise_exception", |message: String| -> Jinja<()> {
         Err(minijinja::Error::from(ErrorKind::InvalidOperation).with_source(Raised(message)))
     });
     env.add_function("strftime_now", move |format: &str| {
         let now =
             date.map_or_else(|| jiff::Zoned::now().datetime(), |date| DateTime::from_parts(date, Default::default()));
-        jiff::fmt::strtime::format(format, now)
-            .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}")))
+        strftime(now, format).map_err(|e| arguments::wrong(format!("strftime_now({format:?}): {e}")))
     });
     Ok(env)
+}
+
+/// Python's `strftime`, in the C locale, of a time that knows no zone.
+fn strftime(time: DateTime, format: &str) -> std::result::Result<String, jiff::Error> {
+    let mut known = String::new();
+    let mut rest = format;
+    while let Some((before, after)) = rest.split_once('%') {
+        known.push_str(before);
+        let conversion = &after[..after.chars().next().map_or(0, char::len_utf8)];
+        rest = &after[conversion.len()..];
+        match conversion {
+            "c" => known.push_str("%a %b %e %H:%M:%S %Y"),
+            "x" => known.push_str("%m/%d/%y"),
+            "X" => known.push_str("%H:%M:%S"),
+            "f" => known.push_str(&format!("{:06}", time.subsec_nanosecond() / 1000)),
+            "z" | "Z" => {}
+            other => known.extend(["%", other]),
+        }
+    }
+    known.push_str(rest);
+    jiff::fmt::strtime::format(&known, time)
 }
 
 /// What `raise_exception` was called with.

@@ -1,18 +1,18 @@
-//! Python's methods, operators and printed forms, where MiniJinja's differ. The reference for filters is Jinja2.
+//! Python's `%`, its `format` and its printed forms.
 
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
-use minijinja::{Error, ErrorKind, State, Value, context, filters};
+use minijinja::formatting::{FormatStyle, format};
+use minijinja::value::{Rest, Tuple, ValueKind};
+use minijinja::{Error, State, Value, context};
 
 use super::Jinja;
+use super::arguments::wrong;
+use super::filters::{int, no_options, string};
 use super::json::{MAX_DEPTH, float, python_float};
-
-fn wrong(problem: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, problem)
-}
+use super::methods::pad;
 
 /// `a % b`: formats where `a` is a string.
 pub(super) fn percent(state: &mut State, a: Value, b: Value) -> Jinja<Value> {
-    let Some(format) = a.as_str() else {
+    let Some(text) = a.as_str() else {
         let remainder = state.env().compile_expression("a % b")?.eval(context! { a, b });
         // The place is that of the template, not of this expression.
         return remainder.map_err(|e| Error::new(e.kind(), e.detail().unwrap_or_default().to_owned()));
@@ -21,12 +21,19 @@ pub(super) fn percent(state: &mut State, a: Value, b: Value) -> Jinja<Value> {
         Some(tuple) => tuple.clone().into_vec(),
         None => vec![b.clone()],
     };
-    let mut args = args.into_iter();
-    // MiniJinja lacks the conversions `r`, `i` and `u`.
-    let (mut known, mut values) = (String::new(), vec![a.clone()]);
-    let mut rest = format;
+    let (mut args, mut by_name) = (args.into_iter(), false);
+    // MiniJinja's format lacks the conversions `r`, `i` and `u`.
+    let (mut known, mut values) = (String::new(), vec![]);
+    let mut rest = text;
     while let Some((before, after)) = rest.split_once('%') {
-        let end = after.find(|c: char| c.is_ascii_alphabetic() || c == '%').filter(|_| !after.starts_with('('));
+        let (name, after) = match after.strip_prefix('(') {
+            Some(named) => {
+                named.split_once(')').map(|(name, after)| (Some(name), after)).ok_or("incomplete format key")
+            }
+            None => Ok((None, after)),
+        }
+        .map_err(wrong)?;
+        let end = after.find(|c: char| c.is_ascii_alphabetic() || c == '%');
         let (options, conversion) = end.map_or((after, ""), |end| (&after[..end], &after[end..end + 1]));
         known.extend([before, "%", options]);
         rest = &after[options.len() + conversion.len()..];
@@ -39,16 +46,25 @@ pub(super) fn percent(state: &mut State, a: Value, b: Value) -> Jinja<Value> {
             "i" | "u" => "d",
             other => other,
         });
-        values.extend(args.next().map(|arg| formatted(state, conversion, arg)).transpose()?);
+        let value = match name {
+            None => args.next(),
+            Some(_) if b.kind() != ValueKind::Map => return Err(wrong("format requires a mapping")),
+            Some(name) => {
+                by_name = true;
+                Some(existing(b.get_item(&name.into())?, name)?)
+            }
+        };
+        values.extend(value.map(|value| formatted(state, conversion, value)).transpose()?);
     }
     known.push_str(rest);
-    if format.contains("%(") {
-        values.push(b.clone());
-    } else if args.len() > 0 && b.kind() != ValueKind::Map && !is_list(&b) {
+    if !by_name && args.len() > 0 && b.kind() != ValueKind::Map && !is_list(&b) {
         return Err(wrong("not all arguments converted during string formatting"));
     }
-    values[0] = known.into();
-    state.apply_filter("format", &values)
+    Ok(format(FormatStyle::Printf, &known, &values)?.into())
+}
+
+fn existing(value: Value, name: &str) -> Jinja<Value> {
+    if value.is_undefined() { Err(wrong(format!("there is no {name:?} to format"))) } else { Ok(value) }
 }
 
 /// What `format` is given for a value and its conversion.
@@ -56,17 +72,139 @@ fn formatted(state: &State, conversion: &str, value: Value) -> Jinja<Value> {
     Ok(match conversion {
         "r" => repr(state, &value)?.into(),
         "s" if is_container(&value) => repr(state, &value)?.into(),
-        "d" | "i" | "u" if value.kind() == ValueKind::Number => int(state, &value, None, None, no_options())?,
+        "d" | "i" | "u" if value.kind() == ValueKind::Number => int(state, &value, Rest(vec![]), no_options())?,
         _ => value,
     })
 }
 
-/// Without arguments by name.
-fn no_options() -> Kwargs {
-    Kwargs::from_iter::<[(&str, Value); 0]>([])
+/// `text.format(…)` with arguments by position and, in a mapping, by name.
+pub(super) fn format_fields(state: &State, text: &str, positional: &[Value], named: &Value) -> Jinja<String> {
+    Fields { state, positional, named, next: None }.format(text, 0)
 }
 
-fn is_list(value: &Value) -> bool {
+/// What replacement fields are filled with.
+struct Fields<'a> {
+    state: &'a State<'a, 'a>,
+    positional: &'a [Value],
+    named: &'a Value,
+    /// The argument of the next field without a number, unless fields have numbers.
+    next: Option<Numbering>,
+}
+
+#[derive(Clone, Copy)]
+enum Numbering {
+    Automatic(usize),
+    Manual,
+}
+
+impl Fields<'_> {
+    /// Fields stand in the format of another one at most.
+    fn format(&mut self, text: &str, depth: usize) -> Jinja<String> {
+        if depth > 1 && text.contains(['{', '}']) {
+            return Err(wrong("fields within fields within fields"));
+        }
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(['{', '}']) {
+            out.push_str(&rest[..at]);
+            let brace = &rest[at..at + 1];
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix(brace) {
+                out.push_str(brace);
+                rest = after;
+                continue;
+            }
+            let end = if brace == "{" { field_length(rest) } else { None };
+            let Some(end) = end else { return Err(wrong(format!("single '{brace}' in a format"))) };
+            out.push_str(&self.field(&rest[..end], depth)?);
+            rest = &rest[end + 1..];
+        }
+        out.push_str(rest);
+        Ok(out)
+    }
+
+    /// `name!conversion:format`.
+    fn field(&mut self, field: &str, depth: usize) -> Jinja<String> {
+        let (head, spec) = field.split_once(':').unwrap_or((field, ""));
+        let (name, conversion) = head.split_once('!').map_or((head, None), |(name, c)| (name, Some(c)));
+        let value = self.value(name)?;
+        let value = match conversion {
+            None => value,
+            Some("s") => string(self.state, &value)?,
+            Some("r") => repr(self.state, &value)?.into(),
+            Some(other) => return Err(wrong(format!("unknown conversion {other:?} in a format"))),
+        };
+        let spec = self.format(spec, depth + 1)?;
+        if spec.is_empty() {
+            return Ok(string(self.state, &value)?.to_string());
+        }
+        let apply = |spec: &str, value| format(FormatStyle::StrFormat, &format!("{{:{spec}}}"), &[value]);
+        let Some(spec) = spec.strip_suffix('%') else { return apply(&spec, value) };
+        // The sign of percent counts for the width.
+        let (place, precision) = spec.split_at(spec.find('.').unwrap_or(spec.len()));
+        let number = f64::try_from(value)? * 100.0;
+        let digits = apply(&format!("{precision}f"), number.into())? + "%";
+        let width = place.trim_start_matches(|c: char| !c.is_ascii_digit());
+        match (place.strip_suffix(width).unwrap_or(""), width.parse()) {
+            ("", Ok(columns)) => pad(&digits, "rjust", columns, if width.starts_with('0') { '0' } else { ' ' }),
+            (_, Ok(_)) => apply(place, digits.into()),
+            (_, Err(_)) => Ok(digits),
+        }
+    }
+
+    /// The argument that a field names, and what it names of that: `0`, `name.key`, `name[key]`.
+    fn value(&mut self, name: &str) -> Jinja<Value> {
+        let end = name.find(['.', '[']).unwrap_or(name.len());
+        let (first, mut rest) = name.split_at(end);
+        let mut value = match (first.parse::<usize>(), self.next) {
+            (Err(_), _) if !name.is_empty() => existing(self.named.get_item(&first.into())?, first)?,
+            (Ok(_), Some(Numbering::Automatic(_))) | (Err(_), Some(Numbering::Manual)) => {
+                return Err(wrong("some fields of a format have numbers, and some have none"));
+            }
+            (number, next) => {
+                let automatic = if let Some(Numbering::Automatic(next)) = next { next } else { 0 };
+                let is_manual = number.is_ok();
+                let at = number.unwrap_or(automatic);
+                self.next = Some(if is_manual { Numbering::Manual } else { Numbering::Automatic(at + 1) });
+                self.positional.get(at).cloned().ok_or_else(|| wrong(format!("there is no argument {at} to format")))?
+            }
+        };
+        while !rest.is_empty() {
+            let (key, after) = match rest.strip_prefix('[').and_then(|inside| inside.split_once(']')) {
+                Some(found) => found,
+                None => {
+                    let name = rest.trim_start_matches('.');
+                    name.split_at(name.find(['.', '[']).unwrap_or(name.len()))
+                }
+            };
+            if key.is_empty() {
+                return Err(wrong(format!("cannot read the field {name:?} of a format")));
+            }
+            let item =
+                key.parse::<usize>().map_or_else(|_| value.get_item(&key.into()), |at| value.get_item(&at.into()));
+            value = existing(item?, key)?;
+            rest = after;
+        }
+        Ok(value)
+    }
+}
+
+/// How many bytes of `text` are a field, whose `}` follows.
+fn field_length(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => return Some(at),
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Whether Python has a list there, and not a tuple.
+pub(super) fn is_list(value: &Value) -> bool {
     value.kind() == ValueKind::Seq && value.downcast_object_ref::<Tuple>().is_none()
 }
 
@@ -112,6 +250,7 @@ fn write_repr(state: &State, value: &Value, depth: usize, out: &mut String) -> J
             }
             out.push('}');
         }
+        ValueKind::Undefined => out.push_str("Undefined"),
         _ => match float(value) {
             Some(number) => out.push_str(&python_float(number)),
             None => out.push_str(&value.to_string()),
@@ -145,255 +284,4 @@ fn write_string(text: &str, out: &mut String) {
 /// Rust escapes what Python does. A mark that joins the character before it is printed as it is.
 fn is_printable(c: char) -> bool {
     !c.is_control() && format!("x{c}").escape_debug().nth(1) != Some('\\')
-}
-
-/// Python's methods of strings, lists and mappings.
-pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Jinja<Value> {
-    if name == "index" && value.kind() == ValueKind::Seq {
-        let (item,): (Value,) = from_args(args)?;
-        let at = value.try_iter()?.position(|other| other == item);
-        let at = at.ok_or_else(|| repr(state, &item).map(|item| wrong(format!("{item} is not in list"))));
-        return at.map(Value::from).or_else(|error| Err(error?));
-    }
-    let beyond = value.as_str().map(|text| string_method(text, name, args));
-    match beyond.transpose()?.flatten() {
-        Some(result) => Ok(result),
-        None => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
-    }
-}
-
-/// Methods of strings that `minijinja_contrib` lacks, or has differently.
-fn string_method(text: &str, name: &str, args: &[Value]) -> Jinja<Option<Value>> {
-    let result = match name {
-        "removeprefix" => from_args(args).map(|(p,): (&str,)| text.strip_prefix(p).unwrap_or(text).into())?,
-        "removesuffix" => from_args(args).map(|(s,): (&str,)| text.strip_suffix(s).unwrap_or(text).into())?,
-        // Of three parts, of which the last two, or the first two, are empty without the separator.
-        "partition" | "rpartition" => {
-            let (separator,): (&str,) = from_args(args)?;
-            let parts = match (name, text.split_once(separator), text.rsplit_once(separator)) {
-                ("partition", Some((before, after)), _) | (_, _, Some((before, after))) => [before, separator, after],
-                ("partition", None, _) => [text, "", ""],
-                _ => ["", "", text],
-            };
-            Value::from_object(Tuple::new(parts.map(Value::from).to_vec()))
-        }
-        "rsplit" => {
-            let (separator, limit): (&str, Option<usize>) = from_args(args)?;
-            let parts = text.rsplitn(limit.map_or(usize::MAX, |n| n.saturating_add(1)), separator);
-            let mut parts: Vec<Value> = parts.map(Value::from).collect();
-            parts.reverse();
-            parts.into()
-        }
-        "title" => {
-            let () = from_args(args)?;
-            let mut out = String::with_capacity(text.len());
-            let mut in_word = false;
-            for c in text.chars() {
-                if in_word {
-                    out.extend(c.to_lowercase())
-                } else {
-                    out.extend(c.to_uppercase())
-                }
-                in_word = c.is_alphabetic();
-            }
-            out.into()
-        }
-        "casefold" => {
-            let () = from_args(args)?;
-            text.to_lowercase().into()
-        }
-        "swapcase" => {
-            let () = from_args(args)?;
-            let swapped =
-                |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
-            text.chars().map(swapped).collect::<String>().into()
-        }
-        "index" | "rindex" => {
-            let (part,): (&str,) = from_args(args)?;
-            let at = if name == "index" { text.find(part) } else { text.rfind(part) };
-            text[..at.ok_or_else(|| wrong("substring not found"))?].chars().count().into()
-        }
-        "zfill" => {
-            let (width,): (usize,) = from_args(args)?;
-            let sign = &text[..text.starts_with(['+', '-']).into()];
-            let zeros = missing(text, width)?;
-            format!("{sign}{}{}", "0".repeat(zeros), &text[sign.len()..]).into()
-        }
-        "center" | "ljust" | "rjust" => {
-            let (width, fill): (usize, Option<char>) = from_args(args)?;
-            pad(text, name, width, fill.unwrap_or(' '))?.into()
-        }
-        "expandtabs" => {
-            let (size,): (Option<usize>,) = from_args(args)?;
-            let size = size.unwrap_or(8);
-            let (mut out, mut column) = (String::new(), 0);
-            for c in text.chars() {
-                match c {
-                    '\t' if size == 0 => {}
-                    '\t' => {
-                        let spaces = bounded(size - column % size)?;
-                        out.extend(std::iter::repeat_n(' ', spaces));
-                        column += spaces;
-                    }
-                    c => {
-                        out.push(c);
-                        column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
-                    }
-                }
-            }
-            out.into()
-        }
-        _ => return Ok(None),
-    };
-    Ok(Some(result))
-}
-
-/// How many characters `text` is short of `width`.
-fn missing(text: &str, width: usize) -> Jinja<usize> {
-    bounded(width.saturating_sub(text.chars().count()))
-}
-
-/// What padding writes costs no fuel, so there is a limit.
-fn bounded(count: usize) -> Jinja<usize> {
-    if count > 1 << 16 { Err(wrong("padding is at most 65536 characters")) } else { Ok(count) }
-}
-
-fn pad(text: &str, place: &str, width: usize, fill: char) -> Jinja<String> {
-    let missing = missing(text, width)?;
-    let before = match place {
-        "ljust" => 0,
-        "rjust" => missing,
-        // The odd one stands before where the width is odd too.
-        _ => missing / 2 + (missing & width & 1),
-    };
-    let of = |count| std::iter::repeat_n(fill, count).collect::<String>();
-    Ok(of(before) + text + &of(missing - before))
-}
-
-/// Whether Python iterates over the value; templates ask this of a message's `content`. Slices and concatenations are
-/// lazy here and lists in Python, so what Python cannot index (`keys()`) is not told from a sequence.
-pub(super) fn is_iterable(value: &Value) -> bool {
-    use ValueKind::{Iterable, Map, Seq, String, Undefined};
-    matches!(value.kind(), Undefined | String | Seq | Map | Iterable)
-}
-
-/// Jinja2's `default`, whose second argument templates also give by name.
-pub(super) fn default(value: Value, positional: Rest<Value>, named: Kwargs) -> Jinja<Value> {
-    // None is a value to fall back on.
-    let option = |i: usize, name: &str| match positional.get(i) {
-        None if named.has(name) => named.get(name).map(Some),
-        given => Ok(given.cloned()),
-    };
-    let other: Option<Value> = option(0, "default_value")?;
-    let falsy_too = option(1, "boolean")?.is_some_and(|falsy_too| falsy_too.is_true());
-    named.assert_all_used()?;
-    let keep = !value.is_undefined() && (!falsy_too || value.is_true());
-    Ok(if keep { value } else { other.unwrap_or_else(|| "".into()) })
-}
-
-/// Jinja2's `int`: the default, or 0, for what is no number.
-pub(super) fn int(
-    state: &State,
-    value: &Value,
-    default: Option<Value>,
-    base: Option<u32>,
-    named: Kwargs,
-) -> Jinja<Value> {
-    let default = default.or(named.get("default")?).unwrap_or_else(|| 0.into());
-    let base = base.or(named.get("base")?);
-    named.assert_all_used()?;
-    let trimmed = value.as_str().map(|text| text.trim().into());
-    let number = filters::int(state, trimmed.as_ref().unwrap_or(value), None, base, no_options());
-    Ok(number.unwrap_or(default))
-}
-
-/// Jinja2's `float`: the default, or 0.0, for what is no number.
-pub(super) fn to_float(state: &State, value: &Value, default: Option<Value>, named: Kwargs) -> Jinja<Value> {
-    let default = default.or(named.get("default")?).unwrap_or_else(|| 0.0.into());
-    named.assert_all_used()?;
-    Ok(filters::float(state, value, None, no_options()).unwrap_or(default))
-}
-
-/// Jinja2's `string`.
-pub(super) fn string(state: &State, value: &Value) -> Jinja<Value> {
-    match float(value) {
-        Some(number) => Ok(python_float(number).into()),
-        None if is_container(value) => repr(state, value).map(Value::from),
-        None => filters::string(state, value),
-    }
-}
-
-/// Jinja2's `join`.
-pub(super) fn join(
-    state: &State,
-    value: &Value,
-    separator: Option<Value>,
-    attribute: Option<Value>,
-    named: Kwargs,
-) -> Jinja<String> {
-    let separator = separator.or(named.get("d")?).map_or_else(String::new, |separator| separator.to_string());
-    let attribute = attribute.or(named.get("attribute")?);
-    named.assert_all_used()?;
-    let letters = |text: &str| text.chars().map(Value::from).collect::<Vec<_>>();
-    let items = value.as_str().map_or_else(|| Ok(value.try_iter()?.collect()), |text| Jinja::Ok(letters(text)))?;
-    let mut out = String::new();
-    for (i, item) in items.into_iter().enumerate() {
-        let item = match &attribute {
-            Some(attribute) => at_path(&item, attribute)?,
-            None => item,
-        };
-        let text = string(state, &item)?.to_string();
-        state.consume_fuel(1 + (separator.len() + text.len()) as u64 / 64)?;
-        out.push_str(if i > 0 { &separator } else { "" });
-        out.push_str(&text);
-    }
-    Ok(out)
-}
-
-/// What an `attribute` of Jinja2's filters names: a number, or names and numbers with dots between them.
-fn at_path(item: &Value, path: &Value) -> Jinja<Value> {
-    let Some(path) = path.as_str() else { return item.get_item(path) };
-    let step = |item: Value, name: &str| match name.parse::<usize>() {
-        Ok(index) => item.get_item(&index.into()),
-        Err(_) => item.get_item(&name.into()),
-    };
-    path.split('.').try_fold(item.clone(), step)
-}
-
-/// Jinja2's `callable`.
-pub(super) fn is_callable(value: &Value) -> bool {
-    value.kind() == ValueKind::Plain && value.as_object().is_some()
-}
-
-/// Jinja2's `center`.
-pub(super) fn center(text: &str, width: Option<usize>) -> Jinja<String> {
-    pad(text, "center", width.unwrap_or(80), ' ')
-}
-
-/// Jinja2's `wordcount`.
-pub(super) fn wordcount(text: &str) -> usize {
-    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
-}
-
-/// Jinja2's `truncate`, with `length`, `killwords`, `end` and `leeway` in this order or by name.
-pub(super) fn truncate(text: &str, positional: Rest<Value>, named: Kwargs) -> Jinja<String> {
-    let option = |i: usize, name| match positional.get(i) {
-        Some(value) => Ok(Some(value.clone())),
-        None => named.get::<Option<Value>>(name),
-    };
-    let length = option(0, "length")?.map_or(Ok(255), usize::try_from)?;
-    let kill_words = option(1, "killwords")?.is_some_and(|value| value.is_true());
-    let end = option(2, "end")?.map_or_else(|| "...".to_owned(), |value| value.to_string());
-    let leeway = option(3, "leeway")?.map_or(Ok(5), usize::try_from)?;
-    named.assert_all_used()?;
-    let Some(kept) = length.checked_sub(end.chars().count()) else {
-        return Err(wrong(format!("truncate: expected a length of at least {}, got {length}", end.chars().count())));
-    };
-    if text.chars().count() <= length.saturating_add(leeway) {
-        return Ok(text.to_owned());
-    }
-    let kept: String = text.chars().take(kept).collect();
-    let whole_words =
-        if kill_words { &kept } else { kept.rsplit_once(' ').map_or(kept.as_str(), |(before, _)| before) };
-    Ok(whole_words.to_owned() + &end)
 }

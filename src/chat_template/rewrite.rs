@@ -13,6 +13,9 @@ pub(super) const PERCENT: &str = "__percent__";
 /// - `{% generation %} … {% endgeneration %}`, transformers' own tag, marks the text to train on. MiniJinja takes no new
 ///   tags, but `with` renders the same: both are a scope of their own, and the tags stay in place for white space control.
 /// - `a % b` formats where `a` is a string, and MiniJinja's operators cannot be changed: it becomes a call of [`PERCENT`].
+/// - `+a` is `a`.
+/// - A macro's default that names a parameter before it is evaluated before there are parameters: a statement in the macro
+///   does it then.
 pub(super) struct Rewritten {
     pub(super) source: String,
     /// What was written in place of other text: its bytes in `source`, and those of the other in the template.
@@ -38,7 +41,10 @@ impl Rewritten {
                         original[at..].match_indices("{%").find(|&(i, _)| keyword(&original[at + i..]) == "endraw");
                     at = end.map_or(original.len(), |(i, _)| at + i);
                 }
-                _ => percents(tag, start, &mut edits),
+                "macro" if let Some(text) = with_late_defaults(tag) => {
+                    edits.push((start..at, Rewritten::new(&text).source));
+                }
+                _ => operators(tag, start, &mut edits),
             }
         }
         // Stable, so what ends an operand stands before what follows it. What is put in stands before what is replaced.
@@ -87,13 +93,13 @@ enum Token {
     Outer,
 }
 
-/// Write each `a % b` of a tag, which stands at this byte of the template, as a call.
-fn percents(tag: &str, at: usize, edits: &mut Vec<Edit>) {
+/// Write each `a % b` of a tag, which stands at this byte of the template, as a call, and leave out each `+` before an operand.
+fn operators(tag: &str, at: usize, edits: &mut Vec<Edit>) {
     let Some(inside) = tag.get(2..tag.len().max(4) - 2).filter(|_| !tag.starts_with("{#")) else { return };
     let at = at + 2 + usize::from(inside.starts_with(['-', '+']));
     let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside);
     let inside = inside.strip_suffix(['-', '+']).unwrap_or(inside);
-    if !inside.contains('%') {
+    if !inside.contains(['%', '+']) {
         return;
     }
     // For each open bracket, and for none: where a product began, and whether the right operand of a `%` is being read.
@@ -102,6 +108,9 @@ fn percents(tag: &str, at: usize, edits: &mut Vec<Edit>) {
     let mut end = 0;
     while let Some(range) = next_token(inside, end) {
         end = range.end;
+        if &inside[range.clone()] == "+" && !words.after_operand {
+            edits.push((at + range.start..at + end, " ".to_owned()));
+        }
         let token = words.token(&inside[range.clone()]);
         let depth = levels.len();
         let (product, in_operand) = levels.last_mut().expect("the outermost is not closed");
@@ -157,6 +166,45 @@ impl Words {
         self.after_operand = ends_operand;
         token
     }
+}
+
+/// A name that no template sets.
+const UNSET: &str = "__unset__";
+
+/// The tag of a macro without the defaults that name parameters before them, and statements that set those; `None` where there
+/// are none.
+fn with_late_defaults(tag: &str) -> Option<String> {
+    let inside = tag.strip_suffix("%}")?;
+    let (mut names, mut late) = (Vec::new(), Vec::new());
+    // Where the default begins that is being read, and whether it is a late one.
+    let mut default: Option<(usize, bool)> = None;
+    let (mut depth, mut end) = (0, 0);
+    while let Some(range) = next_token(inside, end) {
+        end = range.end;
+        let token = &inside[range.clone()];
+        if depth == 1 && matches!(token, "," | ")") {
+            late.extend(
+                default.take().filter(|(_, is_late)| *is_late).map(|(from, _)| (names.len() - 1, from..range.start)),
+            );
+        }
+        match (token, &mut default) {
+            ("(" | "[" | "{", _) if range.start > 1 => depth += 1,
+            (")" | "]" | "}", _) => depth -= 1,
+            ("=", default @ None) if depth == 1 && !names.is_empty() => *default = Some((end, false)),
+            (name, None) if depth == 1 && name != "," => names.push(name),
+            (name, Some((_, is_late))) => *is_late |= name != UNSET && names[..names.len() - 1].contains(&name),
+            _ => {}
+        }
+    }
+    let close = &tag[inside.trim_end_matches(['-', '+']).len()..];
+    let (mut text, mut statements, mut done) = (String::new(), String::new(), 0);
+    for (name, default) in late {
+        let (name, value) = (names[name], &tag[default.clone()]);
+        text.extend([&tag[done..default.start], UNSET]);
+        done = default.end;
+        statements.push_str(&format!("{{% set {name} = ({value}) if {name} is undefined else {name} {close}"));
+    }
+    (done > 0).then(|| text + &tag[done..] + &statements)
 }
 
 /// The bytes of the token that follows this byte: a word, a number, a string, an operator or a bracket.
@@ -240,6 +288,8 @@ mod tests {
             "endgeneration",
             "raw",
             "endraw",
+            "macro",
+            "{% macro m(x, y=",
             "if",
             "x",
             "é",

@@ -60,7 +60,7 @@ pub fn hub(offline: bool) -> Result<Hub> {
     let is_set = |text: String| ["1", "ON", "YES", "TRUE"].contains(&text.to_uppercase().as_str());
     Ok(Hub::new(HubOptions {
         endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()),
-        token: token(&home)?,
+        token: if variable("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(is_set) { None } else { token(&home)? },
         is_offline: offline || variable("HF_HUB_OFFLINE").is_some_and(is_set),
         proxy: Proxy::from_environment(),
         ..HubOptions::new(cache)

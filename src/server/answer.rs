@@ -67,6 +67,10 @@ struct Choice {
     is_cut: bool,
 }
 
+fn has_cut_call(parts: &[Part]) -> bool {
+    parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }))
+}
+
 /// What is new.
 enum Update {
     Reading { done: usize, total: usize },
@@ -182,7 +186,7 @@ impl Answer {
             None if text.is_empty() => Vec::new(),
             None => vec![Part::Content(text)],
         };
-        choice.is_cut |= parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
+        choice.is_cut |= has_cut_call(&parts);
         Ok(Update::Delta(ChoiceDelta { index, parts, tokens, finish_reason: None }))
     }
 
@@ -210,7 +214,7 @@ impl Answer {
         let parts = choice.parser.as_mut().map(Parser::finish).unwrap_or_default();
         let begins_call = |part: &Part| matches!(part, Part::CallBegin { .. });
         let has_called = choice.calls > 0 || parts.iter().any(begins_call);
-        choice.is_cut |= parts.iter().any(|part| matches!(part, Part::CallEnd { is_whole: false }));
+        choice.is_cut |= has_cut_call(&parts);
         let is_of_calls = reason == FinishReason::Stop && has_called && !choice.is_cut;
         let finish_reason = if is_of_calls { "tool_calls" } else { finish_reason };
         Ok(Update::Delta(ChoiceDelta { index, parts, tokens: Vec::new(), finish_reason: Some(finish_reason) }))

@@ -64,6 +64,9 @@ impl Tokenizer {
                 templates.insert(name.to_owned(), template);
             }
         }
+        if let Some(listed) = config.remove("added_tokens_decoder") {
+            add_listed(&mut inner, &checkpoint.path(CONFIG), listed)?;
+        }
         let special_tokens = special_tokens([checkpoint.json("special_tokens_map.json")?.unwrap_or_default(), config]);
         mark_special(&mut inner, special_tokens.values()).map_err(|e| Error::malformed(&path, e))?;
 
@@ -250,11 +253,26 @@ fn special_tokens<const N: usize>(files: [Map<String, Value>; N]) -> BTreeMap<St
     entries.filter_map(|(name, token)| Some((name, text(&token)?))).collect()
 }
 
+/// Tokens that `added_tokens_decoder` lists and `tokenizer.json` lacks, or has with other properties: they get the next ids, in
+/// the order of those listed, as in transformers.
+fn add_listed(inner: &mut Inner, path: &Path, listed: Value) -> Result<()> {
+    let expected = "an object of added tokens by their ids";
+    let tokens = serde_json::from_value::<BTreeMap<u32, AddedToken>>(listed.clone());
+    let tokens = tokens.map_err(|_| Error::field(path, "added_tokens_decoder", listed, expected))?;
+    let known = inner.get_added_vocabulary().get_added_tokens_decoder();
+    let is_new = |token: &AddedToken| {
+        let same = |known: &AddedToken| serde_json::to_value(known).ok() == serde_json::to_value(token).ok();
+        !known.values().any(same)
+    };
+    let tokens: Vec<AddedToken> = tokens.into_values().filter(is_new).collect();
+    inner.add_tokens(tokens).map(drop).map_err(|e| Error::malformed(path, e))
+}
+
 /// A token that a configuration calls special is one, even where `tokenizer.json` does not say so.
 fn mark_special<'a>(inner: &mut Inner, tokens: impl Iterator<Item = &'a String>) -> tokenizers::Result<usize> {
     let unmarked =
         |token: &&String| inner.token_to_id(token).is_some() && !inner.get_added_vocabulary().is_special_token(token);
-    let known = inner.get_added_vocabulary().get_added_tokens_decoder().clone();
+    let known = inner.get_added_vocabulary().get_added_tokens_decoder();
     let known = |text: &String| known.values().find(|token| token.content == *text).cloned();
     let special =
         |text: &String| AddedToken { special: true, ..known(text).unwrap_or_else(|| AddedToken::from(text, true)) };

@@ -292,6 +292,22 @@ fn a_token_that_a_configuration_calls_special_is_not_printed() {
 }
 
 #[test]
+fn tokens_that_only_the_configuration_lists_are_added_in_the_order_of_their_ids() {
+    let mut vocabulary = words(&["<unk>", "a", "b"], Value::Null);
+    vocabulary["pre_tokenizer"] = Value::Null;
+    let token = |content: &str, special: bool, rstrip: bool| {
+        json!({"content": content, "single_word": false, "lstrip": false, "rstrip": rstrip, "normalized": false,
+               "special": special})
+    };
+    let listed =
+        json!({"10": token("<two>", false, false), "3": token("<one>", true, true), "1": token("a", true, false)});
+    let config = ("tokenizer_config.json", json!({"added_tokens_decoder": listed}));
+    let tokenizer = tokenizer(&[("tokenizer.json", vocabulary), config]).unwrap();
+    assert_eq!(tokenizer.encode("a<one> b<two>", true).unwrap(), [1, 3, 2, 4]);
+    assert_eq!(tokenizer.decode(&[1, 3, 2, 4]).unwrap(), "b <two>");
+}
+
+#[test]
 fn lengths_that_the_tokenizer_was_trained_with_do_not_count() {
     let mut json = words(&["a", "b", "c", "[PAD]"], Value::Null);
     json["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});

@@ -114,6 +114,9 @@ fn fields<S: Simd, const BITS: u32>(s: S, w: &Matrix, affine: &Affine, first: us
     });
 }
 
+/// Words of a cache line.
+pub(super) const LINE: usize = 16;
+
 /// Some rows of words, to be read side by side; rows that there are not are the last one.
 pub(super) struct Rows<'a> {
     words: &'a [u32],
@@ -151,6 +154,14 @@ impl<'a> Rows<'a> {
         from_fn(|lane| self.words.as_ptr().wrapping_add(self.starts[lane] + i))
     }
 
+    /// Where a cache line of words of the first row begins, from word `i` on, if the other rows follow it and have one too.
+    #[inline(always)]
+    pub fn line<S: Simd>(&self, _: S, i: usize) -> Option<*const u32> {
+        let whole = self.starts[S::LANES - 1] == self.starts[0] + (S::LANES - 1) * self.width && i + LINE <= self.width;
+        assert!(self.starts[S::LANES - 1] + self.width <= self.words.len());
+        whole.then(|| self.words.as_ptr().wrapping_add(self.starts[0] + i))
+    }
+
     /// Begin to bring words from `i` on near, as many as a cache line of each of LANES rows has.
     #[inline(always)]
     pub fn prefetch<S: Simd>(&self, s: S, i: usize) {
@@ -160,7 +171,7 @@ impl<'a> Rows<'a> {
     }
 
     /// `n` words from `i` on of each row, and zeros.
-    pub fn copied(&self, i: usize, n: usize) -> [[u32; 16]; 16] {
+    pub fn copied(&self, i: usize, n: usize) -> [[u32; LINE]; 16] {
         self.starts.map(|start| padded(&self.words[start + i..][..n]))
     }
 }

@@ -130,6 +130,14 @@ fn the_token_is_for_the_hub_alone() {
     }
     assert!(hub.requests().iter().any(|request| request.is_cdn));
     assert_eq!(format!("{:?}", with_token(&hub, scratch.path())).matches(TOKEN).count(), 0);
+    // Nobody asks where that is forbidden.
+    let before = hub.requests().len();
+    hub.put("org/secret", Repository { token: Some(TOKEN.to_owned()), ..demo() });
+    let mut command = program(env!("CARGO_BIN_EXE_mlx_lm"), &hub, scratch.path());
+    let command = command.args(["pull", "org/secret"]).env("HF_TOKEN", TOKEN);
+    assert!(!command.env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1").output().unwrap().status.success());
+    let anonymous = &hub.requests()[before..];
+    assert!(!anonymous.is_empty() && anonymous.iter().all(|request| !request.headers.contains_key("authorization")));
 }
 
 #[test]

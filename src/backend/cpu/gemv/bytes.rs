@@ -1,25 +1,24 @@
 //! One vector with weights of 2, 4 or 8 bits: the whole numbers of 16 bits as two bytes each, of which an instruction multiplies
 //! four in each lane.
 //!
-//! A vector of words of a row meets the numbers that belong to it, which stay in registers for sixteen rows. What the lanes of
+//! A vector of words of a row meets the numbers that belong to it, which stay in registers for as many rows as there are lanes. What the lanes of
 //! these rows hold is added up by turning it, until a lane holds a row. Whole numbers are exact, so that sums are those of
 //! [`super::fixed_point`].
 
-use std::array::from_fn;
 use std::ops::Range;
 
 use crate::backend::cpu::fixed::{FixToken, add_group};
 use crate::backend::cpu::gemv::numbers::Numbers;
-use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::isa::{Simd, unrolled};
 use crate::backend::cpu::types::{Affine, Floats, Matrix, Values};
-use crate::backend::cpu::unpack::Rows;
+use crate::backend::cpu::unpack::{LINE, Rows};
 
-/// Vectors of words until they are used, when they are asked for from the second-level cache.
-const NEAR: usize = 2;
+/// Words until they are used, when they are asked for from the second-level cache.
+const NEAR: usize = 2 * LINE;
 
 /// A vector as whole numbers.
 pub(super) struct Vector {
-    /// As [`Simd::byte_fields`] meets them, `[vectors of words, fields of a byte, upper and lower bytes, LANES]`.
+    /// As [`Simd::dot_bytes`] takes them, `[vectors of words, upper and lower bytes, fields of a byte, LANES]`.
     bytes: Vec<u32>,
     /// Of the whole numbers of each group.
     scales: Vec<f32>,
@@ -45,8 +44,8 @@ impl Vector {
                 // A number is 256 times its upper byte and its lower one, which are both signed.
                 let upper = numbers.map(|number| ((number + 128) >> 8) as u8);
                 let lower = numbers.map(|number| number as u8);
-                bytes[at + 2 * j * S::LANES] = u32::from_le_bytes(upper);
-                bytes[at + (2 * j + 1) * S::LANES] = u32::from_le_bytes(lower);
+                bytes[at + j * S::LANES] = u32::from_le_bytes(upper);
+                bytes[at + (of_byte + j) * S::LANES] = u32::from_le_bytes(lower);
             }
         }
         Vector { bytes, scales: fixed.scales, sums: fixed.sums }
@@ -57,15 +56,21 @@ impl Vector {
 #[inline(always)]
 pub(super) fn products<S: Simd>(s: S, w: &Matrix, x: &Vector, rows: Range<usize>, next: usize, sums: &mut [f32]) {
     let Values::Affine(affine) = &w.values else { unreachable!("whole numbers are for quantized weights") };
-    match affine.bits {
-        2 => blocks::<S, 2>(s, w, affine, x, rows, next, sums),
-        4 => blocks::<S, 4>(s, w, affine, x, rows, next, sums),
-        _ => blocks::<S, 8>(s, w, affine, x, rows, next, sums),
+    match (affine.bits, affine.group_size * affine.bits as usize / 128) {
+        (2, 1) => blocks::<S, 2, 1>(s, w, affine, x, rows, next, sums),
+        (2, _) => blocks::<S, 2, 2>(s, w, affine, x, rows, next, sums),
+        (4, 1) => blocks::<S, 4, 1>(s, w, affine, x, rows, next, sums),
+        (4, 2) => blocks::<S, 4, 2>(s, w, affine, x, rows, next, sums),
+        (4, _) => blocks::<S, 4, 4>(s, w, affine, x, rows, next, sums),
+        (_, 2) => blocks::<S, 8, 2>(s, w, affine, x, rows, next, sums),
+        (_, 4) => blocks::<S, 8, 4>(s, w, affine, x, rows, next, sums),
+        (_, _) => blocks::<S, 8, 8>(s, w, affine, x, rows, next, sums),
     }
 }
 
+/// Groups of FOURS times four words. Where in a line they end is known when this is compiled, so that their sums stay in registers.
 #[inline(always)]
-fn blocks<S: Simd, const BITS: u32>(
+fn blocks<S: Simd, const BITS: u32, const FOURS: usize>(
     s: S,
     w: &Matrix,
     affine: &Affine,
@@ -76,66 +81,69 @@ fn blocks<S: Simd, const BITS: u32>(
 ) {
     let (width, groups) = (S::LANES, w.columns / affine.group_size);
     let words_of_row = w.columns / 32 * BITS as usize;
-    let fours_of_group = affine.group_size * BITS as usize / 128;
     let fields = (8 / BITS) as usize;
-    assert!(width == 16 && x.scales.len() == groups && x.sums.len() == groups && sums.len() == rows.len());
+    assert!(affine.group_size * BITS as usize == 128 * FOURS && sums.len() == rows.len());
+    assert!(x.scales.len() == groups && x.sums.len() == groups);
     assert!(x.bytes.len() == words_of_row.next_multiple_of(width) * 2 * fields);
-    let mut numbers = Numbers::new(s, affine, w.columns, width);
+    let mut numbers = Numbers::<1>::new(s, affine, w.columns);
     for first in rows.clone().step_by(width) {
         let next = if first + width < rows.end { first + width } else { next };
         let packed = Rows::new(affine.packed, words_of_row, first);
         let words_ahead = affine.packed.as_ptr().wrapping_add(next * words_of_row);
-        let mut acc = s.splat(0.0);
-        let (mut group, mut fours, mut dot) = (0, 0, s.splat_word(0));
-        for word in (0..words_of_row).step_by(width) {
-            let n = width.min(words_of_row - word);
-            if numbers.begin_with(group) && fours == 0 {
-                numbers.turn(s, group, first, next);
+        let (mut acc, mut dot) = (s.splat(0.0), s.splat_word(0));
+        for word in (0..words_of_row).step_by(LINE) {
+            let n = LINE.min(words_of_row - word);
+            if (word / 4).is_multiple_of(FOURS) && numbers.begin_with(word / 4 / FOURS) {
+                numbers.turn(s, word / 4 / FOURS, first, next);
             }
             let copies;
-            let starts = if n == width {
-                packed.at::<S>(word)
-            } else {
-                copies = packed.copied(word, n);
-                from_fn(|lane| copies[lane].as_ptr())
+            let (start, stride) = match packed.line(s, word) {
+                Some(start) => (start, words_of_row),
+                None => {
+                    copies = packed.copied(word, n);
+                    (copies.as_ptr().cast(), LINE)
+                }
             };
-            let mut dots = [s.splat_word(0); 16];
-            // SAFETY: rows have a word for each lane, and x has bytes for these words, as was checked.
-            unsafe {
-                let mut bytes = [[s.splat_word(0); 2]; 4];
-                for field in 0..fields {
-                    for part in 0..2 {
-                        bytes[field][part] = s.load_words(
-                            x.bytes.as_ptr().add((word / width * fields + field) * 2 * width + part * width),
-                        );
+            unrolled!(v < LINE / width, {
+                let at = word + v * width;
+                if at < words_of_row {
+                    let mut dots = [s.splat_word(0); 16];
+                    // SAFETY: rows have a line of words here, and x has bytes for as many vectors of words as a row has.
+                    unsafe {
+                        let mut bytes = [[s.splat_word(0); 4]; 2];
+                        for part in 0..2 {
+                            for field in 0..fields {
+                                let at = 2 * fields * at + (part * fields + field) * width;
+                                bytes[part][field] = s.load_words(x.bytes.as_ptr().add(at));
+                            }
+                        }
+                        for lane in 0..width {
+                            if v == 0 {
+                                s.prefetch_far(words_ahead.wrapping_add(word * width + lane * LINE));
+                                s.prefetch(start.wrapping_add(lane * stride + NEAR));
+                            }
+                            let words = s.load_words(start.add(lane * stride + v * width));
+                            dots[lane] = s.dot_bytes::<BITS>(words, &bytes[0], &bytes[1]);
+                        }
                     }
-                }
-                for lane in 0..width {
-                    s.prefetch_far(words_ahead.wrapping_add((word + lane) * width));
-                    s.prefetch(starts[lane].wrapping_add(NEAR * width));
-                    let words = s.load_words(starts[lane]);
-                    let mut dot = s.splat_word(0);
-                    unrolled!(j < fields, {
-                        dot = s.dot_bytes(s.byte_fields::<BITS>(words, j as u32), bytes[j % 4][0], dot);
+                    let of_fours = s.sum_fours(&dots);
+                    unrolled!(q < width / 4, {
+                        let four = at / 4 + q;
+                        if at + 4 * q < words_of_row {
+                            let begins = FOURS <= 4 && (v * width / 4 + q).is_multiple_of(FOURS);
+                            dot = if begins { of_fours[q % 4] } else { s.add_words(dot, of_fours[q % 4]) };
+                            let ends = (v * width / 4 + q + 1).is_multiple_of(FOURS.min(4));
+                            if ends && (FOURS <= 4 || (four + 1).is_multiple_of(FOURS)) {
+                                let group = four / FOURS;
+                                let (scales, biases) = numbers.of_group(s, group);
+                                // SAFETY: both are a vector.
+                                let numbers = unsafe { (s.load(scales.as_ptr()), s.load(biases.as_ptr())) };
+                                let x = (s.splat(x.scales[group]), s.splat(x.sums[group]));
+                                acc = add_group(s, acc, dot, x, numbers);
+                                dot = s.splat_word(0);
+                            }
+                        }
                     });
-                    dot = s.times_256(dot);
-                    unrolled!(j < fields, {
-                        dot = s.dot_bytes(s.byte_fields::<BITS>(words, j as u32), bytes[j % 4][1], dot);
-                    });
-                    dots[lane] = dot;
-                }
-            }
-            let of_fours = s.sum_quarters(&dots);
-            unrolled!(q < n / 4, {
-                dot = s.add_words(dot, of_fours[q % 4]);
-                fours += 1;
-                if fours == fours_of_group {
-                    let (scales, biases) = numbers.of_group(s, group);
-                    // SAFETY: both are a vector.
-                    let numbers = unsafe { (s.load(scales.as_ptr()), s.load(biases.as_ptr())) };
-                    let x = (s.splat(x.scales[group]), s.splat(x.sums[group]));
-                    acc = add_group(s, acc, dot, x, numbers);
-                    (group, fours, dot) = (group + 1, 0, s.splat_word(0));
                 }
             });
         }

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::backend::cpu::fixed::{FixToken, add_group};
 use crate::backend::cpu::gemv::numbers::Numbers;
-use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::isa::{Simd, unrolled};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{Affine, Floats, Matrix, Shared, Values};
@@ -90,8 +90,8 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
     let words_of_group = affine.group_size / 32 * BITS as usize;
     let step = words_of_group.max(S::LANES);
     assert!(step <= WORDS && sums.len() == x.tokens * rows.len());
-    let mut turned = [0; 2 * 16 * WORDS];
-    let mut numbers = Numbers::new(s, affine, w.columns, width);
+    let mut turned = Scratch::<u32>::new(WORDS * width);
+    let mut numbers = Numbers::<R>::new(s, affine, w.columns);
     let mut acc = Scratch::<f32>::new(x.tokens * width);
     for first in rows.clone().step_by(width) {
         let next = if first + width < rows.end { first + width } else { next };

@@ -11,19 +11,6 @@ use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{Affine, Floats, FloatsMut, Matrix, Shared, Values, typed};
 
-/// A loop of at most eight rounds whose index is a constant in each, as shifts want it.
-macro_rules! unrolled {
-    ($j:ident < $n:expr, $body:block) => {
-        unrolled!(@ $j, $n, $body, 0 1 2 3 4 5 6 7)
-    };
-    (@ $j:ident, $n:expr, $body:block, $($value:literal)*) => {
-        $({
-            let $j: usize = $value;
-            if $j < $n $body
-        })*
-    };
-}
-
 mod bytes;
 mod fixed_point;
 mod floats;
@@ -116,7 +103,7 @@ impl Layout {
             Values::Affine(Affine { bits: bits @ (2 | 4 | 8), group_size: group, .. }) => {
                 let fields = 32 / bits as usize;
                 let form = match x.bits() {
-                    16 if S::BYTES && x.len() == w.columns && bytes::takes(group, fields) => Form::Bytes,
+                    16 if bits <= S::BYTES && x.len() == w.columns && bytes::takes(group, fields) => Form::Bytes,
                     16 if S::WHOLE_NUMBERS => Form::FixedPoint,
                     _ => Form::Floats,
                 };

@@ -1,33 +1,28 @@
 //! Scales and biases of blocks of rows, turned so that a lane holds a row.
 
 use crate::backend::cpu::isa::Simd;
+use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::types::{Affine, Element, same_type, typed};
 
-/// The most groups whose numbers are turned at once: those of a vector of words of 16-bit numbers.
-const GROUPS: usize = 32;
-
-/// Scales and biases of as many groups of a block of rows as a vector of words of one row has.
-pub(super) struct Numbers<'a> {
+/// Scales and biases of as many groups of a block of R · LANES rows as a vector of words of one row has.
+pub(super) struct Numbers<'a, const R: usize> {
     affine: &'a Affine<'a>,
     /// Groups of a row.
     groups: usize,
-    /// Rows of a block.
-    rows: usize,
-    /// `[groups, scales and biases, rows]`.
-    table: [f32; GROUPS * 2 * 32],
+    /// `[groups, scales and biases, R · LANES]`.
+    table: Scratch<f32>,
     /// How many groups are turned at once: 2 to this power.
     shift: u32,
     /// Where the scales and biases begin that are read next.
     ahead: [*const u8; 2],
 }
 
-impl<'a> Numbers<'a> {
-    /// For blocks of `rows` rows, 32 at most.
-    pub fn new<S: Simd>(_: S, affine: &'a Affine<'a>, columns: usize, rows: usize) -> Self {
-        assert!(rows <= 32);
+impl<'a, const R: usize> Numbers<'a, R> {
+    pub fn new<S: Simd>(_: S, affine: &'a Affine<'a>, columns: usize) -> Self {
         let groups = columns / affine.group_size;
         let shift = (S::LANES * 32 / affine.scales.bits()).trailing_zeros();
-        Numbers { affine, groups, rows, table: [0.0; GROUPS * 2 * 32], shift, ahead: [std::ptr::null(); 2] }
+        let table = Scratch::new((1 << shift) * 2 * R * S::LANES);
+        Numbers { affine, groups, table, shift, ahead: [std::ptr::null(); 2] }
     }
 
     /// Whether those of groups from `group` on are to be turned next.
@@ -40,13 +35,14 @@ impl<'a> Numbers<'a> {
     /// one that begins at `next`.
     #[inline(always)]
     pub fn turn<S: Simd>(&mut self, s: S, group: usize, first: usize, next: usize) {
+        let rows = R * S::LANES;
         let following = group + (1 << self.shift);
         let (row, column) = if following < self.groups { (first, following) } else { (next, 0) };
-        let Numbers { affine, groups, rows, table, ahead, .. } = self;
+        let Numbers { affine, groups, table, ahead, .. } = self;
         typed!(Floats, affine.scales, scales => {
             for (i, from) in [scales, same_type(scales, affine.biases)].into_iter().enumerate() {
-                for lane in (0..*rows).step_by(S::LANES) {
-                    turn(s, from, *groups, first + lane, group, &mut table[i * *rows + lane..], 2 * *rows);
+                for lane in (0..rows).step_by(S::LANES) {
+                    turn(s, from, *groups, first + lane, group, &mut table[i * rows + lane..], 2 * rows);
                 }
                 ahead[i] = from.as_ptr().wrapping_add(row * *groups + column).cast();
             }
@@ -56,14 +52,15 @@ impl<'a> Numbers<'a> {
     /// Scales and biases of group `group`, a row to a lane. Those that are turned next are asked for as groups come.
     #[inline(always)]
     pub fn of_group<S: Simd>(&self, s: S, group: usize) -> (&[f32], &[f32]) {
+        let rows = R * S::LANES;
         let at = group & ((1 << self.shift) - 1);
         let bytes = self.groups * self.affine.scales.bits() / 8;
-        for row in (at * self.rows) >> self.shift..((at + 1) * self.rows) >> self.shift {
+        for row in (at * rows) >> self.shift..((at + 1) * rows) >> self.shift {
             for ahead in self.ahead {
                 s.prefetch(ahead.wrapping_add(row * bytes));
             }
         }
-        self.table[at * 2 * self.rows..][..2 * self.rows].split_at(self.rows)
+        self.table[at * 2 * rows..][..2 * rows].split_at(rows)
     }
 }
 
@@ -77,8 +74,9 @@ fn turn<S: Simd, E: Element>(s: S, values: &[E], n: usize, first: usize, at: usi
     for lane in 0..S::LANES {
         rows[lane] = values.as_ptr().wrapping_add((first + lane).min(last) * n + at).cast();
     }
-    let mut copies = [[0; 16]; 16];
+    let mut copies;
     if n - at < count {
+        copies = [[0; 16]; 16];
         for lane in 0..S::LANES {
             // SAFETY: so many values are left of the row, and a copy has room for more of them.
             unsafe { std::ptr::copy_nonoverlapping(rows[lane].cast::<E>(), copies[lane].as_mut_ptr().cast(), n - at) };

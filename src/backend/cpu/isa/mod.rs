@@ -5,6 +5,21 @@
 
 use half::{bf16, f16};
 
+/// A loop of at most eight rounds whose index is a constant in each, as shifts want it.
+macro_rules! unrolled {
+    ($j:ident < $n:expr, $body:block) => {
+        unrolled!(@ $j, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident, $n:expr, $body:block, $($value:literal)*) => {
+        $({
+            let $j: usize = $value;
+            if $j < $n $body
+        })*
+    };
+}
+
+pub(in crate::backend::cpu) use unrolled;
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -25,8 +40,8 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Whether products of whole numbers are there, and pay.
     const WHOLE_NUMBERS: bool;
-    /// Whether [`Simd::dot_bytes`] is there, with sixteen lanes.
-    const BYTES: bool = false;
+    /// The most bits of a weight that [`Simd::dot_bytes`] multiplies; 0 where it is not there.
+    const BYTES: u32 = 0;
     /// Lanes of f32.
     type F: Copy;
     /// Lanes of u32.
@@ -124,24 +139,16 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     fn bf16_of_words(self, words: Self::U, half: usize) -> Self::F;
     /// The lower (0) or upper (1) half of each word.
     fn f16_of_words(self, words: Self::U, half: usize) -> Self::F;
-    /// Value `index` of `BITS` bits (2, 4 or 8) of each byte, as a byte.
+    /// The sum, in each lane, of the products of its values of `BITS` bits with signed numbers of 16 bits: `upper[j]` and
+    /// `lower[j]` have, signed, the two bytes of those that meet value j of each byte.
     #[inline(always)]
-    fn byte_fields<const BITS: u32>(self, _words: Self::U, _index: u32) -> Self::U {
+    fn dot_bytes<const BITS: u32>(self, _words: Self::U, _upper: &[Self::U; 4], _lower: &[Self::U; 4]) -> Self::U {
         unreachable!("{WITHOUT_BYTES}")
     }
-    /// The sum of the products of the four numbers of 8 bits in each lane, those of `b` signed, added to `sum`.
+    /// Whole numbers of LANES rows, added up by fours: lane r of vector q, of the first LANES / 4, is the sum of lanes
+    /// `4q..4q + 4` of row r.
     #[inline(always)]
-    fn dot_bytes(self, _a: Self::U, _b: Self::U, _sum: Self::U) -> Self::U {
-        unreachable!("{WITHOUT_BYTES}")
-    }
-    /// Signed whole numbers times 256.
-    #[inline(always)]
-    fn times_256(self, _words: Self::U) -> Self::U {
-        unreachable!("{WITHOUT_BYTES}")
-    }
-    /// Whole numbers `[16, 16]`, added up by fours: lane r of vector q is the sum of lanes `4q..4q + 4` of row r.
-    #[inline(always)]
-    fn sum_quarters(self, _rows: &[Self::U; 16]) -> [Self::U; 4] {
+    fn sum_fours(self, _rows: &[Self::U; 16]) -> [Self::U; 4] {
         unreachable!("{WITHOUT_BYTES}")
     }
 }

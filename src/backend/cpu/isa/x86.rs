@@ -25,6 +25,7 @@ impl<const VNNI: bool> Avx2With<VNNI> {
 impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     const LANES: usize = 8;
     const WHOLE_NUMBERS: bool = true;
+    const BYTES: u32 = 4;
     type F = __m256;
     type U = __m256i;
 
@@ -238,6 +239,39 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
             _mm256_cvtph_ps(packed)
         }
     }
+    /// Pairs add up to 7,680 at most in 16 bits.
+    #[inline(always)]
+    fn dot_bytes<const BITS: u32>(self, words: __m256i, upper: &[__m256i; 4], lower: &[__m256i; 4]) -> __m256i {
+        unsafe {
+            let mask = _mm256_set1_epi8(((1u32 << BITS) - 1) as i8);
+            let (mut above, mut below) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            unrolled!(j < 8 / BITS as usize, {
+                let fields = _mm256_srl_epi32(words, _mm_cvtsi32_si128((j as u32 * BITS) as i32));
+                let fields = _mm256_and_si256(fields, mask);
+                above = _mm256_add_epi16(above, _mm256_maddubs_epi16(fields, upper[j % 4]));
+                below = _mm256_add_epi16(below, _mm256_maddubs_epi16(fields, lower[j % 4]));
+            });
+            let above = _mm256_madd_epi16(above, _mm256_set1_epi16(256));
+            _mm256_add_epi32(above, _mm256_madd_epi16(below, _mm256_set1_epi16(1)))
+        }
+    }
+    #[inline(always)]
+    fn sum_fours(self, rows: &[__m256i; 16]) -> [__m256i; 4] {
+        unsafe {
+            let mut fours = [_mm256_setzero_si256(); 2];
+            for i in 0..2 {
+                let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
+                let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+                let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+                fours[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+            }
+            let halves = [
+                _mm256_permute2x128_si256::<0x20>(fours[0], fours[1]),
+                _mm256_permute2x128_si256::<0x31>(fours[0], fours[1]),
+            ];
+            [halves[0], halves[1], _mm256_setzero_si256(), _mm256_setzero_si256()]
+        }
+    }
 }
 
 /// AVX-512 F, BW, DQ, VL and VNNI: Ice Lake and Zen 4 onwards.
@@ -314,7 +348,7 @@ fn turn_quarters(x: [__m512i; 4]) -> [__m512i; 4] {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const WHOLE_NUMBERS: bool = true;
-    const BYTES: bool = true;
+    const BYTES: u32 = 8;
     type F = __m512;
     type U = __m512i;
 
@@ -532,22 +566,26 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn byte_fields<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
+    fn dot_bytes<const BITS: u32>(self, words: __m512i, upper: &[__m512i; 4], lower: &[__m512i; 4]) -> __m512i {
         unsafe {
-            let fields = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
-            _mm512_and_si512(fields, _mm512_set1_epi8(((1u32 << BITS) - 1) as i8))
+            let mask = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
+            let mut dot = _mm512_setzero_si512();
+            unrolled!(j < 8 / BITS as usize, {
+                let fields =
+                    _mm512_and_si512(_mm512_srlv_epi32(words, _mm512_set1_epi32((j as u32 * BITS) as i32)), mask);
+                dot = _mm512_dpbusd_epi32(dot, fields, upper[j % 4]);
+            });
+            dot = _mm512_slli_epi32(dot, 8);
+            unrolled!(j < 8 / BITS as usize, {
+                let fields =
+                    _mm512_and_si512(_mm512_srlv_epi32(words, _mm512_set1_epi32((j as u32 * BITS) as i32)), mask);
+                dot = _mm512_dpbusd_epi32(dot, fields, lower[j % 4]);
+            });
+            dot
         }
     }
     #[inline(always)]
-    fn dot_bytes(self, a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, a, b) }
-    }
-    #[inline(always)]
-    fn times_256(self, words: __m512i) -> __m512i {
-        unsafe { _mm512_slli_epi32(words, 8) }
-    }
-    #[inline(always)]
-    fn sum_quarters(self, rows: &[__m512i; 16]) -> [__m512i; 4] {
+    fn sum_fours(self, rows: &[__m512i; 16]) -> [__m512i; 4] {
         unsafe {
             let mut fours = [_mm512_setzero_si512(); 4];
             for i in 0..4 {
