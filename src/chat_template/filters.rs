@@ -40,7 +40,7 @@ pub(super) fn add_to(env: &mut Environment) {
     env.add_filter("urlencode", urlencode);
     env.add_filter("wordcount", wordcount);
     env.add_filter("xmlattr", xmlattr);
-    env.add_function("cycler", Cycler::new);
+    env.add_function("cycler", cycler);
     env.add_function("dict", dict);
     env.add_function("joiner", minijinja_contrib::globals::joiner);
     env.add_function("namespace", namespace);
@@ -284,12 +284,10 @@ struct Cycler {
     at: AtomicUsize,
 }
 
-impl Cycler {
-    fn new(items: Rest<Value>) -> Jinja<Value> {
-        match items.to_vec() {
-            items if items.is_empty() => Err(wrong("cycler: expected at least one item")),
-            items => Ok(Value::from_object(Cycler { items, at: AtomicUsize::new(0) })),
-        }
+fn cycler(items: Rest<Value>) -> Jinja<Value> {
+    match items.to_vec() {
+        items if items.is_empty() => Err(wrong("cycler: expected at least one item")),
+        items => Ok(Value::from_object(Cycler { items, at: AtomicUsize::new(0) })),
     }
 }
 

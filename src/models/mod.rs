@@ -8,6 +8,7 @@ pub mod rope;
 mod block;
 mod gemma2;
 mod gemma3;
+mod gemma3_text;
 mod granite;
 mod leading;
 mod llama;
@@ -49,8 +50,8 @@ type ReadConfig = fn(&Fields) -> Result<DecoderConfig>;
 /// `model_type` of config.json, and how that family's configuration is read.
 const FAMILIES: [(&str, ReadConfig); 11] = [
     ("gemma2", gemma2::config),
-    ("gemma3", gemma3::multimodal_config),
-    ("gemma3_text", gemma3::config),
+    ("gemma3", gemma3::config),
+    ("gemma3_text", gemma3_text::config),
     ("granite", granite::config),
     ("llama", llama::config),
     ("mistral", mistral::config),

@@ -246,10 +246,15 @@ fn templates(path: &Path, found: Value) -> Result<BTreeMap<String, String>> {
     templates.ok_or_else(|| Error::field(path, "chat_template", found, expected))
 }
 
-/// `bos_token`, `eos_token`, … of several files; what a later one says counts.
+/// `bos_token`, `eos_token`, …, and those of a model that `extra_special_tokens` names, of several files; what a later one says counts.
 fn special_tokens<const N: usize>(files: [Map<String, Value>; N]) -> BTreeMap<String, String> {
     let text = |token: &Value| token.get("content").unwrap_or(token).as_str().map(str::to_owned);
-    let entries = files.into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    let named = |(name, token): (String, Value)| match token {
+        Value::Object(tokens) if name == "extra_special_tokens" => tokens,
+        token if name.ends_with("_token") => Map::from_iter([(name, token)]),
+        _ => Map::new(),
+    };
+    let entries = files.into_iter().flatten().flat_map(named);
     entries.filter_map(|(name, token)| Some((name, text(&token)?))).collect()
 }
 

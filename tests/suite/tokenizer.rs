@@ -287,8 +287,15 @@ fn eos_ids_come_from_every_file_that_names_one() {
 fn a_token_that_a_configuration_calls_special_is_not_printed() {
     let vocabulary = ("tokenizer.json", words(&["a", "<|im_end|>"], Value::Null));
     assert_eq!(tokenizer(std::slice::from_ref(&vocabulary)).unwrap().decode(&[0, 1]).unwrap(), "a <|im_end|>");
-    let config = ("tokenizer_config.json", json!({"eos_token": "<|im_end|>"}));
-    assert_eq!(tokenizer(&[vocabulary, config]).unwrap().decode(&[0, 1]).unwrap(), "a");
+    for tokens in [json!({"eos_token": "<|im_end|>"}), json!({"extra_special_tokens": {"boi": "<|im_end|>"}})] {
+        let config = ("tokenizer_config.json", tokens);
+        assert_eq!(tokenizer(&[vocabulary.clone(), config]).unwrap().decode(&[0, 1]).unwrap(), "a");
+    }
+    let config = json!({"extra_special_tokens": {"boi": "<|im_end|>"}, "chat_template": "{{ boi }}"});
+    let named = tokenizer(&[vocabulary, ("tokenizer_config.json", config)]).unwrap();
+    let conversation =
+        Conversation { messages: vec![json!({"role": "user", "content": "a"})], ..Conversation::default() };
+    assert_eq!(named.render(&conversation).unwrap(), "<|im_end|>");
 }
 
 #[test]

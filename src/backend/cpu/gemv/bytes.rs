@@ -135,10 +135,12 @@ fn blocks<S: Simd, const BITS: u32, const FOURS: usize>(
                             let ends = (v * width / 4 + q + 1).is_multiple_of(FOURS.min(4));
                             if ends && (FOURS <= 4 || (four + 1).is_multiple_of(FOURS)) {
                                 let group = four / FOURS;
-                                let (scales, biases) = numbers.of_group(s, group);
-                                // SAFETY: both are a vector.
-                                let numbers = unsafe { (s.load(scales.as_ptr()), s.load(biases.as_ptr())) };
-                                let x = (s.splat(x.scales[group]), s.splat(x.sums[group]));
+                                let numbers = numbers.of_group(s, group);
+                                // SAFETY: both are a vector, and x has a scale and a sum for each group.
+                                let (x, numbers) = unsafe {
+                                    let of_x = |values: &[f32]| s.splat(*values.get_unchecked(group));
+                                    ((of_x(&x.scales), of_x(&x.sums)), (s.load(numbers[0]), s.load(numbers[1])))
+                                };
                                 acc = add_group(s, acc, dot, x, numbers);
                                 dot = s.splat_word(0);
                             }

@@ -147,7 +147,7 @@ struct Group<'a> {
     /// `[words, R · LANES]`.
     words: &'a [u32],
     /// Scales and biases, `[R · LANES]` each.
-    numbers: (&'a [f32], &'a [f32]),
+    numbers: [*const f32; 2],
     /// `[tokens, group / 2]`.
     pairs: &'a [u32],
     /// `[tokens]`, as are the sums.
@@ -169,12 +169,11 @@ impl Group<'_> {
         let (width, pairs_of_word) = (R * S::LANES, (16 / BITS) as usize);
         let words = self.words.len() / width;
         let pairs = words * pairs_of_word;
-        let (scales, biases) = self.numbers;
-        assert!(scales.len() == width && biases.len() == width && acc.len() >= (token + B) * width);
+        assert!(acc.len() >= (token + B) * width);
         assert!(self.pairs.len() >= (token + B) * pairs && self.scales.len().min(self.sums.len()) >= token + B);
         // Sums of whole numbers are exact, so several can be under way where one would be waited for.
         let chains = (8 / (R * B)).clamp(1, 4);
-        // SAFETY: the lengths were checked.
+        // SAFETY: the lengths were checked; scales and biases are those of [`Numbers`].
         unsafe {
             let x = self.pairs.as_ptr().add(token * pairs);
             let mut dots = [[[s.splat_word(0); R]; 4]; B];
@@ -195,8 +194,7 @@ impl Group<'_> {
                 });
             }
             for r in 0..R {
-                let (scales, biases) =
-                    (s.load(scales.as_ptr().add(r * S::LANES)), s.load(biases.as_ptr().add(r * S::LANES)));
+                let [scales, biases] = self.numbers.map(|numbers| s.load(numbers.add(r * S::LANES)));
                 for t in 0..B {
                     let mut dot = dots[t][0][r];
                     for chain in 1..chains {

@@ -13,6 +13,8 @@ pub(super) struct Numbers<'a, const R: usize> {
     table: Scratch<f32>,
     /// How many groups are turned at once: 2 to this power.
     shift: u32,
+    /// Bytes of the scales of a row, and of the biases.
+    stride: usize,
     /// Where the scales and biases begin that are read next.
     ahead: [*const u8; 2],
 }
@@ -22,7 +24,8 @@ impl<'a, const R: usize> Numbers<'a, R> {
         let groups = columns / affine.group_size;
         let shift = (S::LANES * 32 / affine.scales.bits()).trailing_zeros();
         let table = Scratch::new((1 << shift) * 2 * R * S::LANES);
-        Numbers { affine, groups, table, shift, ahead: [std::ptr::null(); 2] }
+        let stride = groups * affine.scales.bits() / 8;
+        Numbers { affine, groups, table, shift, stride, ahead: [std::ptr::null(); 2] }
     }
 
     /// Whether those of groups from `group` on are to be turned next.
@@ -49,18 +52,24 @@ impl<'a, const R: usize> Numbers<'a, R> {
         });
     }
 
-    /// Scales and biases of group `group`, a row to a lane. Those that are turned next are asked for as groups come.
+    /// Scales and biases of group `group`, R · LANES each, a row to a lane. Those that are turned next are asked for as groups come.
     #[inline(always)]
-    pub fn of_group<S: Simd>(&self, s: S, group: usize) -> (&[f32], &[f32]) {
+    pub fn of_group<S: Simd>(&self, s: S, group: usize) -> [*const f32; 2] {
         let rows = R * S::LANES;
         let at = group & ((1 << self.shift) - 1);
-        let bytes = self.groups * self.affine.scales.bits() / 8;
-        for row in (at * rows) >> self.shift..((at + 1) * rows) >> self.shift {
-            for ahead in self.ahead {
-                s.prefetch(ahead.wrapping_add(row * bytes));
+        // As many rows as there are for each of the groups: R, or half as many where two numbers are a word.
+        let asked = |groups: usize| (groups * rows) >> self.shift;
+        for r in 0..R {
+            let row = asked(at) + r;
+            if row < asked(at + 1) {
+                for ahead in self.ahead {
+                    s.prefetch(ahead.wrapping_add(row * self.stride));
+                }
             }
         }
-        self.table[at * 2 * rows..][..2 * rows].split_at(rows)
+        // The table has `1 << shift` groups.
+        let scales = self.table.as_ptr().wrapping_add(at * 2 * rows);
+        [scales, scales.wrapping_add(rows)]
     }
 }
 
