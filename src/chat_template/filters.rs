@@ -85,13 +85,10 @@ fn to_float(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs
 /// Without what Python ignores in a number: white space around it, and single underscores between digits.
 fn number_text(text: &str) -> Value {
     let text = text.trim();
-    let digits = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_hexdigit()) && part.ends_with(|c: char| c.is_ascii_hexdigit())
-    };
-    let parts: Vec<&str> = text.split('_').collect();
-    let between =
-        |pair: &[&str]| pair[0].ends_with(|c: char| c.is_ascii_hexdigit()) && digits(&pair[1][..1.min(pair[1].len())]);
-    if parts.windows(2).all(between) { parts.concat().into() } else { text.into() }
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_hexdigit());
+    let is_between =
+        |(at, _): (usize, &str)| is_digit(text[..at].chars().next_back()) && is_digit(text[at + 1..].chars().next());
+    if text.match_indices('_').all(is_between) { text.replace('_', "").into() } else { text.into() }
 }
 
 /// Without arguments by name.

@@ -8,7 +8,7 @@ use super::Jinja;
 use super::arguments::wrong;
 use super::filters::{int, no_options, string};
 use super::json::{MAX_DEPTH, float, python_float};
-use super::methods::pad;
+use super::methods::bounded;
 
 /// `a % b`: formats where `a` is a string.
 pub(super) fn percent(state: &mut State, a: Value, b: Value) -> Jinja<Value> {
@@ -35,17 +35,12 @@ pub(super) fn percent(state: &mut State, a: Value, b: Value) -> Jinja<Value> {
         .map_err(wrong)?;
         let end = after.find(|c: char| c.is_ascii_alphabetic() || c == '%');
         let (options, conversion) = end.map_or((after, ""), |end| (&after[..end], &after[end..end + 1]));
-        known.extend([before, "%", options]);
+        known.extend([before, "%"]);
         rest = &after[options.len() + conversion.len()..];
         if matches!(conversion, "" | "%") {
-            known.push_str(conversion);
+            known.extend([options, conversion]);
             continue;
         }
-        known.push_str(match conversion {
-            "r" => "s",
-            "i" | "u" => "d",
-            other => other,
-        });
         let value = match name {
             None => args.next(),
             Some(_) if b.kind() != ValueKind::Map => return Err(wrong("format requires a mapping")),
@@ -54,7 +49,16 @@ pub(super) fn percent(state: &mut State, a: Value, b: Value) -> Jinja<Value> {
                 Some(existing(b.get_item(&name.into())?, name)?)
             }
         };
-        values.extend(value.map(|value| formatted(state, conversion, value)).transpose()?);
+        let is_text = matches!(conversion, "s" | "r");
+        known.extend([
+            if is_text { "" } else { options },
+            match conversion {
+                "r" => "s",
+                "i" | "u" => "d",
+                other => other,
+            },
+        ]);
+        values.extend(value.map(|value| formatted(state, options, conversion, value)).transpose()?);
     }
     known.push_str(rest);
     if !by_name && args.len() > 0 && b.kind() != ValueKind::Map && !is_list(&b) {
@@ -67,14 +71,44 @@ fn existing(value: Value, name: &str) -> Jinja<Value> {
     if value.is_undefined() { Err(wrong(format!("there is no {name:?} to format"))) } else { Ok(value) }
 }
 
-/// What `format` is given for a value and its conversion.
-fn formatted(state: &State, conversion: &str, value: Value) -> Jinja<Value> {
-    Ok(match conversion {
-        "r" => repr(state, &value)?.into(),
-        "s" if is_container(&value) => repr(state, &value)?.into(),
-        "d" | "i" | "u" if value.kind() == ValueKind::Number => int(state, &value, Rest(vec![]), no_options())?,
-        _ => value,
-    })
+/// What `format` is given for a value, its options and its conversion. Texts are complete already.
+fn formatted(state: &State, options: &str, conversion: &str, value: Value) -> Jinja<Value> {
+    let text = match conversion {
+        "r" => repr(state, &value)?,
+        "s" => string(state, &value)?.to_string(),
+        "d" | "i" | "u" if value.kind() == ValueKind::Number => return int(state, &value, Rest(vec![]), no_options()),
+        _ => return Ok(value),
+    };
+    let size = options.trim_start_matches(['-', '+', '0', '#', ' ']);
+    let align = if options[..options.len() - size.len()].contains('-') { '<' } else { '>' };
+    let text = format_text(&text, &format!("{align}{size}"))?;
+    text.map(Value::from).ok_or_else(|| wrong(format!("unsupported format {options:?}")))
+}
+
+/// A text as `[[fill]align][width][.precision][s]` says; `None` for another format.
+fn format_text(text: &str, spec: &str) -> Jinja<Option<String>> {
+    let spec = spec.strip_suffix('s').unwrap_or(spec);
+    let is_align = |c: &char| "<>^".contains(*c);
+    let mut chars = spec.chars();
+    let (fill, align, size) = match (chars.next(), chars.next()) {
+        (Some(fill), Some(align)) if is_align(&align) => (fill, align, chars.as_str()),
+        (Some(align), _) if is_align(&align) => (' ', align, &spec[1..]),
+        _ => (' ', '<', spec),
+    };
+    let (width, precision) = size.split_once('.').map_or((size, None), |(width, precision)| (width, Some(precision)));
+    let number = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<usize>().ok() };
+    let (Some(width), Some(precision)) = (number(width), precision.map_or(Some(usize::MAX), number)) else {
+        return Ok(None);
+    };
+    let text: String = text.chars().take(precision).collect();
+    let missing = bounded(width.saturating_sub(text.chars().count()))?;
+    let before = match align {
+        '<' => 0,
+        '>' => missing,
+        _ => missing / 2,
+    };
+    let of = |count| std::iter::repeat_n(fill, count).collect::<String>();
+    Ok(Some(of(before) + &text + &of(missing - before)))
 }
 
 /// `text.format(…)` with arguments by position and, in a mapping, by name.
@@ -138,18 +172,25 @@ impl Fields<'_> {
         if spec.is_empty() {
             return Ok(string(self.state, &value)?.to_string());
         }
+        if let Some(text) = value.as_str()
+            && let Some(text) = format_text(text, &spec)?
+        {
+            return Ok(text);
+        }
         let apply = |spec: &str, value| format(FormatStyle::StrFormat, &format!("{{:{spec}}}"), &[value]);
         let Some(spec) = spec.strip_suffix('%') else { return apply(&spec, value) };
         // The sign of percent counts for the width.
         let (place, precision) = spec.split_at(spec.find('.').unwrap_or(spec.len()));
         let number = f64::try_from(value)? * 100.0;
-        let digits = apply(&format!("{precision}f"), number.into())? + "%";
-        let width = place.trim_start_matches(|c: char| !c.is_ascii_digit());
-        match (place.strip_suffix(width).unwrap_or(""), width.parse()) {
-            ("", Ok(columns)) => pad(&digits, "rjust", columns, if width.starts_with('0') { '0' } else { ' ' }),
-            (_, Ok(_)) => apply(place, digits.into()),
-            (_, Err(_)) => Ok(digits),
-        }
+        let (place, sign) =
+            place.split_once('+').map_or((place.to_owned(), ""), |(place, rest)| (place.to_owned() + rest, "+"));
+        let digits = apply(&format!("{sign}{precision}f"), number.into())? + "%";
+        let place = match place.strip_prefix('0') {
+            Some(width) => format!("0>{width}"),
+            None if place.starts_with(|c: char| c.is_ascii_digit()) => format!(">{place}"),
+            None => place,
+        };
+        format_text(&digits, &place)?.ok_or_else(|| wrong(format!("unsupported format {spec:?}")))
     }
 
     /// The argument that a field names, and what it names of that: `0`, `name.key`, `name[key]`.
