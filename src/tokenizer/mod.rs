@@ -3,7 +3,7 @@
 //! The references are `tokenizer.json` as the `tokenizers` crate reads it, and the special tokens and chat templates
 //! that transformers' `AutoTokenizer` takes from the files next to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
@@ -264,11 +264,10 @@ fn add_listed(inner: &mut Inner, path: &Path, listed: Value) -> Result<()> {
     let expected = "an object of added tokens by their ids";
     let tokens = serde_json::from_value::<BTreeMap<u32, AddedToken>>(listed.clone());
     let tokens = tokens.map_err(|_| Error::field(path, "added_tokens_decoder", listed, expected))?;
-    let known = inner.get_added_vocabulary().get_added_tokens_decoder();
-    let is_new = |token: &AddedToken| {
-        let same = |known: &AddedToken| serde_json::to_value(known).ok() == serde_json::to_value(token).ok();
-        !known.values().any(same)
-    };
+    // Tokens compare by their content alone.
+    let all_of = |t: &AddedToken| (t.content.clone(), [t.single_word, t.lstrip, t.rstrip, t.normalized, t.special]);
+    let known: HashSet<_> = inner.get_added_vocabulary().get_added_tokens_decoder().values().map(all_of).collect();
+    let is_new = |token: &AddedToken| !known.contains(&all_of(token));
     let tokens: Vec<AddedToken> = tokens.into_values().filter(is_new).collect();
     inner.add_tokens(tokens).map(drop).map_err(|e| Error::malformed(path, e))
 }
