@@ -296,6 +296,11 @@ pub(super) fn pad(text: &str, place: &str, width: usize, fill: char) -> Jinja<St
         // The odd one stands before where the width is odd too.
         _ => missing / 2 + (missing & width & 1),
     };
+    Ok(filled(text, before, missing - before, fill))
+}
+
+/// `text` between so many of a character.
+pub(super) fn filled(text: &str, before: usize, after: usize, fill: char) -> String {
     let of = |count| std::iter::repeat_n(fill, count).collect::<String>();
-    Ok(of(before) + text + &of(missing - before))
+    of(before) + text + &of(after)
 }

@@ -8,7 +8,7 @@ use super::Jinja;
 use super::arguments::wrong;
 use super::filters::{int, no_options, string};
 use super::json::{MAX_DEPTH, float, python_float};
-use super::methods::bounded;
+use super::methods::{bounded, filled};
 
 /// `a % b`: formats where `a` is a string.
 pub(super) fn percent(state: &mut State, a: Value, b: Value) -> Jinja<Value> {
@@ -107,8 +107,7 @@ fn format_text(text: &str, spec: &str) -> Jinja<Option<String>> {
         '>' => missing,
         _ => missing / 2,
     };
-    let of = |count| std::iter::repeat_n(fill, count).collect::<String>();
-    Ok(Some(of(before) + &text + &of(missing - before)))
+    Ok(Some(filled(&text, before, missing - before, fill)))
 }
 
 /// `text.format(…)` with arguments by position and, in a mapping, by name.

@@ -130,8 +130,7 @@ fn blocks<S: Simd, const BITS: u32, const FOURS: usize>(
                     unrolled!(q < width / 4, {
                         let four = at / 4 + q;
                         if at + 4 * q < words_of_row {
-                            let begins = FOURS <= 4 && (v * width / 4 + q).is_multiple_of(FOURS);
-                            dot = if begins { of_fours[q % 4] } else { s.add_words(dot, of_fours[q % 4]) };
+                            dot = s.add_words(dot, of_fours[q % 4]);
                             let ends = (v * width / 4 + q + 1).is_multiple_of(FOURS.min(4));
                             if ends && (FOURS <= 4 || (four + 1).is_multiple_of(FOURS)) {
                                 let group = four / FOURS;
