@@ -440,6 +440,53 @@ mod tests {
         assert!(numbers == [1.0, 2.0] && failed.is_ok());
     }
 
+    /// Two outputs: one more than each number of the last input, in its memory if that can be, and whether it is there.
+    fn increased(inputs: &[&Array]) -> [Array; 2] {
+        let last = inputs.len() - 1;
+        let outputs = [Output::new(&[1], Dtype::Float32), Output::new(&[2], Dtype::Float32).in_place_of(last)];
+        let run = move |inputs: &[View], outputs: &mut [View]| {
+            let [is_at, more] = outputs else { unreachable!("two outputs") };
+            let is_in_place = more.is_at(&inputs[last]);
+            let (FloatsMut::F32(is_at), FloatsMut::F32(more)) = (is_at.floats_mut(), more.floats_mut()) else {
+                unreachable!()
+            };
+            if !is_in_place {
+                let Floats::F32(from) = inputs[last].floats() else { unreachable!() };
+                more.copy_from_slice(from);
+            }
+            more.iter_mut().for_each(|x| *x += 1.0);
+            is_at[0] = f32::from(u8::from(is_in_place));
+        };
+        node(c"a test", inputs, &outputs, run).unwrap().try_into().unwrap()
+    }
+
+    #[test]
+    fn memory_is_taken_over_from_an_input_that_nobody_else_has() {
+        Device::set_default(&Device::cpu());
+        let (go, wait) = std::sync::mpsc::channel();
+        let wait = Mutex::new(wait);
+        let slow = leaf(c"a test", &[&Array::from_f32(5.0)], &[2], Dtype::Float32, move |inputs, output| {
+            wait.lock().unwrap().recv().unwrap();
+            let (FloatsMut::F32(to), Floats::F32(from)) = (output.floats_mut(), inputs[0].floats()) else {
+                unreachable!()
+            };
+            to.fill(from[0]);
+        });
+        let [is_at, numbers] = increased(&[&slow.unwrap()]);
+        mlx_rs::transforms::async_eval([&is_at, &numbers]).unwrap();
+        // The pass that makes the numbers is under way when this one is submitted.
+        let going_on = std::thread::spawn(move || go.send(()).unwrap());
+        let [is_at_again, more] = increased(&[&is_at, &{ numbers }]);
+        mlx_rs::transforms::async_eval([&is_at_again, &more]).unwrap();
+        going_on.join().unwrap();
+        assert_eq!((is_at_again.as_slice::<f32>(), more.as_slice::<f32>()), (&[1.0][..], &[7.0, 7.0][..]));
+
+        let [is_at, still_more] = increased(&[&more]);
+        let others = more.as_slice::<f32>().to_vec();
+        assert_eq!((is_at.as_slice::<f32>(), still_more.as_slice::<f32>()), (&[0.0][..], &[8.0, 8.0][..]));
+        assert_eq!(others, [7.0, 7.0], "somebody else's numbers stay");
+    }
+
     #[test]
     fn a_computation_that_is_stopped_is_interrupted() {
         let stop = Arc::new(AtomicBool::new(false));

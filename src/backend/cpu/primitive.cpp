@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -90,10 +91,14 @@ struct Closure : mlx_lm_closure {
   ~Closure() { drop(state); }
 };
 
+// What a node makes besides its first output, until the arrays for it take it over.
+using Others = std::vector<std::optional<mx::array>>;
+
 class Node : public mx::Primitive {
  public:
-  Node(mx::Stream stream, std::shared_ptr<Closure> closure, std::vector<int> donors)
-      : Primitive(stream), closure_(std::move(closure)), donors_(std::move(donors)) {}
+  // `made` has the arrays to make, without memory; of all outputs, `donors` says whose they take over.
+  Node(mx::Stream stream, std::shared_ptr<Closure> closure, std::vector<int> donors, std::shared_ptr<Others> made)
+      : Primitive(stream), closure_(std::move(closure)), donors_(std::move(donors)), made_(std::move(made)) {}
 
   const char* name() const override { return "mlx_lm::Node"; }
 
@@ -101,13 +106,20 @@ class Node : public mx::Primitive {
     throw std::runtime_error("CPU kernels do not run on a GPU");
   }
 
-  // MLX keeps the buffers of inputs and outputs until all that is dispatched here has run; not the arrays.
+  // MLX keeps the buffers of inputs and of the first output until all that is dispatched here has run; not the arrays.
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     std::vector<mlx_lm_view> from, to;
     for (const auto& input : inputs) from.push_back(view(input));
-    for (size_t i = 0; i < outputs.size(); i++) {
-      auto& output = outputs[i];
-      if (donors_[i] >= 0 && can_take(inputs[donors_[i]], output)) {
+    bool waited = false;
+    for (size_t i = 0; i < donors_.size(); i++) {
+      auto& output = i == 0 ? outputs[0] : *(*made_)[i - 1];
+      bool takes = donors_[i] >= 0 && fits(inputs[donors_[i]], output);
+      // What made the input may be under way, and MLX holds it until then. Copying would take longer than waiting.
+      if (takes && !waited && !inputs[donors_[i]].is_donatable()) {
+        mx::synchronize(stream());
+        waited = true;
+      }
+      if (takes && inputs[donors_[i]].is_donatable()) {
         output.copy_shared_buffer(inputs[donors_[i]]);
       } else {
         try {
@@ -119,19 +131,43 @@ class Node : public mx::Primitive {
       to.push_back(view(output));
     }
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [closure = closure_, from = std::move(from), to = std::move(to)]() mutable {
+        [closure = closure_, made = *made_, from = std::move(from), to = std::move(to)]() mutable {
           closure->call(closure->state, from.data(), from.size(), to.data(), to.size());
         });
   }
 
  private:
-  static bool can_take(const mx::array& input, const mx::array& output) {
-    return input.is_donatable() && input.flags().row_contiguous && input.shape() == output.shape() &&
-        input.dtype() == output.dtype() && input.buffer_size() >= output.nbytes();
+  static bool fits(const mx::array& input, const mx::array& output) {
+    return input.flags().row_contiguous && input.shape() == output.shape() && input.dtype() == output.dtype() &&
+        input.buffer_size() >= output.nbytes();
   }
 
   std::shared_ptr<Closure> closure_;
   std::vector<int> donors_;
+  std::shared_ptr<Others> made_;
+};
+// An output of a node that is not its first. No sibling of that one, as MLX would have it: each of n siblings refers to all
+// others and to all inputs, which is work for n squared, and inputs with so many users are never given away.
+class Other : public mx::Primitive {
+ public:
+  Other(mx::Stream stream, std::shared_ptr<Others> made, size_t at) : Primitive(stream), made_(std::move(made)), at_(at) {}
+
+  const char* name() const override { return "mlx_lm::Other"; }
+
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("CPU kernels do not run on a GPU");
+  }
+
+  void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>& outputs) override {
+    auto& made = (*made_)[at_];
+    if (!made || !made->data_shared_ptr()) throw std::runtime_error("the node that makes this array was not computed");
+    outputs[0].copy_shared_buffer(*made);
+    made.reset();
+  }
+
+ private:
+  std::shared_ptr<Others> made_;
+  size_t at_;
 };
 
 } // namespace
@@ -180,21 +216,25 @@ extern "C" bool mlx_lm_node(
   std::vector<mx::array> arrays;
   arrays.reserve(n_inputs);
   for (size_t i = 0; i < n_inputs; i++) arrays.push_back(*static_cast<mx::array*>(inputs[i].ctx));
-  std::vector<mx::Shape> shapes;
-  std::vector<mx::Dtype> dtypes;
   std::vector<int> donors;
+  auto others = std::make_shared<Others>();
+  const auto like = [&](const mlx_lm_output& output, std::shared_ptr<mx::Primitive> by, std::vector<mx::array> inputs) {
+    const mx::Dtype dtype(static_cast<mx::Dtype::Val>(output.dtype), output.item_size);
+    return mx::array(mx::Shape(output.shape, output.shape + output.ndim), dtype, std::move(by), std::move(inputs));
+  };
   for (size_t i = 0; i < n_outputs; i++) {
-    const auto& output = outputs[i];
-    shapes.emplace_back(output.shape, output.shape + output.ndim);
-    dtypes.emplace_back(static_cast<mx::Dtype::Val>(output.dtype), output.item_size);
-    donors.push_back(output.donor);
+    donors.push_back(outputs[i].donor);
+    if (i > 0) others->push_back(like(outputs[i], nullptr, {}));
   }
-  auto primitive =
-      std::make_shared<Node>(*static_cast<mx::Stream*>(stream.ctx), std::move(owned), std::move(donors));
-  auto made = mx::array::make_arrays(std::move(shapes), dtypes, std::move(primitive), arrays);
-  std::vector<std::unique_ptr<mx::array>> boxed;
-  for (auto& array : made) boxed.push_back(std::make_unique<mx::array>(std::move(array)));
-  for (size_t i = 0; i < n_outputs; i++) results[i] = mlx_array{boxed[i].release()};
+  const auto on = *static_cast<mx::Stream*>(stream.ctx);
+  auto node = std::make_shared<Node>(on, std::move(owned), std::move(donors), others);
+  std::vector<std::unique_ptr<mx::array>> made;
+  made.push_back(std::make_unique<mx::array>(like(outputs[0], std::move(node), std::move(arrays))));
+  for (size_t i = 1; i < n_outputs; i++) {
+    auto other = std::make_shared<Other>(on, others, i - 1);
+    made.push_back(std::make_unique<mx::array>(like(outputs[i], std::move(other), {*made[0]})));
+  }
+  for (size_t i = 0; i < n_outputs; i++) results[i] = mlx_array{made[i].release()};
   return true;
 } catch (const std::exception&) {
   return false;
