@@ -175,6 +175,11 @@ impl InstructionSet {
         let columns = layers[0].weight.columns;
         let kind = layers.iter().fold(x.kind(), |kind, layer| kind.promoted(layer.kind()));
         let mut y = Buffer::new(kind, x.len() / columns * width);
+        if runs.len() > 1 && self.are_phases_alike(&x, layers) {
+            // The weights are read once.
+            self.linear(x, layers, epilogue, Phase::Prefill, y.floats_mut());
+            return y;
+        }
         for Run { phase, tokens, .. } in runs {
             let part = |size| tokens.start * size..tokens.end * size;
             self.linear(x.part(part(columns)), layers, epilogue, *phase, y.floats_mut().part(part(width)));

@@ -40,6 +40,9 @@ pub use types::{Affine, Floats, FloatsMut, Layer, Matrix, Values};
 use super::{BITS, Epilogue, Filter, GROUP_SIZES, KEY_BLOCK, Key, NO_TOKEN, Packing, Phase, Residual};
 use crate::error::{Error, Result};
 
+/// The most tokens of a prompt for which unpacking the weights first does not pay.
+const FEW: usize = 16;
+
 /// What kernels are compiled for, the slowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InstructionSet {
@@ -151,7 +154,7 @@ impl InstructionSet {
         assert!(epilogue.activation().is_none() || layers.len() == 2 && layers[0].weight.rows == layers[1].weight.rows);
         let m = x.len() / columns;
         assert!(x.len() == m * columns && y.len() == m * fused.width());
-        if phase == Phase::Decode {
+        if phase == Phase::Decode || m <= FEW && self.are_phases_alike(&x, layers) {
             return self.run(gemv::Gemv { x, fused, y });
         }
         #[cfg(target_arch = "x86_64")]
@@ -173,6 +176,19 @@ impl InstructionSet {
             InstructionSet::Portable => {}
         }
         gemm::multiply(&gemm::FloatingPoint::<_, 2>(isa::Portable), x, fused, y);
+    }
+
+    /// Whether [`InstructionSet::linear`] gives the same bits in both phases: whole numbers, which are multiplied exactly, and
+    /// groups in the same order.
+    fn are_phases_alike(self, x: &Floats, layers: &[Layer]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return match self {
+            InstructionSet::Portable => false,
+            InstructionSet::Amx if layers.iter().all(|layer| amx::takes(x, &layer.weight)) => false,
+            _ => gemm::fixed_point::group(x, layers).is_some(),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// `y = a + residual.multiplier · b`, all of one type and length.

@@ -23,13 +23,18 @@ pub(in crate::backend::cpu) struct FixedPoint<S, const TOKENS: usize> {
 impl<S: Simd, const TOKENS: usize> FixedPoint<S, TOKENS> {
     /// `None` where activations or weights are of another kind.
     pub fn for_layers(s: S, x: &Floats, layers: &[Layer]) -> Option<Self> {
-        let group_of = |layer: &Layer| match layer.weight.values {
-            Values::Affine(Affine { bits: 2 | 4 | 8, group_size, .. }) => Some(group_size),
-            _ => None,
-        };
-        let group = group_of(&layers[0]).filter(|_| x.bits() == 16)?;
-        layers.iter().all(|layer| group_of(layer) == Some(group)).then_some(FixedPoint { s, group })
+        group(x, layers).map(|group| FixedPoint { s, group })
     }
+}
+
+/// How many values share a scale, if all can be multiplied as whole numbers.
+pub(in crate::backend::cpu) fn group(x: &Floats, layers: &[Layer]) -> Option<usize> {
+    let group_of = |layer: &Layer| match layer.weight.values {
+        Values::Affine(Affine { bits: 2 | 4 | 8, group_size, .. }) => Some(group_size),
+        _ => None,
+    };
+    let group = group_of(&layers[0]).filter(|_| x.bits() == 16)?;
+    layers.iter().all(|layer| group_of(layer) == Some(group)).then_some(group)
 }
 
 /// Tokens as pairs of whole numbers, tile by tile.
@@ -80,9 +85,18 @@ impl<S: Simd, const TOKENS: usize> Microkernel for FixedPoint<S, TOKENS> {
         packed
     }
 
-    fn multiply(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
-        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(tiles.len() * TOKENS * Self::ROWS)) {
-            self.s.run(MultiplyFixed::<TOKENS> { packed, first_tile: tiles.start, panel, group: self.group, sums });
+    fn multiply(
+        &self,
+        packed: &Packed,
+        tiles: Range<usize>,
+        panels: &[Panel],
+        following: Option<Panel>,
+        sums: &mut [f32],
+    ) {
+        let (first_tile, group) = (tiles.start, self.group);
+        for (i, sums) in sums.chunks_exact_mut(tiles.len() * TOKENS * Self::ROWS).enumerate() {
+            let next = panels.get(i + 1).or(following.as_ref());
+            self.s.run(MultiplyFixed::<TOKENS> { packed, first_tile, panel: &panels[i], next, group, sums });
         }
     }
 }
@@ -92,6 +106,8 @@ struct MultiplyFixed<'a, const TOKENS: usize> {
     packed: &'a Packed,
     first_tile: usize,
     panel: &'a Panel<'a>,
+    /// The one after it.
+    next: Option<&'a Panel<'a>>,
     group: usize,
     sums: &'a mut [f32],
 }
@@ -101,7 +117,7 @@ impl<const TOKENS: usize> Op for MultiplyFixed<'_, TOKENS> {
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) {
-        let MultiplyFixed { packed, first_tile, panel: &Panel { weight: w, first }, group, sums } = self;
+        let MultiplyFixed { packed, first_tile, panel: this @ &Panel { weight: w, first }, next, group, sums } = self;
         let Values::Affine(affine) = w.values else { unreachable!("fixed-point products are for quantized weights") };
         let (rows, groups) = (2 * S::LANES, w.columns / group);
         let mut panel = Unpacked {
@@ -133,7 +149,15 @@ impl<const TOKENS: usize> Op for MultiplyFixed<'_, TOKENS> {
                     }
                 });
             }
+            // Memory works while tiles are multiplied, on a share of the rows for each.
+            let (ahead, from) = if column + n < w.columns { (Some(this), column + n) } else { (next, 0) };
+            let tiles = sums.len() / (TOKENS * rows);
             for (tile, sums) in sums.chunks_exact_mut(TOKENS * rows).enumerate() {
+                if let Some(ahead) = ahead {
+                    let share = tile * rows / tiles..(tile + 1) * rows / tiles;
+                    let n = COLUMNS.min(w.columns - from);
+                    ahead.lines(share, from, n).for_each(|line| s.prefetch_far(line));
+                }
                 let tile = first_tile + tile;
                 let first_group = tile * groups + column / group;
                 let x = Tile {

@@ -15,7 +15,7 @@ use crate::backend::cpu::gemm::epilogue::{Finish, FusedLayers};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
-use crate::backend::cpu::types::{Element, Floats, FloatsMut, Matrix, Shared, typed};
+use crate::backend::cpu::types::{Affine, Element, Floats, FloatsMut, Matrix, Shared, Values, typed};
 use crate::backend::cpu::unpack;
 
 /// Tokens of one task, about: their sums with a few panels fit into the second-level cache.
@@ -39,14 +39,41 @@ pub(in crate::backend::cpu) trait Microkernel: Sync {
     /// `x` `[m, columns]`.
     fn pack(&self, x: Floats, columns: usize) -> Self::Packed;
 
-    /// The products of some tiles with panels, to `sums` `[panels, tiles, TOKENS, ROWS]`.
-    fn multiply(&self, packed: &Self::Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]);
+    /// The products of some tiles with panels, to `sums` `[panels, tiles, TOKENS, ROWS]`. This thread goes on with `following`, probably.
+    fn multiply(
+        &self,
+        packed: &Self::Packed,
+        tiles: Range<usize>,
+        panels: &[Panel],
+        following: Option<Panel>,
+        sums: &mut [f32],
+    );
 }
 
 /// Rows of a weight from `first` on, as many as a product takes; those that there are not count for nothing.
 pub(in crate::backend::cpu) struct Panel<'a> {
     pub weight: &'a Matrix<'a>,
     pub first: usize,
+}
+
+impl Panel<'_> {
+    /// The cache lines that `n` columns of some of its rows lie in.
+    #[inline(always)]
+    pub fn lines(&self, rows: Range<usize>, column: usize, n: usize) -> impl Iterator<Item = *const u8> {
+        let w = self.weight;
+        let (start, bits, group_size, numbers) = match w.values {
+            Values::Dense(values) => (values.bytes(), values.bits(), w.columns, [None; 2]),
+            Values::Affine(Affine { packed, scales, biases, group_size, bits }) => {
+                (packed.as_ptr().cast(), bits as usize, group_size, [Some(scales), Some(biases)])
+            }
+        };
+        (self.first + rows.start..w.rows.min(self.first + rows.end)).flat_map(move |row| {
+            let at = row * w.columns + column;
+            let values = (0..n * bits / 8).step_by(64).map(move |line| start.wrapping_add(at * bits / 8 + line));
+            let numbers = numbers.into_iter().flatten();
+            values.chain(numbers.map(move |x| x.bytes().wrapping_add(at / group_size * x.bits() / 8)))
+        })
+    }
 }
 
 /// `x` `[m, columns]`, `y` `[m, width]`.
@@ -60,9 +87,10 @@ pub(in crate::backend::cpu) fn multiply<P: Microkernel>(product: &P, x: Floats, 
     // Ever smaller ones, so that all threads end at about the same time.
     let part = |left: usize| (left / (2 * threads::threads())).next_multiple_of(P::ROWS);
     let tasks = fused.tasks(|left| part(left).clamp(P::ROWS, panels * P::ROWS));
+    let n_tasks = tiles.div_ceil(block) * tasks.len();
     typed!(FloatsMut, y, y => {
         let y = Shared(y.as_mut_ptr());
-        threads::for_each(tiles.div_ceil(block) * tasks.len(), |i| {
+        threads::for_each(n_tasks, |i| {
             let task = &tasks[i % tasks.len()];
             let first_tile = i / tasks.len() * block;
             let tiles = first_tile..(first_tile + block).min(tiles);
@@ -72,8 +100,11 @@ pub(in crate::backend::cpu) fn multiply<P: Microkernel>(product: &P, x: Floats, 
             let starts = || task.rows.clone().step_by(P::ROWS);
             let panel = |weight| move |first| Panel { weight, first };
             let panels: Vec<_> = layers.iter().flat_map(|layer| starts().map(panel(&layer.weight))).collect();
+            // Threads take tasks in turn.
+            let next = Some(&tasks[(i + threads::threads()) % tasks.len()]).filter(|_| i + threads::threads() < n_tasks);
+            let following = next.map(|task| panel(&fused.layers_of(task)[0].weight)(task.rows.start));
             let mut sums = Scratch::new(panels.len() * padded * P::ROWS);
-            product.multiply(&packed, tiles, &panels, &mut sums);
+            product.multiply(&packed, tiles, &panels, following, &mut sums);
             for (layer, sums) in layers.iter().zip(sums.chunks_exact_mut(starts().len() * padded * P::ROWS)) {
                 for (first, sums) in starts().zip(sums.chunks_exact_mut(padded * P::ROWS)) {
                     layer.add_bias(first..task.rows.end, P::ROWS, sums);
@@ -171,7 +202,14 @@ impl<S: Simd, const TOKENS: usize> Microkernel for FloatingPoint<S, TOKENS> {
         PackedFloats { values, columns }
     }
 
-    fn multiply(&self, packed: &PackedFloats, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
+    fn multiply(
+        &self,
+        packed: &PackedFloats,
+        tiles: Range<usize>,
+        panels: &[Panel],
+        _: Option<Panel>,
+        sums: &mut [f32],
+    ) {
         let PackedFloats { values, columns } = packed;
         let x = &values[tiles.start * columns * TOKENS..tiles.end * columns * TOKENS];
         for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(tiles.len() * TOKENS * Self::WIDTH)) {

@@ -114,7 +114,7 @@ impl Microkernel for Amx {
         Packed { values, columns }
     }
 
-    fn multiply(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], sums: &mut [f32]) {
+    fn multiply(&self, packed: &Packed, tiles: Range<usize>, panels: &[Panel], _: Option<Panel>, sums: &mut [f32]) {
         let Packed { values, columns } = packed;
         let columns = *columns;
         let mut unpacked = Scratch::new(panels.len() * COLUMNS / 2 * ROWS);
@@ -125,8 +125,9 @@ impl Microkernel for Amx {
                 let n = COLUMNS.min(columns - column);
                 let size = n / 2 * ROWS;
                 for (i, (panel, unpacked)) in panels.iter().zip(unpacked.chunks_exact_mut(size)).enumerate() {
+                    // Too short a piece of each row for the machine to see it coming.
                     if let Some(next) = panels.get(i + 1) {
-                        prefetch(self.0, next.weight, next.first, column, n);
+                        next.lines(0..ROWS, column, n).for_each(|line| self.0.prefetch(line));
                     }
                     fill(self.0, panel.weight, panel.first, column, unpacked);
                 }
@@ -246,26 +247,6 @@ struct Tiles<T> {
     first: T,
     row: usize,
     next: usize,
-}
-
-/// Begin to bring near what [`fill`] reads, which is too short a piece of each row for the machine to see it coming.
-fn prefetch(s: Avx512, w: &Matrix, first: usize, column: usize, n: usize) {
-    let (start, bits) = match w.values {
-        Values::Dense(values) => (values.bytes(), values.bits()),
-        Values::Affine(affine) => (affine.packed.as_ptr().cast(), affine.bits as usize),
-    };
-    for row in first..w.rows.min(first + ROWS) {
-        let from = (row * w.columns + column) * bits / 8;
-        for line in (0..n * bits / 8).step_by(64) {
-            s.prefetch(start.wrapping_add(from + line));
-        }
-        if let Values::Affine(affine) = w.values {
-            let group = (row * w.columns + column) / affine.group_size;
-            for floats in [affine.scales, affine.biases] {
-                s.prefetch(floats.bytes().wrapping_add(group * floats.bits() / 8));
-            }
-        }
-    }
 }
 
 /// Columns `column..` of rows `first..first + ROWS` as pairs of bf16, to `panel` `[2, columns / 2, TILE]`.
