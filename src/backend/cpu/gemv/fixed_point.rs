@@ -22,7 +22,8 @@ const WORDS: usize = 32;
 /// Some vectors as whole numbers, group by group: what a step reads lies together.
 pub(super) struct Vectors {
     tokens: usize,
-    /// `[groups, tokens, group / 2]`, as [`Simd::half_fields`] meets them: value j of a word with the one half a word behind it.
+    /// `[groups, batches of tokens, group / 2, tokens of a batch]`, as [`Simd::half_fields`] meets them: value j of a word with the
+    /// one half a word behind it.
     pairs: Vec<u32>,
     /// Of the whole numbers, `[groups, tokens]`.
     scales: Vec<f32>,
@@ -38,10 +39,13 @@ impl Vectors {
         let mut vectors = Vectors { tokens, pairs, scales: numbers.clone(), sums: numbers };
         let (pairs, scales) = (Shared(vectors.pairs.as_mut_ptr()), Shared(vectors.scales.as_mut_ptr()));
         let sums = Shared(vectors.sums.as_mut_ptr());
+        let batches: Vec<_> = batches::<S>(tokens).collect();
         threads::for_each(tokens, |token| {
             let fixed = s.run(FixToken { x, token, columns, group });
+            let batch = batches.iter().rfind(|batch| batch.start <= token).expect("each token is in one");
             for (g, numbers) in fixed.numbers.chunks_exact(group).enumerate() {
                 let at = g * tokens + token;
+                let first_pair = (g * tokens + batch.start) * group / 2 + token - batch.start;
                 // SAFETY: this task alone writes this token's part of each group.
                 unsafe {
                     scales.at(at).write(fixed.scales[g]);
@@ -50,7 +54,7 @@ impl Vectors {
                         let (low, high) = word.split_at(fields / 2);
                         for (j, (low, high)) in low.iter().zip(high).enumerate() {
                             let pair = u32::from(*low as u16) | u32::from(*high as u16) << 16;
-                            pairs.at((at * group + w * fields) / 2 + j).write(pair);
+                            pairs.at(first_pair + (w * fields / 2 + j) * batch.len()).write(pair);
                         }
                     }
                 }
@@ -58,6 +62,19 @@ impl Vectors {
         });
         vectors
     }
+}
+
+/// Tokens that are computed together: as many as there are registers for.
+#[inline(always)]
+fn batches<S: Simd>(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = if S::LANES == 16 { 8 } else { 4 };
+    let mut end = 0;
+    std::iter::from_fn(move || {
+        let left = tokens - end;
+        let start = end;
+        end += if left >= most { most } else { (left + 1).next_power_of_two() / 2 };
+        (left > 0).then_some(start..end)
+    })
 }
 
 /// The products of some rows with all of x, to `sums` `[x.tokens, rows.len()]`; `next` is the row after these.
@@ -123,15 +140,13 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
                     sums: &x.sums[group * x.tokens..][..x.tokens],
                     ahead: words_ahead.wrapping_add((word + i) * width),
                 };
-                let mut token = 0;
-                while token < x.tokens {
-                    token += match x.tokens - token {
-                        // As many sums as there are registers for.
-                        8.. if R > 1 && S::LANES == 16 => group.add::<S, BITS, R, 8>(s, token, &mut acc),
-                        4.. if R > 1 => group.add::<S, BITS, R, 4>(s, token, &mut acc),
-                        2.. if R > 1 => group.add::<S, BITS, R, 2>(s, token, &mut acc),
-                        _ => group.add::<S, BITS, R, 1>(s, token, &mut acc),
-                    };
+                for batch in batches::<S>(x.tokens) {
+                    match batch.len() {
+                        8 => group.add::<S, BITS, R, 8>(s, batch.start, &mut acc),
+                        4 => group.add::<S, BITS, R, 4>(s, batch.start, &mut acc),
+                        2 => group.add::<S, BITS, R, 2>(s, batch.start, &mut acc),
+                        _ => group.add::<S, BITS, R, 1>(s, batch.start, &mut acc),
+                    }
                 }
             }
         }
@@ -148,7 +163,7 @@ struct Group<'a> {
     words: &'a [u32],
     /// Scales and biases, `[R · LANES]` each.
     numbers: [*const f32; 2],
-    /// `[tokens, group / 2]`.
+    /// `[batches of tokens, group / 2, tokens of a batch]`.
     pairs: &'a [u32],
     /// `[tokens]`, as are the sums.
     scales: &'a [f32],
@@ -158,14 +173,9 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Add the products with B vectors from `token` on to `acc` `[tokens, R · LANES]`; B.
+    /// Add the products with a batch of B vectors from `token` on to `acc` `[tokens, R · LANES]`.
     #[inline(always)]
-    fn add<S: Simd, const BITS: u32, const R: usize, const B: usize>(
-        &self,
-        s: S,
-        token: usize,
-        acc: &mut [f32],
-    ) -> usize {
+    fn add<S: Simd, const BITS: u32, const R: usize, const B: usize>(&self, s: S, token: usize, acc: &mut [f32]) {
         let (width, pairs_of_word) = (R * S::LANES, (16 / BITS) as usize);
         let words = self.words.len() / width;
         let pairs = words * pairs_of_word;
@@ -176,7 +186,7 @@ impl Group<'_> {
         // SAFETY: the lengths were checked; scales and biases are those of [`Numbers`].
         unsafe {
             let x = self.pairs.as_ptr().add(token * pairs);
-            let mut dots = [[[s.splat_word(0); R]; 4]; B];
+            let mut dots = [[[s.splat_word(0); R]; B]; 4];
             for k in 0..words {
                 let mut packed = [s.splat_word(0); R];
                 for r in 0..R {
@@ -188,17 +198,15 @@ impl Group<'_> {
                     for r in 0..R {
                         w[r] = s.half_fields::<BITS>(packed[r], j as u32);
                     }
-                    for t in 0..B {
-                        s.dot_pair(w, x.add(t * pairs + k * pairs_of_word + j), &mut dots[t][j % chains]);
-                    }
+                    s.dot_each(w, x.add((k * pairs_of_word + j) * B), &mut dots[j % chains]);
                 });
             }
             for r in 0..R {
                 let [scales, biases] = self.numbers.map(|numbers| s.load(numbers.add(r * S::LANES)));
                 for t in 0..B {
-                    let mut dot = dots[t][0][r];
+                    let mut dot = dots[0][t][r];
                     for chain in 1..chains {
-                        dot = s.add_words(dot, dots[t][chain][r]);
+                        dot = s.add_words(dot, dots[chain][t][r]);
                     }
                     let acc = acc.as_mut_ptr().add((token + t) * width + r * S::LANES);
                     let x_scale = s.splat(*self.scales.get_unchecked(token + t));
@@ -207,6 +215,5 @@ impl Group<'_> {
                 }
             }
         }
-        B
     }
 }

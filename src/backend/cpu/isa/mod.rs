@@ -12,7 +12,8 @@ macro_rules! unrolled {
     };
     (@ $j:ident, $n:expr, $body:block, $($value:literal)*) => {
         $({
-            let $j: usize = $value;
+            #[allow(non_upper_case_globals)]
+            const $j: usize = $value;
             if $j < $n $body
         })*
     };
@@ -115,14 +116,22 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     fn pairs<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
     /// The sum of the products of the two signed numbers of 16 bits in each lane, added to `sum`.
     fn dot_pairs(self, a: Self::U, b: Self::U, sum: Self::U) -> Self::U;
-    /// [`Simd::dot_pairs`] of each of `a` with the pair at `x` in all lanes, added to each of `sums`.
+    /// [`Simd::dot_pairs`] of each of `a` with the pairs at `x`, each of which is in all lanes, added to the sums of that pair; at
+    /// most eight of them.
     /// # Safety
-    /// `x` can be read.
+    /// `x` can be read for as many pairs.
     #[inline(always)]
-    unsafe fn dot_pair<const R: usize>(self, a: [Self::U; R], x: *const u32, sums: &mut [Self::U; R]) {
-        let x = self.splat_word(unsafe { x.read() });
-        for r in 0..R {
-            sums[r] = self.dot_pairs(a[r], x, sums[r]);
+    unsafe fn dot_each<const R: usize, const B: usize>(
+        self,
+        a: [Self::U; R],
+        x: *const u32,
+        sums: &mut [[Self::U; R]; B],
+    ) {
+        for t in 0..B {
+            let x = self.splat_word(unsafe { x.add(t).read() });
+            for r in 0..R {
+                sums[t][r] = self.dot_pairs(a[r], x, sums[t][r]);
+            }
         }
     }
     /// Value `index` of `BITS` bits (2, 4 or 8) of each half of each word, as two numbers of 16 bits.

@@ -311,18 +311,18 @@ fn dpwssd_256(mut sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
     sum
 }
 
-/// [`dpwssd`] of two with one pair in all lanes.
+/// [`dpwssd`] of two with the pair AT pairs behind `x` in all lanes.
 /// # Safety
-/// `x` can be read.
+/// That pair can be read.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-unsafe fn dpwssd_two(a: [__m512i; 2], x: *const u32, sums: &mut [__m512i; 2]) {
-    let [first, second] = sums;
+unsafe fn dpwssd_two<const AT: usize>(a: [__m512i; 2], x: *const u32, sums: &mut [__m512i]) {
+    let [first, second] = sums else { unreachable!("two of them") };
     let _all: __m512i; // a discarded output would have no type, and so no name
-    // SAFETY: the instructions read `x`, and read and write these registers.
+    // SAFETY: the instructions read the pair, and read and write these registers.
     unsafe {
-        asm!("vpbroadcastd {all}, dword ptr [{x}]", "vpdpwssd {first}, {a}, {all}", "vpdpwssd {second}, {b}, {all}",
-            x = in(reg) x, all = out(zmm_reg) _all, a = in(zmm_reg) a[0], b = in(zmm_reg) a[1],
+        asm!("vpbroadcastd {all}, dword ptr [{x} + {at}]", "vpdpwssd {first}, {a}, {all}", "vpdpwssd {second}, {b}, {all}",
+            at = const 4 * AT, x = in(reg) x, all = out(zmm_reg) _all, a = in(zmm_reg) a[0], b = in(zmm_reg) a[1],
             first = inout(zmm_reg) *first, second = inout(zmm_reg) *second,
             options(pure, readonly, nostack, preserves_flags));
     }
@@ -517,16 +517,23 @@ impl Simd for Avx512 {
     }
     /// Not from the above: LLVM loads many pairs early, and has too few registers for them.
     #[inline(always)]
-    unsafe fn dot_pair<const R: usize>(self, a: [__m512i; R], x: *const u32, sums: &mut [__m512i; R]) {
-        unsafe {
-            if R == 2 {
-                dpwssd_two([a[0], a[R - 1]], x, sums.first_chunk_mut().expect("two of them"));
-            } else {
-                for r in 0..R {
-                    sums[r] = dpwssd(sums[r], a[r], _mm512_set1_epi32(x.read() as i32));
+    unsafe fn dot_each<const R: usize, const B: usize>(
+        self,
+        a: [__m512i; R],
+        x: *const u32,
+        sums: &mut [[__m512i; R]; B],
+    ) {
+        unrolled!(t < B, {
+            unsafe {
+                if R == 2 {
+                    dpwssd_two::<t>([a[0], a[R - 1]], x, &mut sums[t % B]);
+                } else {
+                    for r in 0..R {
+                        sums[t % B][r] = dpwssd(sums[t % B][r], a[r], _mm512_set1_epi32(x.add(t).read() as i32));
+                    }
                 }
             }
-        }
+        });
     }
     #[inline(always)]
     fn half_fields<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
