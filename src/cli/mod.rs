@@ -54,6 +54,10 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Some(name) => mlx_lm::ops::set_cpu_backend(Some(InstructionSet::from_name(name)?)),
     }
+    #[cfg(cuda_kernels)]
+    if let Ok(folders) = etcetera::choose_base_strategy() {
+        mlx_lm::backend::cuda::keep_kernels_in(etcetera::BaseStrategy::cache_dir(&folders).join("mlx_lm/kernels"));
+    }
     keep_freed_memory();
     chat_template::set_worker(worker);
     let Some(ranks) = ranks::join(&cli)? else { return run_command(cli) };

@@ -6,7 +6,7 @@ use std::fs;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 use std::thread;
 
 use sha2::{Digest, Sha256};
@@ -206,15 +206,21 @@ fn warn(error: &crate::Error) {
     });
 }
 
-/// A kernel's machine code in the user's cache directory, behind its hash.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Keep compiled kernels as files of this folder, where the next process finds them: compiling takes seconds. Only the first call counts, before
+/// any work.
+pub fn keep_kernels_in(folder: PathBuf) {
+    let _ = FOLDER.set(folder);
+}
+
+/// A kernel's machine code in a file, behind its hash.
 struct Kept(PathBuf);
 
 impl Kept {
-    /// `None` where the user has no such directory. The name depends on all that the code depends on.
+    /// `None` where kernels are not kept. The name depends on all that the code depends on.
     fn of(source: &str, gpu: &Gpu) -> Option<Self> {
-        let home = || std::env::home_dir().map(|home| home.join(".cache"));
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        let folder = cache.or_else(home)?.join("mlx_lm").join("kernels");
+        let folder = FOLDER.get()?;
         let compiler = driver::compiler_version().ok()?;
         let key = hex::encode(&Sha256::digest(format!("{compiler:?} {source}"))[..16]);
         Some(Kept(folder.join(format!("{key}-{}.cubin", gpu.architecture()))))

@@ -27,6 +27,7 @@ use mlx_rs::{Array, Dtype};
 use super::{Backend, Block, CachedSpan, Choice, Epilogue, Linear, Norm, Phase, Weight};
 use crate::error::Result;
 use driver::Attribute;
+pub use kernel::keep_kernels_in;
 
 /// A GPU that the kernels run on: MLX's.
 #[derive(Debug, Clone, Copy)]
