@@ -159,7 +159,7 @@ impl InstructionSet {
         }
         #[cfg(target_arch = "x86_64")]
         match self {
-            InstructionSet::Amx if layers.iter().all(|layer| amx::takes(&x, &layer.weight)) => {
+            _ if self.is_for_amx(&x, layers) => {
                 let amx = amx::Amx::detect().expect("chosen where it runs");
                 return gemm::multiply(&amx, x, fused, y);
             }
@@ -182,13 +182,16 @@ impl InstructionSet {
     /// groups in the same order.
     fn are_phases_alike(self, x: &Floats, layers: &[Layer]) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return match self {
-            InstructionSet::Portable => false,
-            InstructionSet::Amx if layers.iter().all(|layer| amx::takes(x, &layer.weight)) => false,
-            _ => gemm::fixed_point::group(x, layers).is_some(),
-        };
+        let in_whole_numbers = !self.is_for_amx(x, layers) && gemm::fixed_point::group(x, layers).is_some();
         #[cfg(not(target_arch = "x86_64"))]
-        false
+        let in_whole_numbers = false;
+        self != InstructionSet::Portable && in_whole_numbers
+    }
+
+    /// Whether AMX multiplies prompts with these layers, in bf16.
+    #[cfg(target_arch = "x86_64")]
+    fn is_for_amx(self, x: &Floats, layers: &[Layer]) -> bool {
+        self == InstructionSet::Amx && layers.iter().all(|layer| amx::takes(x, &layer.weight))
     }
 
     /// `y = a + residual.multiplier · b`, all of one type and length.

@@ -91,20 +91,25 @@ struct Closure : mlx_lm_closure {
   ~Closure() { drop(state); }
 };
 
-// What a node makes besides its first output, until the arrays for it take it over.
-using Others = std::vector<std::optional<mx::array>>;
-
-class Node : public mx::Primitive {
+class OnCpu : public mx::Primitive {
  public:
-  // `made` has the arrays to make, without memory; of all outputs, `donors` says whose they take over.
-  Node(mx::Stream stream, std::shared_ptr<Closure> closure, std::vector<int> donors, std::shared_ptr<Others> made)
-      : Primitive(stream), closure_(std::move(closure)), donors_(std::move(donors)), made_(std::move(made)) {}
-
-  const char* name() const override { return "mlx_lm::Node"; }
+  using Primitive::Primitive;
 
   void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
     throw std::runtime_error("CPU kernels do not run on a GPU");
   }
+};
+
+// What a node makes besides its first output, until the arrays for it take it over.
+using Others = std::vector<std::optional<mx::array>>;
+
+class Node : public OnCpu {
+ public:
+  // `made` has the arrays to make, without memory; of all outputs, `donors` says whose they take over.
+  Node(mx::Stream stream, std::shared_ptr<Closure> closure, std::vector<int> donors, std::shared_ptr<Others> made)
+      : OnCpu(stream), closure_(std::move(closure)), donors_(std::move(donors)), made_(std::move(made)) {}
+
+  const char* name() const override { return "mlx_lm::Node"; }
 
   // MLX keeps the buffers of inputs and of the first output until all that is dispatched here has run; not the arrays.
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
@@ -148,15 +153,11 @@ class Node : public mx::Primitive {
 };
 // An output of a node that is not its first. No sibling of that one, as MLX would have it: each of n siblings refers to all
 // others and to all inputs, which is work for n squared, and inputs with so many users are never given away.
-class Other : public mx::Primitive {
+class Other : public OnCpu {
  public:
-  Other(mx::Stream stream, std::shared_ptr<Others> made, size_t at) : Primitive(stream), made_(std::move(made)), at_(at) {}
+  Other(mx::Stream stream, std::shared_ptr<Others> made, size_t at) : OnCpu(stream), made_(std::move(made)), at_(at) {}
 
   const char* name() const override { return "mlx_lm::Other"; }
-
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
-    throw std::runtime_error("CPU kernels do not run on a GPU");
-  }
 
   void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>& outputs) override {
     auto& made = (*made_)[at_];

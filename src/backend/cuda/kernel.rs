@@ -208,8 +208,8 @@ fn warn(error: &crate::Error) {
 
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Keep compiled kernels as files of this folder, where the next process finds them: compiling takes seconds. Only the first call counts, before
-/// any work.
+/// Keep compiled kernels as files of this folder, where the next process finds them: compiling takes seconds. Only the first
+/// call counts, before any work.
 pub fn keep_kernels_in(folder: PathBuf) {
     let _ = FOLDER.set(folder);
 }

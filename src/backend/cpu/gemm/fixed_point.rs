@@ -151,12 +151,12 @@ impl<const TOKENS: usize> Op for MultiplyFixed<'_, TOKENS> {
             }
             // Memory works while tiles are multiplied, on a share of the rows for each.
             let (ahead, from) = if column + n < w.columns { (Some(this), column + n) } else { (next, 0) };
+            let columns_ahead = COLUMNS.min(w.columns - from);
             let tiles = sums.len() / (TOKENS * rows);
             for (tile, sums) in sums.chunks_exact_mut(TOKENS * rows).enumerate() {
                 if let Some(ahead) = ahead {
                     let share = tile * rows / tiles..(tile + 1) * rows / tiles;
-                    let n = COLUMNS.min(w.columns - from);
-                    ahead.lines(share, from, n).for_each(|line| s.prefetch_far(line));
+                    ahead.lines(share, from, columns_ahead).for_each(|line| s.prefetch_far(line));
                 }
                 let tile = first_tile + tile;
                 let first_group = tile * groups + column / group;

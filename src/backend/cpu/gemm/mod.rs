@@ -39,7 +39,8 @@ pub(in crate::backend::cpu) trait Microkernel: Sync {
     /// `x` `[m, columns]`.
     fn pack(&self, x: Floats, columns: usize) -> Self::Packed;
 
-    /// The products of some tiles with panels, to `sums` `[panels, tiles, TOKENS, ROWS]`. This thread goes on with `following`, probably.
+    /// The products of some tiles with panels, to `sums` `[panels, tiles, TOKENS, ROWS]`. This thread goes on with `following`,
+    /// probably.
     fn multiply(
         &self,
         packed: &Self::Packed,
@@ -101,8 +102,11 @@ pub(in crate::backend::cpu) fn multiply<P: Microkernel>(product: &P, x: Floats, 
             let panel = |weight| move |first| Panel { weight, first };
             let panels: Vec<_> = layers.iter().flat_map(|layer| starts().map(panel(&layer.weight))).collect();
             // Threads take tasks in turn.
-            let next = Some(&tasks[(i + threads::threads()) % tasks.len()]).filter(|_| i + threads::threads() < n_tasks);
-            let following = next.map(|task| panel(&fused.layers_of(task)[0].weight)(task.rows.start));
+            let next = i + threads::threads();
+            let following = (next < n_tasks).then(|| {
+                let task = &tasks[next % tasks.len()];
+                Panel { weight: &fused.layers_of(task)[0].weight, first: task.rows.start }
+            });
             let mut sums = Scratch::new(panels.len() * padded * P::ROWS);
             product.multiply(&packed, tiles, &panels, following, &mut sums);
             for (layer, sums) in layers.iter().zip(sums.chunks_exact_mut(starts().len() * padded * P::ROWS)) {

@@ -24,9 +24,13 @@ pub(in crate::backend::cpu) use unrolled;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(in crate::backend::cpu) use x86::{Avx2, Avx512, AvxVnni};
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::backend::cpu) use avx2::{Avx2, AvxVnni};
+#[cfg(target_arch = "x86_64")]
+pub(in crate::backend::cpu) use avx512::Avx512;
 
 /// Something to compute with the vectors of any instruction set. `with` must be `#[inline(always)]`, as must all that it
 /// calls in turn, or the calls are not compiled for the instruction set.
