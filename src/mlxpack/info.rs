@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::loader::inspect;
+use super::inspect::inspect;
 use super::summary::Summary;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;

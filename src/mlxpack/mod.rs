@@ -66,7 +66,7 @@
 mod extract;
 mod header;
 mod info;
-mod loader;
+mod inspect;
 mod pieces;
 mod reader;
 mod summary;
@@ -74,8 +74,8 @@ mod writer;
 
 pub use header::Entry;
 pub use info::{Bytes, FileInfo, Info, TensorInfo};
-pub(crate) use loader::Place;
-pub use loader::inspect;
+pub use inspect::inspect;
+pub(crate) use reader::Place;
 pub use reader::{Damage, Pack};
 pub use summary::{QuantizationSummary, Summary, TokenizerSummary};
 pub use writer::Plan;

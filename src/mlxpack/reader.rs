@@ -31,6 +31,14 @@ pub(super) enum Storage {
     Memory(Cow<'static, [u8]>),
 }
 
+/// Where a file of a pack can be had without a copy.
+pub(crate) enum Place<'p> {
+    /// These bytes of the file.
+    File(&'p File, Range<u64>),
+    /// These bytes, in memory already.
+    Memory(&'p [u8]),
+}
+
 /// What [`Pack::verify`] found wrong in a file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Damage {
@@ -117,6 +125,15 @@ impl Pack {
 
     pub(super) fn storage(&self) -> &Storage {
         &self.storage
+    }
+
+    /// Where the weights in `entry` lie.
+    pub(crate) fn place(&self, entry: &Entry) -> Place<'_> {
+        let range = entry.offset..entry.end(); // within the pack, or the header was refused
+        match &self.storage {
+            Storage::File(file) => Place::File(file, range),
+            Storage::Memory(bytes) => Place::Memory(&bytes[range.start as usize..range.end as usize]),
+        }
     }
 
     /// What messages call a file of the pack.

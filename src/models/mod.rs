@@ -26,7 +26,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mlx_rs::ops::indexing::TryIndexOp;
-use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 use serde_json::{Map, Value};
 
@@ -250,7 +249,7 @@ impl Model {
         if let Some(leading) = &self.leading {
             leading.compute();
         }
-        Ok(async_eval(arrays)?)
+        ops::submit(arrays)
     }
 
     /// Hidden states `[N, D]` of the last pass to logits of some of its tokens, `[tokens, V]`. Decoding computes those of the

@@ -14,7 +14,7 @@ use mlx_rs::ops::{
     add, addmm, argsort_axis, clip, concatenate, dequantize, divide, full, matmul, minimum, multiply, power,
     quantized_matmul, rsqrt, select, sigmoid, softmax_axis, tanh, zeros, zeros_dtype,
 };
-use mlx_rs::transforms::eval;
+use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Array, Device, DeviceType, Dtype};
 
 use crate::backend::cpu::{self, InstructionSet};
@@ -397,6 +397,14 @@ pub(crate) fn evaluate<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Resul
         backend.failure()?; // which is why MLX may have failed too
     }
     Ok(evaluated?)
+}
+
+/// Begin to compute `arrays`, as [`evaluate`] does, without waiting.
+///
+/// # Errors
+/// When they cannot be described to MLX.
+pub(crate) fn submit<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+    Ok(async_eval(arrays)?)
 }
 
 /// While what this gives lives, what this thread describes stops soon after `stop` becomes true.

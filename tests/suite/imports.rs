@@ -5,13 +5,15 @@ use std::path::Path;
 
 use walkdir::WalkDir;
 
-/// From the top down.
-const LAYERS: [&str; 25] = [
+/// From the top down; what lies in a module without a place of its own is where the module is.
+const LAYERS: [&str; 29] = [
     "cli",
     "server",
     "convert",
     "hub",
     "generate",
+    "mlxpack::info",
+    "mlxpack::inspect",
     "models",
     "tokenizer",
     "chat_template",
@@ -19,9 +21,11 @@ const LAYERS: [&str; 25] = [
     "ranks",
     "quantized",
     "weights",
+    "generate::kv_cache",
     "ops",
     "backend",
     "mlx_rs_patch",
+    "mlxpack::writer",
     "checkpoint",
     "mlxpack",
     "tensor_writer",
@@ -34,53 +38,39 @@ const LAYERS: [&str; 25] = [
     "error",
 ];
 
-/// Files whose uses of these modules go up.
-const EXCEPTIONS: [(&str, &str); 8] = [
-    // The cache is a leaf: models use it, it uses none of its siblings.
-    ("models/mod.rs", "generate::kv_cache"),
-    ("models/batch.rs", "generate::kv_cache"),
-    ("models/leading.rs", "generate::kv_cache"),
-    ("ranks/message.rs", "generate::kv_cache"),
-    // What is told of a model when it is packed or shown; the format itself knows of none.
-    ("mlxpack/loader.rs", ""),
-    ("mlxpack/info.rs", "checkpoint"),
-    ("mlxpack/summary.rs", ""),
-    ("mlxpack/writer.rs", "checkpoint"),
-];
-
-fn rank(module: &str) -> usize {
-    let layer = LAYERS.iter().position(|layer| *layer == module);
-    layer.unwrap_or_else(|| panic!("{module} has no place among the layers"))
+/// The innermost layer that a path such as `generate::kv_cache::KvCache` is in.
+fn rank(path: &str) -> usize {
+    let is_in = |layer: &str| path.strip_prefix(layer).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    let innermost = (0..LAYERS.len()).filter(|layer| is_in(LAYERS[*layer])).max_by_key(|layer| LAYERS[*layer].len());
+    innermost.unwrap_or_else(|| panic!("{path} has no place among the layers"))
 }
 
 #[test]
 fn imports_point_down() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut uses = 0;
-    let mut needed = Vec::new();
-    for file in
-        WalkDir::new(&src).into_iter().map(Result::unwrap).filter(|f| f.path().extension() == Some("rs".as_ref()))
-    {
-        let name = file.path().strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
-        let module = name.split('/').next().unwrap().trim_end_matches(".rs").to_owned();
-        if ["lib", "main", "bin"].contains(&module.as_str()) {
+    for file in WalkDir::new(&src).into_iter().map(Result::unwrap) {
+        let name = file.path().strip_prefix(&src).unwrap().to_str().unwrap();
+        let Some(module) = name.strip_suffix(".rs").filter(|_| !name.starts_with("bin/")) else { continue };
+        if ["lib", "main"].contains(&module) {
             continue;
         }
+        let module = module.trim_end_matches("/mod").replace('/', "::");
+        let parent = module.rsplit_once("::").map(|(parent, _)| format!("{parent}::")).unwrap_or_default();
         for line in fs::read_to_string(file.path()).unwrap().lines() {
-            let Some((_, used)) = line.split_once("use crate::") else { continue };
-            let to = used.split([':', ';', ' ']).next().unwrap();
-            if to == module || !line.trim_start().starts_with(['u', 'p']) {
+            let Some((visibility, used)) = line.trim_start().split_once("use ") else { continue };
+            if !(visibility.is_empty() || visibility.starts_with("pub")) {
                 continue;
             }
+            let path = match (used.strip_prefix("crate::"), used.strip_prefix("super::")) {
+                (Some(path), _) => path.to_owned(),
+                (_, Some(path)) if !path.starts_with('*') => format!("{parent}{path}"), // without a module's tests
+                _ => continue,
+            };
             uses += 1;
-            if rank(to) < rank(&module) {
-                let exception = EXCEPTIONS.iter().find(|(file, start)| *file == name && used.starts_with(start));
-                needed.push(*exception.unwrap_or_else(|| panic!("{name} uses {used} which is above it")));
-            }
+            let to = path.split([';', ' ', '{']).next().unwrap().trim_end_matches("::");
+            assert!(rank(to) >= rank(&module), "{name} uses {path} which is above it");
         }
     }
-    assert!(uses > 80, "only {uses} imports were seen");
-    for exception in EXCEPTIONS {
-        assert!(needed.contains(&exception), "{exception:?} is an exception no more");
-    }
+    assert!(uses > 500, "only {uses} imports were seen");
 }
