@@ -3,7 +3,10 @@
 //! A number is kept to within 1/65024 of the largest of its group, where bf16 itself rounds each to 1/512 of its own size
 //! and f16 to 1/4096. Products with quantized weights are then exact in whole numbers.
 
+use std::ops::Range;
+
 use crate::backend::cpu::isa::{Op, ROUND, Simd};
+use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::types::{Floats, load_all, typed};
 
 /// Groups whose largest number is below this count as zeros: their scale would leave the normal range.
@@ -15,11 +18,11 @@ const LARGEST: f32 = 127.0 * 256.0;
 /// Fixed-point numbers.
 pub(super) struct Fixed {
     /// From -LARGEST to LARGEST.
-    pub numbers: Vec<i16>,
+    pub numbers: Scratch<i16>,
     /// What each group's numbers are multiplied with; NaN when one of them was not finite.
-    pub scales: Vec<f32>,
+    pub scales: Scratch<f32>,
     /// Of the values of each group, as rounded.
-    pub sums: Vec<f32>,
+    pub sums: Scratch<f32>,
 }
 
 impl Fixed {
@@ -27,13 +30,11 @@ impl Fixed {
     #[inline(always)]
     pub fn new<S: Simd>(s: S, values: &[f32], group: usize) -> Self {
         let groups = values.len() / group;
-        let mut fixed = Fixed {
-            numbers: vec![0; values.len()],
-            scales: Vec::with_capacity(groups),
-            sums: Vec::with_capacity(groups),
-        };
+        let mut fixed =
+            Fixed { numbers: Scratch::new(values.len()), scales: Scratch::new(groups), sums: Scratch::new(groups) };
         assert!(group.is_multiple_of(S::LANES));
-        for (numbers, values) in fixed.numbers.chunks_exact_mut(group).zip(values.chunks_exact(group)) {
+        let of_group = fixed.numbers.chunks_exact_mut(group).zip(values.chunks_exact(group));
+        for (g, (numbers, values)) in of_group.enumerate() {
             let zero = s.splat(0.0);
             let (mut largest, mut zeros) = (zero, zero);
             let mut rounded = [0f32; 16];
@@ -58,29 +59,43 @@ impl Fixed {
                         *number = x.to_bits() as i16;
                     }
                 }
-                fixed.scales.push(scale);
-                fixed.sums.push(scale * s.sum(sum));
+                fixed.scales[g] = scale;
+                fixed.sums[g] = scale * s.sum(sum);
             }
         }
         fixed
     }
 }
 
-/// One token of `x` in fixed point.
-pub(super) struct FixToken<'a> {
+/// Pairs of numbers, one value of 16 bits each, every `stride` words from `to` on: of each FIELDS numbers the first with the one
+/// half of them behind it, and so on.
+///
+/// # Safety
+/// So many words can be written there.
+#[inline(always)]
+pub(super) unsafe fn write_pairs<const FIELDS: usize>(numbers: &[i16], to: *mut u32, stride: usize) {
+    for (w, word) in numbers.as_chunks::<FIELDS>().0.iter().enumerate() {
+        for j in 0..FIELDS / 2 {
+            let pair = u32::from(word[j] as u16) | u32::from(word[j + FIELDS / 2] as u16) << 16;
+            unsafe { to.add((w * FIELDS / 2 + j) * stride).write(pair) };
+        }
+    }
+}
+
+/// Some values of `x`, whole groups, in fixed point.
+pub(super) struct Fix<'a> {
     pub x: Floats<'a>,
-    pub token: usize,
-    pub columns: usize,
+    pub range: Range<usize>,
     pub group: usize,
 }
 
-impl Op for FixToken<'_> {
+impl Op for Fix<'_> {
     type Output = Fixed;
 
     #[inline(always)]
     fn with<S: Simd>(self, s: S) -> Fixed {
-        let mut values = vec![0.0; self.columns];
-        typed!(Floats, self.x, x => load_all(s, &x[self.token * self.columns..][..self.columns], &mut values));
+        let mut values = Scratch::new(self.range.len());
+        typed!(Floats, self.x, x => load_all(s, &x[self.range], &mut values));
         Fixed::new(s, &values, self.group)
     }
 }

@@ -20,6 +20,7 @@ thread_local! {
 pub(super) unsafe trait Plain: Copy {}
 // SAFETY: all bits are a value of these.
 unsafe impl Plain for f32 {}
+unsafe impl Plain for i16 {}
 unsafe impl Plain for i32 {}
 unsafe impl Plain for u32 {}
 unsafe impl Plain for half::f16 {}

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::backend::cpu::fixed::{FixToken, add_group};
+use crate::backend::cpu::fixed::{Fix, add_group, write_pairs};
 use crate::backend::cpu::gemm::{Microkernel, Panel};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
@@ -68,16 +68,14 @@ impl<S: Simd, const TOKENS: usize> Microkernel for FixedPoint<S, TOKENS> {
         let (scales, sums) = (Shared(packed.scales.as_mut_ptr()), Shared(packed.sums.as_mut_ptr()));
         threads::for_each(tiles, |tile| {
             for t in 0..TOKENS.min(tokens - tile * TOKENS) {
-                let fixed = self.s.run(FixToken { x, token: tile * TOKENS + t, columns, group: self.group });
+                let first = (tile * TOKENS + t) * columns;
+                let fixed = self.s.run(Fix { x, range: first..first + columns, group: self.group });
                 // SAFETY: this task alone writes this tile.
                 unsafe {
-                    for (i, pair) in fixed.numbers.as_chunks::<2>().0.iter().enumerate() {
-                        let pair = u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
-                        pairs.at((tile * columns / 2 + i) * TOKENS + t).write(pair);
-                    }
-                    for (g, (scale, sum)) in fixed.scales.into_iter().zip(fixed.sums).enumerate() {
-                        scales.at((tile * groups + g) * TOKENS + t).write(scale);
-                        sums.at((tile * groups + g) * TOKENS + t).write(sum);
+                    write_pairs::<2>(&fixed.numbers, pairs.at(tile * columns / 2 * TOKENS + t), TOKENS);
+                    for g in 0..groups {
+                        scales.at((tile * groups + g) * TOKENS + t).write(fixed.scales[g]);
+                        sums.at((tile * groups + g) * TOKENS + t).write(fixed.sums[g]);
                     }
                 }
             }

@@ -7,9 +7,10 @@
 
 use std::ops::Range;
 
-use crate::backend::cpu::fixed::{FixToken, add_group};
+use crate::backend::cpu::fixed::{Fix, Fixed, add_group};
 use crate::backend::cpu::gemv::numbers::Numbers;
 use crate::backend::cpu::isa::{Simd, unrolled};
+use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::types::{Affine, Floats, Matrix, Values};
 use crate::backend::cpu::unpack::{LINE, Rows};
 
@@ -21,9 +22,9 @@ pub(super) struct Vector {
     /// As [`Simd::dot_bytes`] takes them, `[vectors of words, upper and lower bytes, fields of a byte, LANES]`.
     bytes: Vec<u32>,
     /// Of the whole numbers of each group.
-    scales: Vec<f32>,
+    scales: Scratch<f32>,
     /// Of the values of each group.
-    sums: Vec<f32>,
+    sums: Scratch<f32>,
 }
 
 /// Whether sums of four words of a row make up its groups.
@@ -34,10 +35,10 @@ pub(super) fn takes(group: usize, fields: usize) -> bool {
 impl Vector {
     /// `x` `[columns]` for weights with groups of `group` values, `fields` to a word.
     pub fn new<S: Simd>(s: S, x: Floats, group: usize, fields: usize) -> Self {
-        let fixed = s.run(FixToken { x, token: 0, columns: x.len(), group });
+        let Fixed { numbers, scales, sums } = s.run(Fix { x, range: 0..x.len(), group });
         let of_byte = fields / 4;
         let mut bytes = vec![0; (x.len() / fields).next_multiple_of(S::LANES) * 2 * of_byte];
-        for (w, word) in fixed.numbers.chunks_exact(fields).enumerate() {
+        for (w, word) in numbers.chunks_exact(fields).enumerate() {
             let at = w / S::LANES * 2 * of_byte * S::LANES + w % S::LANES;
             for j in 0..of_byte {
                 let numbers = [0, 1, 2, 3].map(|byte| i32::from(word[byte * of_byte + j]));
@@ -48,7 +49,7 @@ impl Vector {
                 bytes[at + (of_byte + j) * S::LANES] = u32::from_le_bytes(lower);
             }
         }
-        Vector { bytes, scales: fixed.scales, sums: fixed.sums }
+        Vector { bytes, scales, sums }
     }
 }
 

@@ -8,7 +8,7 @@
 use std::array::from_fn;
 use std::ops::Range;
 
-use crate::backend::cpu::fixed::{FixToken, add_group};
+use crate::backend::cpu::fixed::{Fix, add_group, write_pairs};
 use crate::backend::cpu::gemv::numbers::Numbers;
 use crate::backend::cpu::isa::{Simd, unrolled};
 use crate::backend::cpu::scratch::Scratch;
@@ -24,37 +24,41 @@ pub(super) struct Vectors {
     tokens: usize,
     /// `[groups, batches of tokens, group / 2, tokens of a batch]`, as [`Simd::half_fields`] meets them: value j of a word with the
     /// one half a word behind it.
-    pairs: Vec<u32>,
+    pairs: Scratch<u32>,
     /// Of the whole numbers, `[groups, tokens]`.
-    scales: Vec<f32>,
+    scales: Scratch<f32>,
     /// Of the values of each group.
-    sums: Vec<f32>,
+    sums: Scratch<f32>,
 }
 
 impl Vectors {
     /// `x` `[tokens, columns]` for weights with groups of `group` values, so many to a word.
     pub fn new<S: Simd>(s: S, x: Floats, columns: usize, group: usize, fields: usize) -> Self {
         let (tokens, groups) = (x.len() / columns, columns / group);
-        let (pairs, numbers) = (vec![0; tokens * columns / 2], vec![0.0; tokens * groups]);
-        let mut vectors = Vectors { tokens, pairs, scales: numbers.clone(), sums: numbers };
+        let (pairs, scales) = (Scratch::new(tokens * columns / 2), Scratch::new(tokens * groups));
+        let mut vectors = Vectors { tokens, pairs, scales, sums: Scratch::new(tokens * groups) };
         let (pairs, scales) = (Shared(vectors.pairs.as_mut_ptr()), Shared(vectors.scales.as_mut_ptr()));
         let sums = Shared(vectors.sums.as_mut_ptr());
-        let batches: Vec<_> = batches::<S>(tokens).collect();
-        threads::for_each(tokens, |token| {
-            let fixed = s.run(FixToken { x, token, columns, group });
-            let batch = batches.iter().rfind(|batch| batch.start <= token).expect("each token is in one");
-            for (g, numbers) in fixed.numbers.chunks_exact(group).enumerate() {
-                let at = g * tokens + token;
-                let first_pair = (g * tokens + batch.start) * group / 2 + token - batch.start;
-                // SAFETY: this task alone writes this token's part of each group.
-                unsafe {
-                    scales.at(at).write(fixed.scales[g]);
-                    sums.at(at).write(fixed.sums[g]);
-                    for (w, word) in numbers.chunks_exact(fields).enumerate() {
-                        let (low, high) = word.split_at(fields / 2);
-                        for (j, (low, high)) in low.iter().zip(high).enumerate() {
-                            let pair = u32::from(*low as u16) | u32::from(*high as u16) << 16;
-                            pairs.at(first_pair + (w * fields / 2 + j) * batch.len()).write(pair);
+        // A task is some groups and not some tokens, whose pairs share cache lines.
+        let share = threads::share(groups);
+        threads::for_each(groups.div_ceil(share), |task| {
+            let these = task * share..groups.min((task + 1) * share);
+            for batch in batches::<S>(tokens) {
+                for token in batch.clone() {
+                    let range = token * columns + these.start * group..token * columns + these.end * group;
+                    let fixed = s.run(Fix { x, range, group });
+                    for (i, numbers) in fixed.numbers.chunks_exact(group).enumerate() {
+                        let first = (these.start + i) * tokens;
+                        // SAFETY: this task alone writes these groups.
+                        unsafe {
+                            scales.at(first + token).write(fixed.scales[i]);
+                            sums.at(first + token).write(fixed.sums[i]);
+                            let to = pairs.at((first + batch.start) * group / 2 + token - batch.start);
+                            match fields {
+                                4 => write_pairs::<4>(numbers, to, batch.len()),
+                                8 => write_pairs::<8>(numbers, to, batch.len()),
+                                _ => write_pairs::<16>(numbers, to, batch.len()),
+                            }
                         }
                     }
                 }
