@@ -146,6 +146,12 @@ impl<'a> Rows<'a> {
         unsafe { s.load_columns(&rows) }
     }
 
+    /// Where a row begins.
+    #[inline(always)]
+    pub fn start(&self, lane: usize) -> *const u32 {
+        self.words.as_ptr().wrapping_add(self.starts[lane])
+    }
+
     /// Words from `i` on of the rows, LANES of each.
     #[inline(always)]
     pub fn at<S: Simd>(&self, i: usize) -> [*const u32; 16] {
@@ -166,7 +172,7 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub fn prefetch<S: Simd>(&self, s: S, i: usize) {
         for lane in 0..S::LANES {
-            s.prefetch(self.words.as_ptr().wrapping_add(self.starts[lane] + i));
+            s.prefetch(self.start(lane).wrapping_add(i));
         }
     }
 

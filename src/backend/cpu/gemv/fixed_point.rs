@@ -5,19 +5,15 @@
 //! [`crate::backend::cpu::gemm::fixed_point`], in the same order. While some rows are computed, those that follow are
 //! asked for in the order in which they lie in memory.
 
-use std::array::from_fn;
 use std::ops::Range;
 
 use crate::backend::cpu::fixed::{Fix, add_group, write_pairs};
 use crate::backend::cpu::gemv::numbers::Numbers;
+use crate::backend::cpu::gemv::transposing::{Transposing, WORDS};
 use crate::backend::cpu::isa::{Simd, unrolled};
 use crate::backend::cpu::scratch::Scratch;
 use crate::backend::cpu::threads;
 use crate::backend::cpu::types::{Affine, Floats, Matrix, Shared, Values};
-use crate::backend::cpu::unpack::Rows;
-
-/// The most words of a row that are turned at once: a group of 128 values of 8 bits.
-const WORDS: usize = 32;
 
 /// Some vectors as whole numbers, group by group: what a step reads lies together.
 pub(super) struct Vectors {
@@ -81,6 +77,13 @@ fn batches<S: Simd>(tokens: usize) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
+/// Whether words are transposed between the products of those before. Fewer products are done too soon, and eight lanes come with
+/// too few registers.
+#[inline(always)]
+fn in_pieces<S: Simd>(tokens: usize) -> bool {
+    S::LANES == 16 && tokens >= 4
+}
+
 /// The products of some rows with all of x, to `sums` `[x.tokens, rows.len()]`; `next` is the row after these.
 #[inline(always)]
 pub(super) fn products<S: Simd>(s: S, w: &Matrix, x: &Vectors, rows: Range<usize>, next: usize, sums: &mut [f32]) {
@@ -111,25 +114,31 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
     let words_of_group = affine.group_size / 32 * BITS as usize;
     let step = words_of_group.max(S::LANES);
     assert!(step <= WORDS && sums.len() == x.tokens * rows.len());
-    let mut turned = Scratch::<u32>::new(WORDS * width);
+    let mut words = Scratch::new(WORDS * width);
+    let mut transposing = Transposing::<S, R>::new(s, affine.packed, words_of_row);
+    if in_pieces::<S>(x.tokens) {
+        transposing.begin(rows.start, 0, step.min(words_of_row));
+    }
     let mut numbers = Numbers::<R>::new(s, affine, w.columns);
     let mut acc = Scratch::<f32>::new(x.tokens * width);
     for first in rows.clone().step_by(width) {
-        let next = if first + width < rows.end { first + width } else { next };
-        let packed: [Rows; R] = from_fn(|r| Rows::new(affine.packed, words_of_row, first + r * S::LANES));
+        let is_last = first + width >= rows.end;
+        let next = if is_last { next } else { first + width };
         let words_ahead = affine.packed.as_ptr().wrapping_add(next * words_of_row);
         acc.fill(0.0);
         for word in (0..words_of_row).step_by(step) {
             let n = step.min(words_of_row - word);
-            for r in 0..R {
-                for i in (0..n).step_by(S::LANES) {
-                    let columns = packed[r].words(s, word + i, n - i);
-                    for c in 0..S::LANES {
-                        // SAFETY: `i + c` is below WORDS, and a vector has 16 lanes at most.
-                        unsafe { s.store_words(turned.as_mut_ptr().add((i + c) * width + r * S::LANES), columns[c]) };
-                    }
-                    packed[r].prefetch(s, word + i + step);
+            if in_pieces::<S>(x.tokens) {
+                transposing.finish(&mut words);
+                let following = word + step;
+                if following < words_of_row {
+                    transposing.begin(first, following, step.min(words_of_row - following));
+                } else if !is_last {
+                    transposing.begin(next, 0, step.min(words_of_row));
                 }
+            } else {
+                transposing.begin(first, word, n);
+                transposing.finish(&mut words);
             }
             for i in (0..n).step_by(words_of_group) {
                 let group = (word + i) / words_of_group;
@@ -137,7 +146,7 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
                     numbers.turn(s, group, first, next);
                 }
                 let group = Group {
-                    words: &turned[i * width..(i + words_of_group) * width],
+                    words: &words[i * width..(i + words_of_group) * width],
                     numbers: numbers.of_group(s, group),
                     pairs: &x.pairs[group * x.tokens * affine.group_size / 2..][..x.tokens * affine.group_size / 2],
                     scales: &x.scales[group * x.tokens..][..x.tokens],
@@ -146,10 +155,10 @@ fn blocks<S: Simd, const BITS: u32, const R: usize>(
                 };
                 for batch in batches::<S>(x.tokens) {
                     match batch.len() {
-                        8 => group.add::<S, BITS, R, 8>(s, batch.start, &mut acc),
-                        4 => group.add::<S, BITS, R, 4>(s, batch.start, &mut acc),
-                        2 => group.add::<S, BITS, R, 2>(s, batch.start, &mut acc),
-                        _ => group.add::<S, BITS, R, 1>(s, batch.start, &mut acc),
+                        8 => group.add::<S, BITS, R, 8>(s, batch.start, &mut acc, &mut transposing),
+                        4 => group.add::<S, BITS, R, 4>(s, batch.start, &mut acc, &mut transposing),
+                        2 => group.add::<S, BITS, R, 2>(s, batch.start, &mut acc, &mut transposing),
+                        _ => group.add::<S, BITS, R, 1>(s, batch.start, &mut acc, &mut transposing),
                     }
                 }
             }
@@ -177,9 +186,16 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Add the products with a batch of B vectors from `token` on to `acc` `[tokens, R · LANES]`.
+    /// Add the products with a batch of B vectors from `token` on to `acc` `[tokens, R · LANES]`. The pieces of what is transposed
+    /// meanwhile are done in between.
     #[inline(always)]
-    fn add<S: Simd, const BITS: u32, const R: usize, const B: usize>(&self, s: S, token: usize, acc: &mut [f32]) {
+    fn add<S: Simd, const BITS: u32, const R: usize, const B: usize>(
+        &self,
+        s: S,
+        token: usize,
+        acc: &mut [f32],
+        transposing: &mut Transposing<S, R>,
+    ) {
         let (width, pairs_of_word) = (R * S::LANES, (16 / BITS) as usize);
         let words = self.words.len() / width;
         let pairs = words * pairs_of_word;
@@ -196,6 +212,9 @@ impl Group<'_> {
                 for r in 0..R {
                     packed[r] = s.load_words(self.words.as_ptr().add(k * width + r * S::LANES));
                     s.prefetch_far(self.ahead.wrapping_add(k * width + r * S::LANES));
+                }
+                if in_pieces::<S>(B) {
+                    transposing.go_on();
                 }
                 unrolled!(j < pairs_of_word, {
                     let mut w = packed;

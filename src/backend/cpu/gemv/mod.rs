@@ -15,6 +15,7 @@ mod bytes;
 mod fixed_point;
 mod floats;
 mod numbers;
+mod transposing;
 
 /// The most rows of one task.
 const BLOCK: usize = 1024;

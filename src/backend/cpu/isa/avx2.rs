@@ -74,28 +74,33 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [__m256i; 16] {
+        let rows = |i: usize| unsafe { self.load_words(rows[i]) };
+        let upper = self.transpose_in_fours([rows(0), rows(1), rows(2), rows(3)]);
+        let lower = self.transpose_in_fours([rows(4), rows(5), rows(6), rows(7)]);
+        let mut columns = [self.splat_word(0); 16];
+        for c in 0..4 {
+            [columns[c], columns[4 + c], ..] = self.transpose_fours([upper[c], lower[c], upper[c], lower[c]]);
+        }
+        columns
+    }
+    #[inline(always)]
+    fn transpose_in_fours(self, [a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
         unsafe {
-            let mut pairs = [_mm256_setzero_si256(); 8];
-            for i in 0..4 {
-                let (a, b) = (self.load_words(rows[2 * i]), self.load_words(rows[2 * i + 1]));
-                pairs[2 * i] = _mm256_unpacklo_epi32(a, b);
-                pairs[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
-            }
-            // Half h of `fours[i][c]` has word 4h + c of rows 4i to 4i + 3.
-            let mut fours = [[_mm256_setzero_si256(); 4]; 2];
-            for i in 0..2 {
-                for c in 0..2 {
-                    let (a, b) = (pairs[4 * i + c], pairs[4 * i + 2 + c]);
-                    fours[i][2 * c] = _mm256_unpacklo_epi64(a, b);
-                    fours[i][2 * c + 1] = _mm256_unpackhi_epi64(a, b);
-                }
-            }
-            let mut columns = [_mm256_setzero_si256(); 16];
-            for c in 0..4 {
-                columns[c] = _mm256_permute2x128_si256::<0x20>(fours[0][c], fours[1][c]);
-                columns[4 + c] = _mm256_permute2x128_si256::<0x31>(fours[0][c], fours[1][c]);
-            }
-            columns
+            let low = [_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d)];
+            let high = [_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d)];
+            [
+                _mm256_unpacklo_epi64(low[0], low[1]),
+                _mm256_unpackhi_epi64(low[0], low[1]),
+                _mm256_unpacklo_epi64(high[0], high[1]),
+                _mm256_unpackhi_epi64(high[0], high[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn transpose_fours(self, [a, b, ..]: [__m256i; 4]) -> [__m256i; 4] {
+        unsafe {
+            let (low, high) = (_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b));
+            [low, high, low, high]
         }
     }
     #[inline(always)]

@@ -48,21 +48,6 @@ unsafe fn dpwssd_two<const AT: usize>(a: [__m512i; 2], x: *const u32, sums: &mut
     }
 }
 
-/// Four vectors of four quarters each, transposed.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn turn_quarters(x: [__m512i; 4]) -> [__m512i; 4] {
-    // Quarters 0 and 2 of all, then 1 and 3.
-    let even = [_mm512_shuffle_i32x4::<0x88>(x[0], x[1]), _mm512_shuffle_i32x4::<0x88>(x[2], x[3])];
-    let odd = [_mm512_shuffle_i32x4::<0xdd>(x[0], x[1]), _mm512_shuffle_i32x4::<0xdd>(x[2], x[3])];
-    [
-        _mm512_shuffle_i32x4::<0x88>(even[0], even[1]),
-        _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]),
-        _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]),
-        _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]),
-    ]
-}
-
 // SAFETY, for every block below: an `Avx512` exists only where the machine has these instructions; pointers are the
 // caller's promise.
 impl Simd for Avx512 {
@@ -101,30 +86,43 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_columns(self, rows: &[*const u32; 16]) -> [__m512i; 16] {
+        let rows = |i: usize| unsafe { self.load_words(rows[i]) };
+        let first = self.transpose_in_fours([rows(0), rows(1), rows(2), rows(3)]);
+        let second = self.transpose_in_fours([rows(4), rows(5), rows(6), rows(7)]);
+        let third = self.transpose_in_fours([rows(8), rows(9), rows(10), rows(11)]);
+        let fourth = self.transpose_in_fours([rows(12), rows(13), rows(14), rows(15)]);
+        let mut columns = [self.splat_word(0); 16];
+        for c in 0..4 {
+            let fours = [first[c], second[c], third[c], fourth[c]];
+            [columns[c], columns[4 + c], columns[8 + c], columns[12 + c]] = self.transpose_fours(fours);
+        }
+        columns
+    }
+    #[inline(always)]
+    fn transpose_in_fours(self, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
         unsafe {
-            let mut pairs = [_mm512_setzero_si512(); 16];
-            for i in 0..8 {
-                let (a, b) = (self.load_words(rows[2 * i]), self.load_words(rows[2 * i + 1]));
-                pairs[2 * i] = _mm512_unpacklo_epi32(a, b);
-                pairs[2 * i + 1] = _mm512_unpackhi_epi32(a, b);
-            }
-            // Quarter q of `fours[i][c]` has word 4q + c of rows 4i to 4i + 3.
-            let mut fours = [[_mm512_setzero_si512(); 4]; 4];
-            for i in 0..4 {
-                for c in 0..2 {
-                    let (a, b) = (pairs[4 * i + c], pairs[4 * i + 2 + c]);
-                    fours[i][2 * c] = _mm512_unpacklo_epi64(a, b);
-                    fours[i][2 * c + 1] = _mm512_unpackhi_epi64(a, b);
-                }
-            }
-            let mut columns = [_mm512_setzero_si512(); 16];
-            for c in 0..4 {
-                let quarters = turn_quarters([fours[0][c], fours[1][c], fours[2][c], fours[3][c]]);
-                for q in 0..4 {
-                    columns[4 * q + c] = quarters[q];
-                }
-            }
-            columns
+            let low = [_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d)];
+            let high = [_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d)];
+            [
+                _mm512_unpacklo_epi64(low[0], low[1]),
+                _mm512_unpackhi_epi64(low[0], low[1]),
+                _mm512_unpacklo_epi64(high[0], high[1]),
+                _mm512_unpackhi_epi64(high[0], high[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn transpose_fours(self, x: [__m512i; 4]) -> [__m512i; 4] {
+        unsafe {
+            // Quarters 0 and 2 of all, then 1 and 3.
+            let even = [_mm512_shuffle_i32x4::<0x88>(x[0], x[1]), _mm512_shuffle_i32x4::<0x88>(x[2], x[3])];
+            let odd = [_mm512_shuffle_i32x4::<0xdd>(x[0], x[1]), _mm512_shuffle_i32x4::<0xdd>(x[2], x[3])];
+            [
+                _mm512_shuffle_i32x4::<0x88>(even[0], even[1]),
+                _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]),
+                _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]),
+                _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]),
+            ]
         }
     }
     #[inline(always)]
@@ -321,7 +319,7 @@ impl Simd for Avx512 {
                 let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
                 fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
             }
-            turn_quarters(fours)
+            self.transpose_fours(fours)
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A value of such a type proves that the machine has the instructions, so calculating is safe; only reading and writing
 //! through pointers is not. A kernel is an [`Op`]; [`Simd::run`] compiles it with the instructions enabled.
 
+use std::array::from_fn;
+
 use half::{bf16, f16};
 
 /// A loop of at most eight rounds whose index is a constant in each, as shifts want it.
@@ -68,6 +70,10 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` can be read for all lanes.
     unsafe fn load_words(self, from: *const u32) -> Self::U;
+    /// Words of four rows, transposed by fours: lanes `4h..4h + 4` of vector c have word `4h + c` of each row.
+    fn transpose_in_fours(self, rows: [Self::U; 4]) -> [Self::U; 4];
+    /// Fours of lanes, transposed: lanes `4i..4i + 4` of vector h are lanes `4h..4h + 4` of vector i; LANES / 4 vectors.
+    fn transpose_fours(self, fours: [Self::U; 4]) -> [Self::U; 4];
     /// LANES words of each of LANES rows (the first of the sixteen), transposed: vector i, of the first LANES, has word i of
     /// each row.
     /// # Safety
@@ -244,6 +250,14 @@ impl Simd for Portable {
             }
         }
         columns
+    }
+    #[inline(always)]
+    fn transpose_in_fours(self, rows: [Self::U; 4]) -> [Self::U; 4] {
+        from_fn(|c| from_fn(|lane| rows[lane % 4][lane / 4 * 4 + c]))
+    }
+    #[inline(always)]
+    fn transpose_fours(self, fours: [Self::U; 4]) -> [Self::U; 4] {
+        from_fn(|h| from_fn(|lane| fours[lane / 4][h % 2 * 4 + lane % 4]))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: Self::F) {
