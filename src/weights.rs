@@ -29,6 +29,8 @@ pub struct Weights<'f> {
     record: Option<Record>,
     /// Those among whom split tensors are shared out.
     group: Option<Group>,
+    /// Whether tensors are only checked.
+    headers_only: bool,
 }
 
 /// What the ranks of a group have of a tensor, as `mlx.nn.layers.distributed.shard_linear` shares them out.
@@ -104,6 +106,7 @@ impl<'f> Weights<'f> {
             origin: files.first().map_or_else(PathBuf::new, |f| f.path.clone()),
             record: None,
             group: None,
+            headers_only: false,
         })
     }
 
@@ -117,12 +120,18 @@ impl<'f> Weights<'f> {
             origin: PathBuf::new(),
             record: Some(Record { is_quantized, asked: RefCell::default() }),
             group: None,
+            headers_only: false,
         }
     }
 
     /// The same, of which layers take this rank's share.
     pub(crate) fn shared_out(self, group: Option<Group>) -> Self {
         Weights { group, ..self }
+    }
+
+    /// The same, whose tensors are checked and not read.
+    pub(crate) fn headers_only(self) -> Self {
+        Weights { headers_only: true, ..self }
     }
 
     /// What was asked for, one after another as in a file: 16-bit floats and packed values.
@@ -201,8 +210,8 @@ impl<'f> Weights<'f> {
             ));
         }
         self.taken.borrow_mut().push(Tensor { file, entry });
-        let Some(data) = file.data(entry) else {
-            return Ok(vec![Array::from_int(0); parts.len()]); // only the header is there, to be checked
+        let Some(data) = file.data(entry).filter(|_| !self.headers_only) else {
+            return Ok(vec![Array::from_int(0); parts.len()]);
         };
         let row = data.len() / shape[0] as usize;
         let mut arrays = Vec::with_capacity(parts.len());

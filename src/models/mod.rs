@@ -127,7 +127,7 @@ impl Model {
         group: Option<Group>,
         watch: &mut Watch,
     ) -> Result<Self> {
-        let (decoder, _) = load_decoder(&config, files, group, watch)?;
+        let (decoder, _) = load_decoder(&config, Weights::new(files, watch)?.shared_out(group))?;
         let files = files.iter().filter_map(WeightFile::map).cloned().collect();
         let cache_layers = cache_layers(&config);
         Ok(Model { config, decoder, cache_layers, files, identity, leading: None })
@@ -270,13 +270,7 @@ impl Model {
 }
 
 /// The decoder, and the tensors that it took.
-fn load_decoder<'f>(
-    config: &DecoderConfig,
-    files: &'f [WeightFile],
-    group: Option<Group>,
-    watch: &'f mut Watch,
-) -> Result<(Decoder, Vec<Tensor<'f>>)> {
-    let weights = Weights::new(files, watch)?.shared_out(group);
+fn load_decoder<'f>(config: &DecoderConfig, weights: Weights<'f>) -> Result<(Decoder, Vec<Tensor<'f>>)> {
     let decoder = Decoder::load(&weights.scope(""), config)?;
     let tied = config.tie_word_embeddings == Some(true);
     let head = weights.scope(config.weights_prefix).scope("lm_head.").path().to_owned();
@@ -286,7 +280,7 @@ fn load_decoder<'f>(
 }
 
 /// The tensors that make a model of this configuration, in the order in which its layers take them; without those that a
-/// checkpoint may hold besides. `files` need their headers only.
+/// checkpoint may hold besides. Of `files`, the headers alone are read.
 ///
 /// # Errors
 /// As [`Model::load`].
@@ -295,7 +289,7 @@ pub(crate) fn tensors<'f>(
     files: &'f [WeightFile],
     watch: &'f mut Watch,
 ) -> Result<Vec<Tensor<'f>>> {
-    Ok(load_decoder(config, files, None, watch)?.1)
+    Ok(load_decoder(config, Weights::new(files, watch)?.headers_only())?.1)
 }
 
 fn cache_layers(config: &DecoderConfig) -> Arc<[CacheLayer]> {
