@@ -12,7 +12,7 @@ use crate::backend::cpu::types::{Floats, load_all, typed};
 /// Groups whose largest number is below this count as zeros: their scale would leave the normal range.
 const TINY: f32 = 1e-30;
 
-/// Rounded to a multiple of 256, it still has an upper byte of 127.
+/// Rounded to a multiple of 256, it still has an upper byte of 127, and with a weight of 8 bits added it fits into 16 bits.
 const LARGEST: f32 = 127.0 * 256.0;
 
 /// Fixed-point numbers.
@@ -80,6 +80,13 @@ pub(super) unsafe fn write_pairs<const FIELDS: usize>(numbers: &[i16], to: *mut 
             unsafe { to.add((w * FIELDS / 2 + j) * stride).write(pair) };
         }
     }
+}
+
+/// The sum, wrapped, of the products of numbers with their neighbours, two and two: what Winograd's inner product has too much,
+/// when every four numbers are two pairs ([`write_pairs`]).
+pub(super) fn own_products(numbers: &[i16]) -> u32 {
+    let product = |&[a, b]: &[i16; 2]| (i32::from(a) * i32::from(b)) as u32;
+    numbers.as_chunks().0.iter().map(product).fold(0, u32::wrapping_add)
 }
 
 /// Some values of `x`, whole groups, in fixed point.

@@ -41,7 +41,7 @@ use super::{BITS, Epilogue, Filter, GROUP_SIZES, KEY_BLOCK, Key, NO_TOKEN, Packi
 use crate::error::{Error, Result};
 
 /// The most tokens of a prompt for which unpacking the weights first does not pay.
-const FEW: usize = 16;
+const FEW: usize = 48;
 
 /// What kernels are compiled for, the slowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,7 +165,7 @@ impl InstructionSet {
             }
             InstructionSet::Amx | InstructionSet::Avx512 => {
                 let s = isa::Avx512::detect().expect("chosen where it runs");
-                return multiply::<_, 6, 12>(s, x, fused, y);
+                return multiply::<_, 8, 12>(s, x, fused, y);
             }
             InstructionSet::Avx2 => {
                 return match (isa::AvxVnni::detect(), isa::Avx2::detect()) {

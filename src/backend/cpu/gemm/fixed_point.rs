@@ -1,9 +1,10 @@
 //! The product of fixed-point activations with quantized weights: instructions for pairs of numbers of 16 bits do twice the
-//! multiplications that those for floats do. Scales and biases come in once for each group.
+//! multiplications that those for floats do. Scales and biases come in once for each group. Where additions cost a core
+//! nothing that it multiplies with, Winograd's inner product ([`Simd::dot_each_winograd`]) halves the multiplications, exactly.
 
 use std::ops::Range;
 
-use crate::backend::cpu::fixed::{Fix, add_group, write_pairs};
+use crate::backend::cpu::fixed::{Fix, add_group, own_products, write_pairs};
 use crate::backend::cpu::gemm::{Microkernel, Panel};
 use crate::backend::cpu::isa::{Op, Simd};
 use crate::backend::cpu::scratch::Scratch;
@@ -44,6 +45,8 @@ pub(in crate::backend::cpu) struct Packed {
     /// `[tiles, groups, TOKENS]`, as are the sums.
     scales: Scratch<f32>,
     sums: Scratch<f32>,
+    /// `[tiles, groups, TOKENS]`: what Winograd's products start from, less by the products of the numbers with each other.
+    starts: Scratch<u32>,
 }
 
 impl<S: Simd, const TOKENS: usize> Microkernel for FixedPoint<S, TOKENS> {
@@ -63,19 +66,25 @@ impl<S: Simd, const TOKENS: usize> Microkernel for FixedPoint<S, TOKENS> {
             pairs: Scratch::new(tiles * columns / 2 * TOKENS),
             scales: Scratch::new(tiles * groups * TOKENS),
             sums: Scratch::new(tiles * groups * TOKENS),
+            starts: Scratch::new(tiles * groups * TOKENS),
         };
         let pairs = Shared(packed.pairs.as_mut_ptr());
         let (scales, sums) = (Shared(packed.scales.as_mut_ptr()), Shared(packed.sums.as_mut_ptr()));
+        let starts = Shared(packed.starts.as_mut_ptr());
         threads::for_each(tiles, |tile| {
             for t in 0..TOKENS.min(tokens - tile * TOKENS) {
                 let first = (tile * TOKENS + t) * columns;
                 let fixed = self.s.run(Fix { x, range: first..first + columns, group: self.group });
                 // SAFETY: this task alone writes this tile.
                 unsafe {
-                    write_pairs::<2>(&fixed.numbers, pairs.at(tile * columns / 2 * TOKENS + t), TOKENS);
-                    for g in 0..groups {
-                        scales.at((tile * groups + g) * TOKENS + t).write(fixed.scales[g]);
-                        sums.at((tile * groups + g) * TOKENS + t).write(fixed.sums[g]);
+                    write_pairs::<4>(&fixed.numbers, pairs.at(tile * columns / 2 * TOKENS + t), TOKENS);
+                    for (g, numbers) in fixed.numbers.chunks_exact(self.group).enumerate() {
+                        let at = (tile * groups + g) * TOKENS + t;
+                        scales.at(at).write(fixed.scales[g]);
+                        sums.at(at).write(fixed.sums[g]);
+                        if self.s.adds_apart() {
+                            starts.at(at).write(own_products(numbers).wrapping_neg());
+                        }
                     }
                 }
             }
@@ -122,6 +131,7 @@ impl<const TOKENS: usize> Op for MultiplyFixed<'_, TOKENS> {
             pairs: Scratch::new(COLUMNS / 2 * rows),
             scales: Scratch::new(COLUMNS / group * rows),
             biases: Scratch::new(COLUMNS / group * rows),
+            own: Scratch::new(COLUMNS / group * rows),
         };
         for column in (0..w.columns).step_by(COLUMNS) {
             let n = COLUMNS.min(w.columns - column);
@@ -147,6 +157,9 @@ impl<const TOKENS: usize> Op for MultiplyFixed<'_, TOKENS> {
                     }
                 });
             }
+            if s.adds_apart() {
+                panel.multiply_own(s, group, n);
+            }
             // Memory works while tiles are multiplied, on a share of the rows for each.
             let (ahead, from) = if column + n < w.columns { (Some(this), column + n) } else { (next, 0) };
             let columns_ahead = COLUMNS.min(w.columns - from);
@@ -162,6 +175,7 @@ impl<const TOKENS: usize> Op for MultiplyFixed<'_, TOKENS> {
                     pairs: &packed.pairs[(tile * w.columns + column) / 2 * TOKENS..][..n / 2 * TOKENS],
                     scales: &packed.scales[first_group * TOKENS..][..n / group * TOKENS],
                     sums: &packed.sums[first_group * TOKENS..][..n / group * TOKENS],
+                    starts: &packed.starts[first_group * TOKENS..][..n / group * TOKENS],
                 };
                 add_tile::<S, TOKENS>(s, &x, &panel, group, column == 0, sums);
             }
@@ -176,6 +190,31 @@ struct Unpacked {
     /// `[groups of COLUMNS, ROWS]`, as are the biases.
     scales: Scratch<f32>,
     biases: Scratch<f32>,
+    /// `[groups of COLUMNS, ROWS]`: the products of the weights with each other, where they are needed.
+    own: Scratch<u32>,
+}
+
+impl Unpacked {
+    /// Multiply the pairs of the first `n` columns with those that follow them, two and two.
+    #[inline(always)]
+    fn multiply_own<S: Simd>(&mut self, s: S, group: usize, n: usize) {
+        let rows = 2 * S::LANES;
+        assert!(self.pairs.len() >= n / 2 * rows && self.own.len() >= n / group * rows);
+        for g in 0..n / group {
+            for half in 0..2 {
+                let at = half * S::LANES;
+                // SAFETY: the lengths were checked.
+                unsafe {
+                    let mut own = s.splat_word(0);
+                    for p in (g * group / 2..(g + 1) * group / 2).step_by(2) {
+                        let pairs = self.pairs.as_ptr().add(p * rows + at);
+                        own = s.dot_pairs(s.load_words(pairs), s.load_words(pairs.add(rows)), own);
+                    }
+                    s.store_words(self.own.as_mut_ptr().add(g * rows + at), own);
+                }
+            }
+        }
+    }
 }
 
 /// One vector of each row of a panel `[columns / 2, 2 · LANES]`, from column `column` of the weight on.
@@ -187,10 +226,12 @@ fn pairs<S: Simd, const BITS: u32>(s: S, rows: &Rows, column: usize, panel: &mut
     for first in (0..n).step_by(S::LANES) {
         let words = rows.words(s, column / per_word + first, n - first);
         for (i, word) in words[..S::LANES.min(n - first)].iter().enumerate() {
-            for j in (0..per_word).step_by(2) {
-                let at = ((first + i) * per_word + j) / 2 * width;
+            for j in 0..per_word / 2 {
+                let at = ((first + i) * per_word / 2 + j) * width;
                 // SAFETY: the panel has a row for each pair of columns.
-                unsafe { s.store_words(panel.as_mut_ptr().add(at), s.pairs::<BITS>(*word, j as u32)) };
+                unsafe {
+                    s.store_words(panel.as_mut_ptr().add(at), s.pairs::<BITS>(*word, (j / 2 * 4 + j % 2) as u32))
+                };
             }
         }
     }
@@ -201,6 +242,7 @@ struct Tile<'a> {
     pairs: &'a [u32],
     scales: &'a [f32],
     sums: &'a [f32],
+    starts: &'a [u32],
 }
 
 /// Add the product of `x` and `panel` to `sums` `[TOKENS, 2 · LANES]`, which count as zeros when it is the first.
@@ -214,9 +256,10 @@ fn add_tile<S: Simd, const TOKENS: usize>(
     sums: &mut [f32],
 ) {
     let (groups, rows) = (x.scales.len() / TOKENS, 2 * S::LANES);
-    assert!(x.pairs.len() == groups * group / 2 * TOKENS && x.sums.len() == x.scales.len());
+    assert!(x.pairs.len() == groups * group / 2 * TOKENS);
+    assert!(x.sums.len() == x.scales.len() && x.starts.len() == x.scales.len());
     assert!(panel.pairs.len() >= groups * group / 2 * rows && panel.scales.len() >= groups * rows);
-    assert!(panel.biases.len() >= groups * rows && sums.len() == TOKENS * rows);
+    assert!(panel.biases.len().min(panel.own.len()) >= groups * rows && sums.len() == TOKENS * rows);
     // SAFETY: the lengths were checked.
     unsafe {
         let mut acc = [[s.splat(0.0); 2]; TOKENS];
@@ -227,21 +270,36 @@ fn add_tile<S: Simd, const TOKENS: usize>(
         }
         for g in 0..groups {
             let mut dots = [[s.splat_word(0); 2]; TOKENS];
-            for p in g * group / 2..(g + 1) * group / 2 {
+            let pairs = g * group / 2..(g + 1) * group / 2;
+            let w = |p| {
                 let w = panel.pairs.as_ptr().add(p * rows);
-                let (w0, w1) = (s.load_words(w), s.load_words(w.add(S::LANES)));
+                [s.load_words(w), s.load_words(w.add(S::LANES))]
+            };
+            if s.adds_apart() {
                 for t in 0..TOKENS {
-                    let x = s.splat_word(*x.pairs.get_unchecked(p * TOKENS + t));
-                    dots[t][0] = s.dot_pairs(w0, x, dots[t][0]);
-                    dots[t][1] = s.dot_pairs(w1, x, dots[t][1]);
+                    dots[t] = [s.splat_word(*x.starts.get_unchecked(g * TOKENS + t)); 2];
+                }
+                for p in pairs.step_by(2) {
+                    s.dot_each_winograd(w(p), w(p + 1), x.pairs.as_ptr().add(p * TOKENS), &mut dots);
+                }
+                for half in 0..2 {
+                    let own = s.load_words(panel.own.as_ptr().add(g * rows + half * S::LANES));
+                    for t in 0..TOKENS {
+                        dots[t][half] = s.sub_words(dots[t][half], own);
+                    }
+                }
+            } else {
+                for p in pairs {
+                    s.dot_each(w(p), x.pairs.as_ptr().add(p * TOKENS), &mut dots);
                 }
             }
             for half in 0..2 {
-                let scale = s.load(panel.scales.as_ptr().add(g * rows + half * S::LANES));
-                let bias = s.load(panel.biases.as_ptr().add(g * rows + half * S::LANES));
+                let at = g * rows + half * S::LANES;
+                let (scale, bias) = (s.load(panel.scales.as_ptr().add(at)), s.load(panel.biases.as_ptr().add(at)));
                 for t in 0..TOKENS {
-                    let x_scale = s.splat(*x.scales.get_unchecked(g * TOKENS + t));
-                    let x_sum = s.splat(*x.sums.get_unchecked(g * TOKENS + t));
+                    let x_at = g * TOKENS + t;
+                    let x_scale = s.splat(*x.scales.get_unchecked(x_at));
+                    let x_sum = s.splat(*x.sums.get_unchecked(x_at));
                     acc[t][half] = add_group(s, acc[t][half], dots[t][half], (x_scale, x_sum), (scale, bias));
                 }
             }

@@ -208,7 +208,7 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
         unsafe {
             let low = _mm256_srl_epi32(words, _mm_cvtsi32_si128((index * BITS) as i32));
             // The second value to bit 16.
-            let high = _mm256_slli_epi32(_mm256_srl_epi32(low, _mm_cvtsi32_si128(BITS as i32)), 16);
+            let high = _mm256_slli_epi32(_mm256_srl_epi32(low, _mm_cvtsi32_si128(2 * BITS as i32)), 16);
             let both = _mm256_blend_epi16(low, high, 0b1010_1010);
             _mm256_and_si256(both, _mm256_set1_epi16((1 << BITS) - 1))
         }
@@ -227,6 +227,10 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     #[inline(always)]
     fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
         unsafe { _mm256_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn sub_words(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_sub_epi32(a, b) }
     }
     #[inline(always)]
     fn to_floats(self, x: __m256i) -> __m256 {

@@ -2,20 +2,31 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::sync::LazyLock;
 
 use super::avx2::Avx2;
 use super::{Op, Simd, bf16, f16};
 
 /// AVX-512 F, BW, DQ, VL and VNNI: Ice Lake and Zen 4 onwards.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx512(());
+pub(in super::super) struct Avx512 {
+    /// AMD's cores have two units of 512 bits that multiply and two that add besides, Intel's two for both.
+    is_amd: bool,
+}
 
 impl Avx512 {
     pub fn detect() -> Option<Self> {
+        // Asking a virtual machine for the vendor takes long.
+        static IS_AMD: LazyLock<bool> = LazyLock::new(is_amd);
         let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
-        (has && is_x86_feature_detected!("avx512vnni") && Avx2::detect().is_some()).then_some(Avx512(()))
+        (has && is_x86_feature_detected!("avx512vnni") && Avx2::detect().is_some()).then(|| Avx512 { is_amd: *IS_AMD })
     }
+}
+
+fn is_amd() -> bool {
+    let leaf = __cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
 }
 
 /// `sum` and the products of pairs. Not the intrinsic, which LLVM takes apart into a product and a sum where it thinks that the
@@ -43,6 +54,39 @@ unsafe fn dpwssd_two<const AT: usize>(a: [__m512i; 2], x: *const u32, sums: &mut
     unsafe {
         asm!("vpbroadcastd {all}, dword ptr [{x} + {at}]", "vpdpwssd {first}, {a}, {all}", "vpdpwssd {second}, {b}, {all}",
             at = const 4 * AT, x = in(reg) x, all = out(zmm_reg) _all, a = in(zmm_reg) a[0], b = in(zmm_reg) a[1],
+            first = inout(zmm_reg) *first, second = inout(zmm_reg) *second,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+}
+
+/// [`Simd::dot_each_winograd`] for two vectors of rows and pair AT of B.
+/// # Safety
+/// That pair and the one B pairs behind it can be read.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+unsafe fn dpwssd_winograd<const AT: usize, const B: usize>(
+    a: [__m512i; 2],
+    b: [__m512i; 2],
+    x: *const u32,
+    sums: &mut [__m512i],
+) {
+    let [first, second] = sums else { unreachable!("two of them") };
+    // Discarded outputs would have no type, and so no name.
+    let (_at_x, _behind, _left, _right): (__m512i, __m512i, __m512i, __m512i);
+    // SAFETY: the instructions read the pairs, and read and write these registers.
+    unsafe {
+        asm!(
+            "vpbroadcastd {at_x}, dword ptr [{x} + {at}]",
+            "vpbroadcastd {behind}, dword ptr [{x} + {then}]",
+            "vpaddw {left}, {a0}, {behind}",
+            "vpaddw {right}, {b0}, {at_x}",
+            "vpdpwssd {first}, {left}, {right}",
+            "vpaddw {behind}, {a1}, {behind}",
+            "vpaddw {at_x}, {b1}, {at_x}",
+            "vpdpwssd {second}, {behind}, {at_x}",
+            at = const 4 * AT, then = const 4 * (B + AT), x = in(reg) x,
+            a0 = in(zmm_reg) a[0], a1 = in(zmm_reg) a[1], b0 = in(zmm_reg) b[0], b1 = in(zmm_reg) b[1],
+            at_x = out(zmm_reg) _at_x, behind = out(zmm_reg) _behind, left = out(zmm_reg) _left, right = out(zmm_reg) _right,
             first = inout(zmm_reg) *first, second = inout(zmm_reg) *second,
             options(pure, readonly, nostack, preserves_flags));
     }
@@ -224,7 +268,7 @@ impl Simd for Avx512 {
         unsafe {
             let low = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
             // The second value to bit 16.
-            let high = _mm512_rorv_epi32(words, _mm512_set1_epi32(((index + 1) * BITS + 16) as i32));
+            let high = _mm512_rorv_epi32(words, _mm512_set1_epi32(((index + 2) * BITS + 16) as i32));
             let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high);
             _mm512_and_si512(both, _mm512_set1_epi16((1 << BITS) - 1))
         }
@@ -254,6 +298,23 @@ impl Simd for Avx512 {
         });
     }
     #[inline(always)]
+    fn adds_apart(self) -> bool {
+        self.is_amd
+    }
+    #[inline(always)]
+    unsafe fn dot_each_winograd<const R: usize, const B: usize>(
+        self,
+        a: [__m512i; R],
+        b: [__m512i; R],
+        x: *const u32,
+        sums: &mut [[__m512i; R]; B],
+    ) {
+        const { assert!(R == 2) };
+        unrolled!(t < B, {
+            unsafe { dpwssd_winograd::<t, B>([a[0], a[R - 1]], [b[0], b[R - 1]], x, &mut sums[t % B]) };
+        });
+    }
+    #[inline(always)]
     fn half_fields<const BITS: u32>(self, words: __m512i, index: u32) -> __m512i {
         unsafe {
             let fields = _mm512_srlv_epi32(words, _mm512_set1_epi32((index * BITS) as i32));
@@ -263,6 +324,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn sub_words(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi32(a, b) }
     }
     #[inline(always)]
     fn to_floats(self, x: __m512i) -> __m512 {
@@ -320,6 +385,60 @@ impl Simd for Avx512 {
                 fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
             }
             self.transpose_fours(fours)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::fixed::own_products;
+
+    /// Products of two rows, in all lanes the same, with one token, four columns after another.
+    struct Winograd<'a> {
+        rows: [&'a [i16]; 2],
+        x: &'a [i16],
+    }
+
+    impl Op for Winograd<'_> {
+        type Output = [u32; 2];
+
+        #[inline(always)]
+        fn with<S: Simd>(self, s: S) -> [u32; 2] {
+            let word = |pair: [i16; 2]| u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
+            let mut sums = [[s.splat_word(0); 2]];
+            for i in (0..self.x.len()).step_by(4) {
+                let [a, b] = [0, 1].map(|j| self.rows.map(|row| s.splat_word(word([row[i + j], row[i + j + 2]]))));
+                let x = [0, 1].map(|j| word([self.x[i + j], self.x[i + j + 2]]));
+                // SAFETY: two pairs can be read.
+                unsafe { s.dot_each_winograd(a, b, x.as_ptr(), &mut sums) };
+            }
+            sums[0].map(|sum| {
+                let mut lanes = [0; 16];
+                // SAFETY: no vector has more lanes.
+                unsafe { s.store_words(lanes.as_mut_ptr(), sum) };
+                assert!(lanes[..S::LANES].iter().all(|&lane| lane == lanes[0]));
+                lanes[0]
+            })
+        }
+    }
+
+    #[test]
+    fn winograds_products_are_exact_for_the_largest_numbers() {
+        let Some(s) = Avx512::detect() else { return };
+        let largest = 127 * 256;
+        let numbers = |step: usize, of: &[i16]| -> Vec<i16> { (0..128).map(|i| of[i * step % of.len()]).collect() };
+        for x in [[largest; 3], [-largest; 3], [largest, -largest, 1], [-largest, 0, 77]] {
+            let x = numbers(1, &x);
+            for weights in [[255, 255, 255], [0, 255, 128], [15, 0, 15]] {
+                let rows = [numbers(1, &weights), numbers(2, &weights)];
+                let found = s.run(Winograd { rows: [&rows[0], &rows[1]], x: &x });
+                for (row, found) in rows.iter().zip(found) {
+                    let expected: i64 = row.iter().zip(&x).map(|(&w, &x)| i64::from(w) * i64::from(x)).sum();
+                    let found = found.wrapping_sub(own_products(row)).wrapping_sub(own_products(&x)) as i32;
+                    assert_eq!(i64::from(found), expected, "weights {weights:?}, numbers {x:?}");
+                }
+            }
         }
     }
 }

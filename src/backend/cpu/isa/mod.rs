@@ -122,7 +122,7 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `to` can be written for all lanes.
     unsafe fn store_words(self, to: *mut u32, x: Self::U);
-    /// Values `index` and `index + 1` of `BITS` bits (2, 4 or 8) of each word, as two numbers of 16 bits.
+    /// Values `index` and `index + 2` of `BITS` bits (2, 4 or 8) of each word, as two numbers of 16 bits.
     fn pairs<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
     /// The sum of the products of the two signed numbers of 16 bits in each lane, added to `sum`.
     fn dot_pairs(self, a: Self::U, b: Self::U, sum: Self::U) -> Self::U;
@@ -144,10 +144,32 @@ pub(in crate::backend::cpu) trait Simd: Copy + Send + Sync + 'static {
             }
         }
     }
+    /// Whether additions have units that do not multiply, so that [`Simd::dot_each_winograd`] is there, and pays.
+    #[inline(always)]
+    fn adds_apart(self) -> bool {
+        false
+    }
+    /// [`Simd::dot_each`] of `a` with B pairs at `x`, and of `b` with the B pairs behind those, in half the multiplications
+    /// (S. Winograd, A New Algorithm for Inner Product, 1968): (a + x_b)(b + x_a) = a·x_a + b·x_b + a·b + x_a·x_b. The last two are
+    /// left to subtract; sums wrap, so that what is left is exact. What is added must fit into 16 bits.
+    /// # Safety
+    /// `x` can be read for 2 · B pairs.
+    #[inline(always)]
+    unsafe fn dot_each_winograd<const R: usize, const B: usize>(
+        self,
+        _a: [Self::U; R],
+        _b: [Self::U; R],
+        _x: *const u32,
+        _sums: &mut [[Self::U; R]; B],
+    ) {
+        unreachable!("asked for where adds_apart says so")
+    }
     /// Value `index` of `BITS` bits (2, 4 or 8) of each half of each word, as two numbers of 16 bits.
     fn half_fields<const BITS: u32>(self, words: Self::U, index: u32) -> Self::U;
-    /// Signed whole numbers, added.
+    /// Whole numbers, added; sums wrap, as do differences.
     fn add_words(self, a: Self::U, b: Self::U) -> Self::U;
+    /// `a - b`.
+    fn sub_words(self, a: Self::U, b: Self::U) -> Self::U;
     /// Signed whole numbers as floats.
     fn to_floats(self, x: Self::U) -> Self::F;
     /// Lane `i` is lane `lanes[i]` of `table`.
@@ -344,6 +366,9 @@ impl Simd for Portable {
         unreachable!("floats are faster in plain Rust")
     }
     fn add_words(self, _: Self::U, _: Self::U) -> Self::U {
+        unreachable!("floats are faster in plain Rust")
+    }
+    fn sub_words(self, _: Self::U, _: Self::U) -> Self::U {
         unreachable!("floats are faster in plain Rust")
     }
     fn to_floats(self, _: Self::U) -> Self::F {
