@@ -403,15 +403,14 @@ fn what_is_launched_says_what_one_process_says() {
     assert!(!alone.stdout.is_empty() && launched.stdout == alone.stdout);
     // Turns of a conversation, which go on in a cache.
     let turns = format!("{}\n/undo\n{}\n{}\n", SURE[0], SURE[1], SURE[2]);
-    let mut chat = launch(2, &["chat", "--temp", "0", "-n", "16"]);
-    chat.stdin.take().unwrap().write_all(turns.as_bytes()).unwrap();
-    let launched = chat.wait_with_output().unwrap();
-    let mut chat = Command::new(MLX_LM);
-    let mut chat =
-        chat.args(["chat", "--temp", "0", "-n", "16"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    chat.stdin.take().unwrap().write_all(turns.as_bytes()).unwrap();
-    let alone = chat.wait_with_output().unwrap();
-    assert!(alone.stdout.len() > 20 && launched.stdout == alone.stdout);
+    let talk = |mut chat: Child| {
+        chat.stdin.take().unwrap().write_all(turns.as_bytes()).unwrap();
+        chat.wait_with_output().unwrap().stdout
+    };
+    let command = ["chat", "--temp", "0", "-n", "16"];
+    let alone = Command::new(MLX_LM).args(command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let alone = talk(alone);
+    assert!(alone.len() > 20 && talk(launch(2, &command)) == alone);
 }
 
 #[test]
