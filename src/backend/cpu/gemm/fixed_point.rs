@@ -45,7 +45,7 @@ pub(in crate::backend::cpu) struct Packed {
     /// `[tiles, groups, TOKENS]`, as are the sums.
     scales: Scratch<f32>,
     sums: Scratch<f32>,
-    /// `[tiles, groups, TOKENS]`: what Winograd's products start from, less by the products of the numbers with each other.
+    /// `[tiles, groups, TOKENS]`: what Winograd's products start from: minus those of the numbers with each other.
     starts: Scratch<u32>,
 }
 

@@ -16,7 +16,7 @@ pub(in super::super) struct Avx512 {
 
 impl Avx512 {
     pub fn detect() -> Option<Self> {
-        // Asking a virtual machine for the vendor takes long.
+        // Once: a virtual machine traps the question for the vendor.
         static IS_AMD: LazyLock<bool> = LazyLock::new(is_amd);
         let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
@@ -392,7 +392,7 @@ impl Simd for Avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::fixed::own_products;
+    use crate::backend::cpu::fixed::{own_products, write_pairs};
 
     /// Products of two rows, in all lanes the same, with one token, four columns after another.
     struct Winograd<'a> {
@@ -405,13 +405,18 @@ mod tests {
 
         #[inline(always)]
         fn with<S: Simd>(self, s: S) -> [u32; 2] {
-            let word = |pair: [i16; 2]| u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
+            let pairs = |numbers: &[i16]| {
+                let mut pairs = vec![0; numbers.len() / 2];
+                // SAFETY: there is room for a pair of each two numbers.
+                unsafe { write_pairs::<4>(numbers, pairs.as_mut_ptr(), 1) };
+                pairs
+            };
+            let (rows, x) = (self.rows.map(pairs), pairs(self.x));
             let mut sums = [[s.splat_word(0); 2]];
-            for i in (0..self.x.len()).step_by(4) {
-                let [a, b] = [0, 1].map(|j| self.rows.map(|row| s.splat_word(word([row[i + j], row[i + j + 2]]))));
-                let x = [0, 1].map(|j| word([self.x[i + j], self.x[i + j + 2]]));
+            for i in (0..x.len()).step_by(2) {
+                let [a, b] = [i, i + 1].map(|i| [s.splat_word(rows[0][i]), s.splat_word(rows[1][i])]);
                 // SAFETY: two pairs can be read.
-                unsafe { s.dot_each_winograd(a, b, x.as_ptr(), &mut sums) };
+                unsafe { s.dot_each_winograd(a, b, x[i..i + 2].as_ptr(), &mut sums) };
             }
             sums[0].map(|sum| {
                 let mut lanes = [0; 16];
